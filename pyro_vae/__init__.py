@@ -1,0 +1,50 @@
+"""Auto-Encoding Variational Bayes in Pyro, with log-likelihoods one can trust.
+
+Names are imported when they are first used, so that ``import pyro_vae`` and ``--help`` cost nothing.
+"""
+
+import importlib
+
+_HOMES = {
+    "algorithms": ["SVI"],
+    "data": ["DataError", "Dataset", "batches", "from_array", "load"],
+    "distributions": [
+        "Bernoulli",
+        "Conditional",
+        "ContinuousBernoulli",
+        "DiagNormal",
+        "FixedScaleNormal",
+        "MixtureOfNormals",
+        "StandardNormal",
+        "SupportError",
+    ],
+    "latents": ["active_units", "kl_per_dim"],
+    "marginal_likelihood": ["LogMarginal", "bits_per_dim", "elbo", "importance_sampling"],
+    "models": ["VAEGuide", "VAEModel", "vae"],
+    "nets": ["MLP"],
+    "objectives": ["MAP", "BetaELBO"],
+    "traces": ["log_joint", "log_weights", "sample"],
+    "training": [
+        "Callback",
+        "Checkpoint",
+        "EarlyStopping",
+        "Evaluate",
+        "KLWarmup",
+        "LearningRate",
+        "NonFiniteError",
+        "TensorBoard",
+        "fit",
+    ],
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""Algorithms, one file each: how theta and phi move. Each has ``step(*batch) -> metrics``."""
+
+from pyro_vae.algorithms.svi import SVI
+
+__all__ = ["SVI"]

@@ -1,0 +1,78 @@
+r"""Stochastic variational inference: gradient ascent on a bound in :math:`\theta` and :math:`\phi` at once.
+
+With an amortised guide and :class:`pyro.infer.Trace_ELBO` or :class:`pyro.infer.TraceMeanField_ELBO` this is
+Auto-Encoding Variational Bayes, algorithm 1 of Kingma & Welling 2013: draw a minibatch and noise, estimate
+the gradient of the bound, update. It differs from ``pyro.infer.SVI`` in using one torch optimiser for all
+parameters, which stay in their modules, and in checking values on the first step only.
+"""
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor, nn
+
+from pyro_vae.objectives import loss_and_metrics
+
+
+class SVI:
+    """One gradient step on an objective for a pair of Pyro programs.
+
+    Args:
+        model: A Pyro program; an ``nn.Module`` that keeps the contract.
+        guide: The same, for q(z | x).
+        optimizer: Any optimiser of ``torch.optim`` over the parameters of both (or of one, to keep the
+            other as it is).
+        loss: A Pyro ELBO object, from ``pyro.infer`` or :mod:`pyro_vae.objectives`; its ``num_particles`` is
+            the paper's L.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: ELBO | None = None,
+    ) -> None:
+        self.model = model
+        self.guide = guide
+        self.optimizer = optimizer
+        self.loss = Trace_ELBO() if loss is None else loss
+        self._validate = True
+
+    def step(self, *batch: Tensor) -> dict[str, Tensor]:
+        """One update.
+
+        Args:
+            *batch: Arguments of both programs; the first is the data.
+
+        Returns:
+            Metrics as they were before the update, detached and still on the device, in nats per datum:
+            ``elbo``, the bound itself, and what else the objective reports.
+
+        Raises:
+            SupportError, ValueError: On the first step, if the data do not suit the programs.
+        """
+        self.optimizer.zero_grad()
+        with (
+            pyro.settings.context(module_local_params=True),
+            pyro.validation_enabled(self._validate),
+        ):
+            loss, metrics = loss_and_metrics(self.loss, self.model, self.guide, *batch)
+        loss.backward()
+        self.optimizer.step()
+        self._validate = False
+        return metrics
+
+    def state_dict(self) -> dict:
+        """Parameters and optimiser state: tensors, numbers and strings only."""
+        return {
+            "model": self.model.state_dict(),
+            "guide": self.guide.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.guide.load_state_dict(state["guide"])
+        self.optimizer.load_state_dict(state["optimizer"])

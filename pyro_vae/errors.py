@@ -1,0 +1,16 @@
+"""Errors whose message is all that a user needs: scripts print it without a stack trace."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something outside the program is wrong; the message says what, where, and what to do."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that ``name`` is no ``kind``, which one was probably meant, and which there are."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"there is no {kind} {name!r}.{hint} There are: {', '.join(known)}"

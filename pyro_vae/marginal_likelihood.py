@@ -1,0 +1,338 @@
+r"""Estimates of :math:`\log p(x)`, one for every datum, never without an error.
+
+*Importance sampling.* With weights :math:`w_s = p(x, z_s) / q(z_s \mid x)`, :math:`z_s \sim q(z \mid x)`,
+
+.. math:: \hat L_S = \log \tfrac1S \sum_{s=1}^S w_s, \qquad E\,\hat L_S \le \log p(x),
+
+and the bound tightens as S grows (Burda, Grosse & Salakhutdinov, *Importance Weighted Autoencoders*, 2016).
+Its standard error follows from the delta method, :math:`\mathrm{se}^2 = 1/\mathrm{ESS} - 1/S` with
+:math:`\mathrm{ESS} = (\sum w)^2 / \sum w^2`. Both mean little where the weights have no finite variance; the
+Pareto k-hat of their right tail tells (Vehtari et al., *Pareto Smoothed Importance Sampling*, 2024): below
+0.5 the variance is finite, above 0.7 the value is not to be relied on.
+
+Two errors, never merged: the Monte Carlo error, which more samples make smaller, and the error of having
+seen these test data and no others.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.distributions import BernoulliCrossEntropy, base_distribution
+from pyro_vae.progress import progress_bar
+from pyro_vae.traces import Program, draw, log_weights, model_distributions
+
+MIN_SAMPLES_FOR_KHAT = 25  # below, the tail has fewer than the five weights a Pareto fit needs
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMarginal:
+    r"""Estimates of :math:`\log p(x)` for every datum.
+
+    Attributes:
+        values: Estimates, nats.
+        std_error: Their Monte Carlo standard errors, nats.
+        ess: Effective number of samples, between 1 and ``settings["num_samples"]``.
+        khat: Pareto k-hat of the weights' tail; None with fewer than 25 samples.
+        method: How they were estimated.
+        settings: With what: sample sizes, what the data are, what was scored.
+    """
+
+    values: Float[Tensor, " batch"]
+    std_error: Float[Tensor, " batch"]
+    ess: Float[Tensor, " batch"]
+    khat: Float[Tensor, " batch"] | None
+    method: str
+    settings: dict[str, Any]
+
+    @property
+    def mean(self) -> float:
+        """Mean over data, nats."""
+        return self.values.mean().item()
+
+    @property
+    def monte_carlo_error(self) -> float:
+        """Standard error of :attr:`mean` from drawing latents: what more samples reduce, nats."""
+        return self.std_error.square().sum().sqrt().item() / len(self.values)
+
+    @property
+    def data_error(self) -> float:
+        """Standard error of :attr:`mean` as an estimate for unseen data, nats; nan for one datum."""
+        if len(self.values) < 2:
+            return math.nan
+        return self.values.std().item() / math.sqrt(len(self.values))
+
+    @property
+    def unreliable_share(self) -> float | None:
+        """Share of the data whose k-hat is above 0.7."""
+        return None if self.khat is None else (self.khat > 0.7).double().mean().item()
+
+    def summary(self) -> str:
+        """The result in words: value, both errors, diagnostics, and what was measured."""
+        num_samples = self.settings["num_samples"]
+        what = self.settings["scores"]
+        lines = [
+            f"{what} = {self.mean:.2f} nats per datum "
+            f"± {self.monte_carlo_error:.2g} (Monte Carlo) "
+            f"± {self.data_error:.2g} ({len(self.values):,} data)",
+            f"{self.method.replace('_', ' ')}, {num_samples:,} samples a datum: a lower bound in "
+            f"expectation; median effective sample size {self.ess.median().item():.0f}",
+        ]
+        if self.khat is None:
+            lines.append(f"Pareto k-hat needs {MIN_SAMPLES_FOR_KHAT} samples a datum")
+        else:
+            lines.append(
+                f"Pareto k-hat above 0.7 for {100 * self.unreliable_share:.1f} % of the data"
+                + (", whose values are too low by an unknown amount" * (self.unreliable_share > 0))
+            )
+        lines.append(f"data: {self.settings['data']}")
+        return "\n".join(lines)
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        record = {
+            field.name: value.tolist() if isinstance(value, Tensor) else value
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+        }
+        record["summary"] = self.summary().splitlines()
+        Path(path).write_text(json.dumps(record))
+
+    @classmethod
+    def load(cls, path: Path) -> "LogMarginal":
+        """Read what :meth:`save` wrote."""
+        record = json.loads(Path(path).read_text())
+        del record["summary"]
+        for name in ("values", "std_error", "ess", "khat"):
+            if record[name] is not None:
+                record[name] = torch.tensor(record[name], dtype=torch.float64)
+        return cls(**record)
+
+
+def importance_sampling(
+    model: Program,
+    guide: Program,
+    *batch: Tensor,
+    num_samples: int = 5000,
+    data: str | None = None,
+    progress: bool = True,
+) -> LogMarginal:
+    r"""The importance-weighted bound :math:`\hat L_S` of every datum, with its errors (see the module).
+
+    Memory is bounded whatever the number of data and samples: weights are drawn in blocks, and of each
+    datum only running sums and the largest :math:`15 \sqrt S` weights are kept.
+
+    Args:
+        model: A Pyro program that keeps the contract (``traces.log_weights``).
+        guide: Its guide; the better it covers the posterior, the smaller the errors.
+        *batch: Arguments of both programs for all data, first axis the data; taken apart into blocks.
+        num_samples: S, draws for every datum.
+        data: What the data are, for the summary: which, and how they were binarised. A data split
+            says it: ``importance_sampling(model, guide, test.x, data=test.description)``.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If there are no data or samples, the arguments differ in length, or as
+            ``traces.log_weights``; SupportError if the likelihood does not cover the data.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+    num_data = _length(batch)
+    tail = _tail_length(num_samples)
+    keep = min(num_samples, 5 * tail)
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("values", "std_error", "ess", "khat")}
+    bar = progress_bar(num_data * num_samples, "importance sampling", "sample", show=progress)
+    with bar, _evaluation(model, guide):
+        scores = _what_is_scored(model, guide, *(argument[:1] for argument in batch))
+        for block in _blocks(batch):
+            size = len(block[0])
+            log_sum = log_sum_squares = torch.full((size,), -math.inf, dtype=torch.float64)
+            largest = torch.empty((size, 0))
+            for count in _counts(num_samples, block):
+                weights = log_weights(model, guide, *block, num_samples=count).T.cpu()
+                log_w = weights.double()
+                log_sum = torch.logaddexp(log_sum, log_w.logsumexp(1))
+                log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(1))
+                if num_samples >= MIN_SAMPLES_FOR_KHAT:
+                    largest = torch.cat([largest, weights], 1)
+                    largest = largest.topk(min(keep, largest.shape[1]), 1).values
+                bar.update(size * count)
+            ess = (2 * log_sum - log_sum_squares).exp()
+            columns["values"].append(log_sum - math.log(num_samples))
+            columns["ess"].append(ess)
+            columns["std_error"].append((1 / ess - 1 / num_samples).clamp(min=0).sqrt())
+            columns["khat"].append(pareto_khat(largest, num_samples))
+    result = {name: torch.cat(parts) for name, parts in columns.items()}
+    if num_samples < MIN_SAMPLES_FOR_KHAT:
+        result["khat"] = None
+    settings = {
+        "num_samples": num_samples,
+        "num_data": num_data,
+        "data": data or "not said (nor how they were binarised)",
+        "scores": scores,
+    }
+    return LogMarginal(**result, method="importance_sampling", settings=settings)
+
+
+class Bound(NamedTuple):
+    r"""The ELBO of every datum and its parts, in nats: ``elbo = log_likelihood - kl``.
+
+    Attributes:
+        elbo: :math:`E_q[\log p(x, z) - \log q(z \mid x)]`.
+        log_likelihood: :math:`E_q[\log p(x \mid z)]`, minus the reconstruction error.
+        kl: :math:`KL(q(z \mid x) \| p(z))`.
+    """
+
+    elbo: Float[Tensor, " batch"]
+    log_likelihood: Float[Tensor, " batch"]
+    kl: Float[Tensor, " batch"]
+
+
+def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -> Bound:
+    """The evidence lower bound of every datum, by Monte Carlo: unbiased for any pair.
+
+    Args:
+        model: A Pyro program that keeps the contract (``traces.log_weights``).
+        guide: Its guide.
+        *batch: Arguments of both programs for all data, first axis the data; taken apart into blocks.
+        num_samples: Draws for every datum.
+
+    Raises:
+        ValueError: As :func:`importance_sampling`.
+    """
+    _length(batch)
+    blocks = []
+    with _evaluation(model, guide):
+        for block in _blocks(batch):
+            total = torch.zeros(2, len(block[0]), dtype=torch.float64)
+            for count in _counts(num_samples, block):
+                draws = draw(model, guide, *block, num_samples=count)
+                kl = draws.log_guide - draws.log_joint.log_prior
+                parts = torch.stack([draws.log_joint.log_likelihood, kl])
+                total += parts.double().sum(1).cpu()
+            blocks.append(total / num_samples)
+    log_likelihood, kl = torch.cat(blocks, 1)
+    return Bound(log_likelihood - kl, log_likelihood, kl)
+
+
+def bits_per_dim(
+    log_prob: Float[Tensor, "*batch"] | float, data_dim: int, bin_width: float
+) -> Float[Tensor, "*batch"] | float:
+    r"""Log-densities in nats as bits per dimension of data in bins, :math:`-(\log p / D + \log h) / \log 2`.
+
+    Args:
+        log_prob: :math:`\log p(x)`, nats per datum.
+        data_dim: D, numbers in a datum.
+        bin_width: h, the distance of neighbouring values in the unit of x: 1/255 for bytes scaled to
+            [0, 1]; 1 gives the differential entropy in the unit of x itself. Unless the data were
+            dequantised with noise of this width, this is not the length of a code and may be negative.
+    """
+    return -(log_prob / data_dim + math.log(bin_width)) / math.log(2)
+
+
+# ----------------------------------------------------------------------------------------- blocks
+
+
+def _length(batch: tuple[Tensor, ...]) -> int:
+    lengths = {len(argument) for argument in batch}
+    if len(lengths) != 1:
+        raise ValueError(f"the programs' arguments must have one length, not {sorted(lengths)}")
+    if lengths == {0}:
+        raise ValueError("there are no data to estimate log p(x) of")
+    return lengths.pop()
+
+
+def _rows(batch: tuple[Tensor, ...]) -> int:
+    """How many rows (samples times data) to score at once: a CPU is fastest while they fit its cache."""
+    most, numbers = (4096, 2**22) if batch[0].device.type == "cpu" else (2**18, 2**27)
+    return max(1, min(most, numbers // max(1, batch[0][0].numel())))
+
+
+def _blocks(batch: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    size = max(1, _rows(batch) // 32)
+    return zip(*(argument.split(size) for argument in batch), strict=True)
+
+
+def _counts(num_samples: int, block: tuple[Tensor, ...]) -> Iterator[int]:
+    """Sizes of the parts in which num_samples are drawn for this block."""
+    most = max(1, _rows(block) // len(block[0]))
+    for start in range(0, num_samples, most):
+        yield min(most, num_samples - start)
+
+
+@contextlib.contextmanager
+def _evaluation(*programs: Program) -> Iterator[None]:
+    """Neither gradients nor dropout; leaves the modes of the programs as they were."""
+    modules = [m for p in programs if isinstance(p, nn.Module) for m in p.modules()]
+    training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
+
+
+def _what_is_scored(model: Program, guide: Program, *batch: Tensor) -> str:
+    sites = model_distributions(model, guide, *batch).values()
+    if any(isinstance(base_distribution(site), BernoulliCrossEntropy) for site in sites):
+        return "minus the cross-entropy of grey values (not a log-likelihood)"
+    return "log p(x)"
+
+
+# ----------------------------------------------------------------------------------------- k-hat
+
+
+def _tail_length(num_samples: int) -> int:
+    """Weights in the tail to which the Pareto distribution is fitted (Vehtari et al. 2024, eq. 13)."""
+    return math.ceil(min(0.2 * num_samples, 3 * math.sqrt(num_samples)))
+
+
+def pareto_khat(log_weights: Float[Tensor, "batch kept"], num_samples: int) -> Float[Tensor, " batch"]:
+    """Pareto k-hat of each row, fitted by ArviZ.
+
+    Args:
+        log_weights: The largest log-weights of every datum; at least five times the tail, in any order.
+        num_samples: How many there were altogether.
+
+    Returns:
+        k-hat; 0 where the weights are equal but for rounding (within 0.001), which have no tail; infinite
+        where the fit fails.
+    """
+    kept = log_weights.shape[1]
+    if not kept:
+        return torch.full((len(log_weights),), math.inf, dtype=torch.float64)
+    # ArviZ derives the length M of the tail from the number of weights n and their relative efficiency r
+    # as min(n / 5, 3 sqrt(n / r)). It has the kept weights only, so r is chosen to give the same M.
+    tail = _tail_length(num_samples)
+    efficiency = 9 * kept / (tail - 0.5) ** 2 if kept < num_samples else 1.0
+    weights = log_weights.double().numpy()
+    khat = _psis_khat(weights, efficiency)
+    khat = np.where(np.isfinite(khat), khat, np.inf)
+    return torch.from_numpy(np.where(np.ptp(weights, axis=1) < 1e-3, 0.0, khat))
+
+
+def _psis_khat(log_weights: np.ndarray, efficiency: float) -> np.ndarray:
+    """ArviZ's k-hat in both of its lines; 1.x negates what it is given, and lives in another package."""
+    try:
+        from arviz_stats.base import array_stats
+    except ImportError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # announces version 1 at import
+            from arviz import psislw
+        return psislw(log_weights.copy(), reff=efficiency)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a failed fit is reported as infinite
+        return array_stats.psislw(-log_weights, r_eff=efficiency)[1]

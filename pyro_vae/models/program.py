@@ -1,0 +1,50 @@
+"""What every pair does before its first sample site: make its parameters known, and look at its data.
+
+Two traps of Pyro are dealt with here. A plain ``nn.Module`` that never calls ``pyro.module`` trains nothing
+under ``pyro.infer.SVI``, without an error; and one that calls it with a fixed name shares the parameters of
+the first instance that used this name in the process. So each *instance* registers under a name of its own.
+"""
+
+import itertools
+import weakref
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.distributions import SupportError
+
+_counter = itertools.count()
+_names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
+
+
+def register(module: nn.Module) -> None:
+    """Put the module's parameters into Pyro's store, unless parameters are local to modules.
+
+    Under ``pyro.settings.context(module_local_params=True)``, as in :class:`pyro_vae.SVI` and all estimators,
+    parameters belong to the modules and to torch's optimisers, and the store stays empty. A deep copy is
+    another instance, so it gets another name.
+    """
+    if not pyro.settings.get("module_local_params"):
+        name = _names.setdefault(module, f"{type(module).__name__}_{next(_counter)}")
+        pyro.module(name, module)
+
+
+def validating() -> bool:
+    """Whether Pyro is to check values (``pyro.enable_validation``, on by default).
+
+    This asks Pyro's own switch: importing some libraries turns the one of torch's distributions off.
+    """
+    return pyro.settings.get("validate_poutine")
+
+
+def check_data(x: Tensor) -> None:
+    """Raise ``SupportError`` unless ``x`` is a floating-point tensor of finite numbers."""
+    if not x.is_floating_point():
+        raise SupportError(
+            f"x holds {x.dtype}; programs take floating-point data. The x of a data split, and what "
+            "pyro_vae.batches yields, are converted already; else use x.float()"
+        )
+    if not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).sum())
+        raise SupportError(f"x holds {bad} nan or infinite numbers of {x.numel()}: remove or fill them in")

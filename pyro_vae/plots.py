@@ -1,0 +1,144 @@
+r"""Figures: from metrics, pairs and estimates to matplotlib figures.
+
+Each function returns a new :class:`matplotlib.figure.Figure`, which a notebook shows and ``savefig`` writes;
+none touches pyplot's state or the disk.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae.marginal_likelihood import LogMarginal
+
+Decode = Callable[[Tensor], Tensor]  # latents (*, latent) -> E[x | z] (*, data)
+
+
+def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Bounds against the number of training data seen, on a log axis as in the paper's figure 2."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, style in ("train/elbo", "-"), ("valid/elbo", "--"), ("test/elbo", "o"):
+        rows = [row for row in history if key in row]
+        if rows:
+            samples = [row["samples"] for row in rows]
+            axes.plot(samples, [row[key] for row in rows], style, label=key.removesuffix("/elbo"))
+    _clip_to_late_values(axes, history)
+    axes.set(xscale="log", xlabel="training data seen", ylabel="ELBO (nats per datum)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _clip_to_late_values(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
+    """The first epochs are far below the rest; leave the worst of a long history out of the picture."""
+    values = np.array([row["train/elbo"] for row in history if "train/elbo" in row])
+    if len(values) >= 20:
+        low, high = np.quantile(values, 0.02), axes.dataLim.y1
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def image_grid(
+    rows: Sequence[Float[Tensor, "columns data"]], shape: tuple[int, ...], titles: Sequence[str] = ()
+) -> Figure:
+    """Rows of images on one grey scale from 0 to 1, each row with its title.
+
+    Args:
+        rows: Data, flattened.
+        shape: Of a datum: (height, width), or (height, width, 3) for colour.
+        titles: One a row.
+    """
+    if len(shape) not in (2, 3):
+        raise ValueError(f"data of shape {tuple(shape)} are no images")
+    figure = Figure(
+        figsize=(0.6 * len(rows[0]), 0.6 * len(rows) * shape[0] / shape[1] + 0.25 * len(titles)),
+        layout="constrained",
+    )
+    for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
+        images = row.detach().cpu().reshape(len(row), *shape).clamp(0, 1)
+        axes.imshow(torch.cat(list(images), dim=1), cmap="gray_r", vmin=0, vmax=1, aspect="equal")
+        axes.axis("off")
+    for axes, title in zip(figure.axes, titles, strict=False):
+        axes.set_title(title, loc="left", fontsize=8)
+    return figure
+
+
+def manifold(decode: Decode, shape: tuple[int, ...], size: int = 20) -> Figure:
+    r"""The means of p(x|z) on a grid of two latents, as in figure 4 of Kingma & Welling 2013.
+
+    The grid is even in probability under N(0, I): :math:`z = \Phi^{-1}(u)`, :math:`u = (i - 1/2) / size`.
+
+    Args:
+        decode: From z, (grid, 2), to E[x | z].
+        shape: Of a datum.
+        size: Images a side.
+    """
+    quantiles = torch.special.ndtri((torch.arange(size) + 0.5) / size)
+    z = torch.cartesian_prod(-quantiles, quantiles)
+    images = decode(z).detach().cpu().reshape(size, size, *shape).clamp(0, 1)
+    figure = Figure(figsize=(8, 8 * shape[0] / shape[1]), layout="constrained")
+    axes = figure.subplots()
+    rows = [torch.cat(list(row), dim=1) for row in images]
+    axes.imshow(torch.cat(rows), cmap="gray_r", vmin=0, vmax=1)
+    axes.axis("off")
+    return figure
+
+
+def scatter(codes: Float[Tensor, "data 2"], labels: Int[Tensor, " data"] | None = None) -> Figure:
+    """Posterior means in the plane of two latents, coloured by class."""
+    codes = codes.detach().cpu()
+    figure = Figure(figsize=(6, 5.5), layout="constrained")
+    axes = figure.subplots()
+    colours = None if labels is None else labels.cpu()
+    classes = 1 if labels is None else len(labels.unique())
+    points = axes.scatter(*codes.T, c=colours, s=6, cmap="tab10" if classes <= 10 else "viridis")
+    if 1 < classes <= 10:
+        axes.legend(*points.legend_elements(), title="class", loc="best", fontsize=7)
+    axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def log_marginal(result: LogMarginal) -> Figure:
+    """The histogram of log p(x) over data, with the mean and its two errors."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    values = result.values.cpu().numpy()
+    axes.hist(values, bins=min(50, max(5, len(values) // 10)), color="tab:blue", alpha=0.6)
+    both = np.hypot(result.monte_carlo_error, np.nan_to_num(result.data_error))
+    axes.axvspan(result.mean - both, result.mean + both, color="tab:red", alpha=0.3)
+    axes.axvline(
+        result.mean,
+        color="tab:red",
+        label=f"{result.mean:.2f} ± {result.monte_carlo_error:.2g} (Monte Carlo) "
+        f"± {result.data_error:.2g} (data)",
+    )
+    axes.set(xlabel=f"{result.settings['scores']} (nats)", ylabel="data")
+    axes.set_title(result.settings["data"], fontsize=8)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def khat(result: LogMarginal) -> Figure:
+    """Pareto k-hat and Monte Carlo error of every datum; to the right of 0.7 values are unreliable."""
+    if result.khat is None:
+        raise ValueError("these estimates have no k-hat: take more samples")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    finite = torch.isfinite(result.khat)
+    axes.scatter(result.khat[finite].cpu(), result.std_error[finite].cpu(), s=6, alpha=0.5)
+    axes.axvline(0.5, color="tab:orange", linestyle=":", label="0.5: infinite variance above")
+    axes.axvline(0.7, color="tab:red", linestyle="--", label="0.7: unreliable above")
+    axes.set(
+        xlabel=r"Pareto $\hat k$",
+        ylabel="Monte Carlo error (nats)",
+        title=f"{100 * result.unreliable_share:.1f} % of {len(result.khat):,} data above 0.7",
+    )
+    if (result.std_error[finite] > 0).all():
+        axes.set_yscale("log")
+    axes.legend(fontsize=8)
+    return figure

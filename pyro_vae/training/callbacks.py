@@ -1,0 +1,143 @@
+"""Callbacks: what happens between epochs."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.marginal_likelihood import elbo
+from pyro_vae.training.loop import Callback, Row, Training
+
+
+class Evaluate(Callback):
+    """The ELBO of held-out data after every epoch, as ``{name}/elbo``, nats per datum.
+
+    It draws the same noise every time, from a generator of its own: differences between epochs are not noise,
+    and training is the same with and without it.
+
+    Args:
+        *batch: Arguments of the programs: the data.
+        name: Prefix of the metric.
+        num_samples: Draws of the latents for every datum.
+    """
+
+    def __init__(self, *batch: Tensor, name: str = "valid", num_samples: int = 1) -> None:
+        self.batch = batch
+        self.name = name
+        self.num_samples = num_samples
+
+    def epoch_end(self, training: Training) -> None:
+        """Adds the metric to the row."""
+        device = self.batch[0].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            algorithm = training.algorithm
+            bound = elbo(algorithm.model, algorithm.guide, *self.batch, num_samples=self.num_samples)
+        training.row[f"{self.name}/elbo"] = bound.elbo.mean().item()
+
+
+class EarlyStopping(Callback):
+    """Stops when a metric has not risen above its best for ``patience`` epochs.
+
+    Args:
+        patience: Epochs without improvement.
+        monitor: The metric; higher is better.
+    """
+
+    def __init__(self, patience: int, monitor: str = "valid/elbo") -> None:
+        self.patience = patience
+        self.monitor = monitor
+        self.best = -math.inf
+        self.waited = 0
+
+    def epoch_end(self, training: Training) -> None:
+        """Sets ``training.stop``."""
+        value = _monitored(training.row, self.monitor)
+        self.waited = 0 if value > self.best else self.waited + 1
+        self.best = max(self.best, value)
+        if self.waited >= self.patience:
+            training.stop = f"{self.monitor} did not rise above {self.best:.4g} for {self.patience} epochs"
+
+    def state_dict(self) -> dict:
+        """The best value and how long ago it was."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore them."""
+        self.best, self.waited = state["best"], state["waited"]
+
+
+class LearningRate(Callback):
+    """Steps a scheduler of ``torch.optim.lr_scheduler`` after every epoch; ``learning_rate`` in the row."""
+
+    def __init__(self, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+        self.scheduler = scheduler
+
+    def epoch_end(self, training: Training) -> None:
+        """Reports the rate of this epoch and sets that of the next."""
+        training.row["learning_rate"] = float(self.scheduler.get_last_lr()[0])
+        self.scheduler.step()
+
+    def state_dict(self) -> dict:
+        """The scheduler's."""
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore it."""
+        self.scheduler.load_state_dict(state)
+
+
+class KLWarmup(Callback):
+    r"""Raises the weight of the KL term over the first epochs: :math:`\beta = \min(1, \mathrm{epoch} / n)`.
+
+    Args:
+        objective: What has ``beta``, such as ``objectives.BetaELBO``.
+        num_epochs: n; from epoch n on the objective is the bound itself.
+    """
+
+    def __init__(self, objective: Any, num_epochs: int) -> None:
+        if num_epochs < 1:
+            raise ValueError(f"a warm-up takes at least one epoch, not {num_epochs}")
+        self.objective = objective
+        self.num_epochs = num_epochs
+
+    def epoch_start(self, training: Training) -> None:
+        """Sets ``objective.beta``."""
+        self.objective.beta = min(1.0, (training.epoch + 1) / self.num_epochs)
+
+    def epoch_end(self, training: Training) -> None:
+        """Reports ``beta``."""
+        training.row["beta"] = self.objective.beta
+
+
+class TensorBoard(Callback):
+    """Writes every row for TensorBoard (``pip install 'pyro_vae[tensorboard]'``); the step is ``samples``."""
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("TensorBoard is not installed: pip install 'pyro_vae[tensorboard]'") from error
+        self._open = SummaryWriter
+        self.folder = Path(folder)
+        self.writer = None
+
+    def epoch_end(self, training: Training) -> None:
+        """Writes the row."""
+        if self.writer is None:
+            # What an interrupted run wrote beyond its checkpoint is overwritten.
+            self.writer = self._open(str(self.folder), purge_step=training.samples)
+        for key, value in training.row.items():
+            if key not in ("epoch", "samples"):
+                self.writer.add_scalar(key, value, training.samples)
+        self.writer.flush()
+
+
+def _monitored(row: Row, monitor: str) -> float:
+    if monitor not in row:
+        raise ValueError(
+            f"rows have no {monitor!r} to monitor, only {sorted(row)}: add an Evaluate callback before"
+        )
+    return row[monitor]

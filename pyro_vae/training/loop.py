@@ -1,0 +1,234 @@
+"""The loop, its state, and what a callback is."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.errors import UserError
+from pyro_vae.progress import progress_bar
+from pyro_vae.traces import first_nonfinite
+
+Row = dict[str, float]
+
+
+class Algorithm(Protocol):
+    """What moves the parameters: one file each in :mod:`pyro_vae.algorithms`."""
+
+    model: nn.Module
+    guide: nn.Module
+
+    def step(self, *batch: Tensor) -> dict[str, Tensor]:
+        """One update; returns metrics in nats per datum, without waiting for the device."""
+
+    def state_dict(self) -> dict:
+        """All that it needs to go on: tensors, numbers and strings."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what ``state_dict`` returned."""
+
+
+class NonFiniteError(UserError, FloatingPointError):
+    """The loss or the parameters became nan or infinite; the message names the step and the site."""
+
+
+class Callback:
+    """Watches training. A subclass overrides what it needs.
+
+    What must survive an interruption goes into ``state_dict``, as numbers, strings and tensors.
+    """
+
+    def start(self, training: "Training") -> None:
+        """Before the first epoch of this call of ``fit``."""
+
+    def epoch_start(self, training: "Training") -> None:
+        """Before every epoch; ``training.epoch`` counts those that are complete."""
+
+    def epoch_end(self, training: "Training") -> None:
+        """After every epoch; may add to ``training.row`` and set ``training.stop``."""
+
+    def state_dict(self) -> dict:
+        """What to remember."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore it."""
+
+
+@dataclasses.dataclass
+class Training:
+    """What callbacks see and change.
+
+    Attributes:
+        algorithm: What takes the steps.
+        batches: An epoch of batches at every iteration.
+        callbacks: All callbacks, in the order in which they are called.
+        epoch: Complete epochs.
+        samples: Data seen so far, counted with repetition (the paper's x axis).
+        seconds: Spent in training so far, without evaluation.
+        row: Metrics of the last complete epoch.
+        history: All rows.
+        stop: Set to a reason to end training.
+    """
+
+    algorithm: Algorithm
+    batches: Iterable[tuple[Tensor, ...]]
+    callbacks: Sequence[Callback] = ()
+    epoch: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    row: Row = dataclasses.field(default_factory=dict)
+    history: list[Row] = dataclasses.field(default_factory=list)
+    stop: str | None = None
+
+    def state_dict(self) -> dict:
+        """The state between two epochs: tensors, numbers and strings, no objects."""
+        return {
+            "epoch": self.epoch,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "stop": self.stop,
+            "algorithm": self.algorithm.state_dict(),
+            "batches": self.batches.state_dict() if hasattr(self.batches, "state_dict") else {},
+            "callbacks": {name: callback.state_dict() for name, callback in self._named_callbacks()},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what :meth:`state_dict` returned; callbacks that were not there then start afresh."""
+        self.algorithm.load_state_dict(state["algorithm"])
+        if hasattr(self.batches, "load_state_dict"):
+            self.batches.load_state_dict(state["batches"])
+        for name, callback in self._named_callbacks():
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
+        torch.set_rng_state(state["random"])
+        if len(state["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.epoch, self.samples = state["epoch"], state["samples"]
+        self.seconds, self.stop = state["seconds"], state["stop"]
+
+    def _named_callbacks(self) -> list[tuple[str, Callback]]:
+        """Callbacks by class, the second of a class with a number behind."""
+        classes = [type(callback).__name__ for callback in self.callbacks]
+        numbers = [classes[:i].count(name) for i, name in enumerate(classes)]
+        names = [f"{name}{number or ''}" for name, number in zip(classes, numbers, strict=True)]
+        return list(zip(names, self.callbacks, strict=True))
+
+
+def fit(
+    algorithm: Algorithm,
+    batches: Iterable[tuple[Tensor, ...]],
+    num_epochs: int,
+    callbacks: Sequence[Callback] = (),
+    *,
+    progress: bool = True,
+) -> list[Row]:
+    """Train: ``algorithm.step(*batch)`` for every batch of ``num_epochs`` epochs.
+
+    Args:
+        algorithm: What takes the steps, such as ``SVI``.
+        batches: Tuples of the programs' arguments, an epoch at every iteration: ``data.batches(...)``, a
+            ``DataLoader``, a list. If it has ``state_dict``, that is part of checkpoints.
+        num_epochs: Epochs altogether, with those a restored checkpoint has behind it.
+        callbacks: Called in this order; a ``Checkpoint`` comes last, to keep what the others did.
+        progress: Show a progress bar.
+
+    Returns:
+        A row an epoch: ``epoch``, ``samples``, ``seconds`` of training so far, ``train/...`` for every metric
+        of the algorithm (means over the epoch's data, each as it was just before the update), and what
+        callbacks added.
+
+    Raises:
+        NonFiniteError: If a metric or a parameter becomes nan or infinite.
+    """
+    training = Training(algorithm, batches, callbacks)
+    for callback in callbacks:
+        callback.start(training)
+    steps = len(batches) if hasattr(batches, "__len__") else 1
+    with progress_bar(num_epochs * steps, "training", "step", show=progress) as bar:
+        bar.update(training.epoch * steps)
+        while training.epoch < num_epochs and training.stop is None:
+            for callback in callbacks:
+                callback.epoch_start(training)
+            training.row = _epoch(training, bar if hasattr(batches, "__len__") else None)
+            for callback in callbacks:
+                callback.epoch_end(training)
+            training.history.append(training.row)
+            bar.set_postfix(_shown(training.row), refresh=False)
+            if not hasattr(batches, "__len__"):
+                bar.update()
+    return training.history
+
+
+def _epoch(training: Training, bar: Any) -> Row:
+    started = time.perf_counter()
+    algorithm, metrics, sizes = training.algorithm, [], []
+    for batch in training.batches:
+        metrics.append(algorithm.step(*batch))
+        sizes.append(len(batch[0]))
+        # Looking at a number of the GPU waits for it, so there this is done rarely.
+        if batch[0].device.type == "cpu" or len(metrics) % 100 == 0:
+            _check_finite(training, metrics, batch)
+        if bar is not None:
+            bar.update()
+    if not metrics:
+        raise ValueError(
+            "batches is empty: an iterator gives one epoch only, use something that can be repeated"
+        )
+    _check_finite(training, metrics, batch)
+    for module in (algorithm.model, algorithm.guide):
+        for name, parameter in module.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise NonFiniteError(
+                    f"parameter {name} of {type(module).__name__} became nan or infinite in epoch "
+                    f"{training.epoch + 1}: {_ADVICE}"
+                )
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    means = {
+        f"train/{name}": float(
+            torch.stack([m[name] for m in metrics]).double().cpu() @ weights / weights.sum()
+        )
+        for name in metrics[0]
+    }
+    training.epoch += 1
+    training.samples += sum(sizes)
+    training.seconds += time.perf_counter() - started
+    return {
+        "epoch": training.epoch,
+        "samples": training.samples,
+        **means,
+        "seconds": round(training.seconds, 3),
+    }
+
+
+_ADVICE = (
+    "try a smaller learning rate, a larger min_scale, or gradient clipping; the last checkpoint, if one was "
+    "kept, is from before this"
+)
+
+
+def _check_finite(training: Training, metrics: list[dict[str, Tensor]], batch: tuple[Tensor, ...]) -> None:
+    """Raise if a metric since the last look is not finite, naming the step and the site."""
+    recent = metrics[-1:] if batch[0].device.type == "cpu" else metrics[-100:]
+    names = list(recent[0])
+    values = torch.stack([torch.stack([m[name].double() for name in names]) for m in recent])
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        step, column = bad[0].tolist()
+        algorithm = training.algorithm
+        site = first_nonfinite(algorithm.model, algorithm.guide, *batch)
+        raise NonFiniteError(
+            f"{names[column]} became {values[step, column].item()} at step "
+            f"{len(metrics) - len(recent) + step + 1} of epoch {training.epoch + 1}: "
+            f"{site or 'all sites are finite by now'}; {_ADVICE}"
+        )
+
+
+def _shown(row: Row) -> dict[str, str]:
+    shown = {key: f"{row[key]:.2f}" for key in ("train/elbo", "valid/elbo") if key in row}
+    return {"epoch": str(row["epoch"]), **shown}

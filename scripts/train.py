@@ -1,0 +1,104 @@
+"""Train a VAE, say how good it is, and keep the run in a folder.
+
+python scripts/train.py
+python scripts/train.py --data mnist --latent-dim 20 --epochs 30 --out runs/mnist
+python scripts/train.py --resume runs/mnist
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pyro_vae import command_line, experiment
+from pyro_vae.experiment import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train a VAE, say how good it is, and keep the run in a folder.
+
+    The folder holds config.json; metrics.jsonl, a row an epoch and a last one with test/elbo; checkpoint.pt,
+    the last epoch; best.pt, the epoch with the best bound on validation data; log_marginal.json; and figures.
+    """
+
+    out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run folder; default: runs/DATA, or the first of runs/DATA-2, ... that is free."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Go on with the run in this folder; its configuration is kept, only --epochs may be raised."""
+    config: tyro.conf.OmitArgPrefixes[Config] = dataclasses.field(default_factory=Config)
+
+
+def parse() -> Arguments:
+    """The command line; with --resume, what it does not say is taken from the run."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--resume", type=Path)
+    resume = peek.parse_known_args()[0].resume
+    config = experiment.load_config(resume) if resume else Config()
+    return tyro.cli(Arguments, default=Arguments(resume=resume, config=config))
+
+
+def main() -> None:
+    """Data, model, training, test, figures."""
+    arguments = parse()
+    config = experiment.with_absolute_paths(arguments.config)
+    if arguments.resume and arguments.out:
+        raise experiment.ConfigError("--resume goes on in the folder of its run: leave out --out")
+    folder = arguments.resume or arguments.out or experiment.free_folder(config)
+
+    from pyro_vae import batches, fit, reports, training
+
+    # Data and model
+    device = experiment.device(config)
+    dataset = experiment.load_data(config)
+    model, guide = experiment.build_pair(config, dataset.train)
+    experiment.check_data(model, config, dataset)
+    if arguments.resume:
+        experiment.check_continuation(folder, config, dataset)
+    else:
+        experiment.start_run(folder, config, dataset)
+    dataset, model, guide = dataset.to(device), model.to(device), guide.to(device)
+    print(f"{dataset.train.description}; on {device}; run folder {folder}")
+
+    # Training
+    svi, callbacks = experiment.build_training(config, model, guide, dataset, folder)
+    checkpoint = training.Checkpoint(folder, resume=bool(arguments.resume))
+    minibatches = batches(dataset.train, config.batch_size, seed=config.seed)
+    try:
+        history = fit(svi, minibatches, config.epochs, [*callbacks, checkpoint])
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted; go on from the last whole epoch by\n    python {sys.argv[0]} --resume {folder}",
+            file=sys.stderr,
+        )
+        sys.exit(command_line.INTERRUPTED)
+    run = experiment.load_run(folder, device=config.device)
+    print(f"{history[-1]['epoch']} epochs in {history[-1]['seconds']:.0f} s; weights of epoch {run.epoch}")
+
+    # Test: the only look at the test data
+    quality = reports.assess(run, run.dataset.test, config.test_samples)
+    row = {
+        "epoch": run.epoch,
+        "samples": history[-1]["samples"],
+        "test/elbo": quality.bound.elbo.mean().item(),
+        "test/kl": quality.bound.kl.mean().item(),
+        "test/log_marginal": quality.log_marginal.mean,
+        "test/monte_carlo_error": quality.log_marginal.monte_carlo_error,
+        "test/data_error": quality.log_marginal.data_error,
+        "test/active_units": quality.active,
+        "test/num_samples": config.test_samples,
+        "test/data": run.dataset.test.description,
+    }
+    training.append_row(row, folder)
+    quality.log_marginal.save(folder / "log_marginal.json")
+    print(f"test {quality.text}")
+
+    # Figures
+    print(f"figures in {reports.save_figures(folder, run)}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
