@@ -18,7 +18,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.nn import functional as F  # noqa: N812
 
 from pyro_vae.errors import UserError
@@ -44,14 +44,14 @@ _WAYS_OUT = {
 }
 
 
-def base_distribution(distribution: dist.TorchDistribution) -> dist.TorchDistribution:
+def base_distribution(distribution: Distribution) -> Distribution:
     """The distribution of one number, without the ``to_event`` and ``expand`` around it."""
     while isinstance(distribution, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
         distribution = distribution.base_dist
     return distribution
 
 
-def check_support(distribution: dist.TorchDistribution, x: Tensor, site: str = "x") -> None:
+def check_support(distribution: Distribution, x: Tensor, site: str = "x") -> None:
     """Raise :class:`SupportError` if ``x`` is not a batch of data that ``distribution`` covers.
 
     The message names the family, the offending range and the way out. This costs a pass over ``x`` and,
@@ -64,19 +64,17 @@ def check_support(distribution: dist.TorchDistribution, x: Tensor, site: str = "
     """
     event = tuple(distribution.event_shape)
     base = base_distribution(distribution)
-    name = type(base).__name__
+    name = type(base).__name__.lstrip("_")
     shape = tuple(x.shape)
     if shape[len(shape) - len(event) :] != event:
         raise SupportError(
             f"{site} has shape {shape}, but {name} is a density of data of shape {event}: flatten "
             f"the data, or build the pair with data_dim={math.prod(shape[1:])}"
         )
-    inside = base.support.check(x)
+    inside = base.support.check(x) & torch.isfinite(x)  # to torch, infinity is a real number
     if bool(inside.all()):
         return
-    while inside.dim() < x.dim():
-        inside = inside.unsqueeze(-1)
-    outside = x[~inside.expand_as(x)]
+    outside = x[~inside]
     raise SupportError(
         f"{site} holds {_range(outside)} ({outside.numel()} of {x.numel()} numbers), outside the "
         f"support of {name}. {_WAYS_OUT.get(name, f'Its support is {base.support}.')}"
@@ -113,7 +111,7 @@ class Family(nn.Module, abc.ABC):
     params_per_dim: int
 
     @abc.abstractmethod
-    def forward(self, eta: Float[Tensor, "*batch params"]) -> dist.TorchDistribution:
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """The distribution of a datum of ``params / params_per_dim`` numbers, batch shape ``(*batch,)``."""
 
     @abc.abstractmethod
@@ -152,7 +150,7 @@ class Bernoulli(Family):
         super().__init__()
         self.cross_entropy = cross_entropy
 
-    def forward(self, eta: Float[Tensor, "*batch params"]) -> dist.TorchDistribution:
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Bernoulli with logits ``eta``."""
         make = BernoulliCrossEntropy if self.cross_entropy else dist.Bernoulli
         # The support is checked by check_support, with a message that helps.
@@ -190,7 +188,7 @@ class ContinuousBernoulli(Family):
 
     params_per_dim = 1
 
-    def forward(self, eta: Float[Tensor, "*batch params"]) -> dist.TorchDistribution:
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Continuous Bernoulli with logits ``eta``."""
         return _ContinuousBernoulli(logits=eta, validate_args=False).to_event(1)
 
@@ -221,7 +219,7 @@ class DiagNormal(Family):
         self.squash_loc = squash_loc
         self.log_bounds = (math.log(min_scale), math.log(max_scale))
 
-    def forward(self, eta: Float[Tensor, "*batch params"]) -> dist.TorchDistribution:
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent normals; the first half of ``eta`` are means, the second log variances."""
         loc, log_variance = eta.chunk(2, -1)
         scale = soft_clamp(log_variance / 2, *self.log_bounds).exp()
@@ -247,7 +245,7 @@ class FixedScaleNormal(Family):
             raise ValueError(f"scale must be positive and finite, not {scale}")
         self.register_buffer("scale", torch.tensor(float(scale)))
 
-    def forward(self, eta: Float[Tensor, "*batch params"]) -> dist.TorchDistribution:
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent normals with means ``eta``."""
         return dist.Normal(eta, self.scale).to_event(1)
 
@@ -269,7 +267,7 @@ class Conditional(nn.Module):
         self.net = net
         self.family = family
 
-    def forward(self, c: Float[Tensor, "*batch context"]) -> dist.TorchDistribution:
+    def forward(self, c: Float[Tensor, "*batch context"]) -> Distribution:
         """The distribution given ``c``, of batch shape ``(*batch,)``."""
         return self.family(self.net(c))
 
@@ -285,7 +283,7 @@ class StandardNormal(nn.Module):
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
-    def forward(self) -> dist.TorchDistribution:
+    def forward(self) -> Distribution:
         """N(0, I)."""
         return dist.Normal(self.loc, self.scale).to_event(1)
 
@@ -318,7 +316,7 @@ class MixtureOfNormals(nn.Module):
         self.loc = nn.Parameter(torch.randn(components, latent_dim))
         self.log_variance = nn.Parameter(torch.zeros(components, latent_dim))
 
-    def forward(self) -> dist.TorchDistribution:
+    def forward(self) -> Distribution:
         """The mixture; batch shape (), event shape ``(latent_dim,)``."""
         normals = self.normals(torch.cat([self.loc, self.log_variance], -1))
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_vae.distributions import base_distribution
 
@@ -139,7 +140,7 @@ def sample(
     return latents, observations
 
 
-def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, dist.TorchDistribution]:
+def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, Distribution]:
     """The guide's distribution of every latent site, batch shape (1, batch).
 
     A site that depends on another one is conditioned on a draw of it.
@@ -148,7 +149,7 @@ def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, dist.TorchD
     return {name: site["fn"] for name, site in sites if not site["is_observed"]}
 
 
-def model_distributions(model: Program, guide: Program, *batch: Tensor) -> dict[str, dist.TorchDistribution]:
+def model_distributions(model: Program, guide: Program, *batch: Tensor) -> dict[str, Distribution]:
     """The model's distribution of every site, batch shape (1, batch), at one draw from the guide."""
     replayed = poutine.replay(model, trace=_trace(guide, batch, 1))
     return {name: site["fn"] for name, site in _sample_sites(_trace(replayed, batch, 1))}

@@ -10,7 +10,7 @@ posterior are values that are passed in. The parameters :math:`\theta` are ``mod
 from collections.abc import Sequence
 
 import pyro
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from pyro_vae.distributions import (
@@ -38,7 +38,7 @@ class VAEModel(nn.Module):
         self.prior = prior
         self.likelihood = likelihood
 
-    def forward(self, x: Float[Tensor, "batch ..."]) -> None:
+    def forward(self, x: Shaped[Tensor, "batch ..."]) -> None:
         """Sample sites ``z`` (latent) and ``x`` (observed) in the plate ``data``.
 
         Raises:
@@ -64,7 +64,7 @@ class VAEGuide(nn.Module):
         super().__init__()
         self.posterior = posterior
 
-    def forward(self, x: Float[Tensor, "batch ..."]) -> None:
+    def forward(self, x: Shaped[Tensor, "batch ..."]) -> None:
         """Sample site ``z`` in the plate ``data``."""
         register(self)
         if validating():

@@ -1,0 +1,144 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import LinearGaussian
+from pyro import poutine
+
+from pyro_vae import Bernoulli, log_joint, log_weights, sample, vae
+from pyro_vae.traces import first_nonfinite, guide_distributions, model_distributions
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def test_log_joint_has_both_parts_for_every_sample_and_datum():
+    oracle = LinearGaussian.random(5, 2)
+    model, _ = oracle.pair()
+    x, z = torch.randn(4, 5), torch.randn(3, 4, 2)
+    log_prior, log_likelihood = log_joint(model, {"z": z}, x)
+    expected = dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(log_prior, expected)
+    loc = z @ oracle.weight.T + oracle.mean
+    torch.testing.assert_close(log_likelihood, dist.Normal(loc, 0.5).log_prob(x).sum(-1))
+
+
+def test_weights_are_log_p_x_if_the_guide_is_the_posterior():
+    oracle = LinearGaussian.random(5, 3)
+    x = oracle.sample(7)
+    weights = log_weights(*oracle.pair(), x, num_samples=6)
+    torch.testing.assert_close(weights, oracle.log_prob(x).expand(6, 7), rtol=0, atol=1e-10)
+
+
+def test_weights_are_differentiable_in_both_programs():
+    oracle = LinearGaussian.random(5, 3)
+    model, guide = oracle.pair(widening=1.5)
+    x = oracle.sample(4)
+    log_weights(model, guide, x, num_samples=20_000).mean(0).sum().backward()
+    # The gradient of the bound in the mean of p(x|z) is sum (x - E[x | q]) / s^2; at the posterior mean it is
+    residual = x - oracle.mean - (x - oracle.mean) @ oracle.gain.T @ oracle.weight.T
+    bias = model.likelihood.net.bias
+    torch.testing.assert_close(bias.grad, residual.sum(0) / 0.5**2, rtol=0.02, atol=0.3)
+    # ... and zero in the guide's mean, where the posterior mean already is.
+    assert guide.posterior.net.bias.grad.abs().max() < 0.5
+    assert guide.posterior.net.bias.grad.abs().max() > 0
+
+
+def test_mask_counts_and_scale_does_not():
+    oracle = LinearGaussian.random(4, 2)
+    model, _ = oracle.pair()
+    x, z = torch.randn(6, 4), {"z": torch.randn(2, 6, 2)}
+    plain = log_joint(model, z, x)
+    scaled = log_joint(poutine.scale(model, scale=7.0), z, x)
+    torch.testing.assert_close(scaled.log_likelihood, plain.log_likelihood)
+    mask = torch.tensor([True, False, True, True, False, True])
+    masked = log_joint(poutine.mask(model, mask=mask), z, x)
+    torch.testing.assert_close(masked.log_likelihood, plain.log_likelihood * mask)
+    torch.testing.assert_close(masked.log_prior, plain.log_prior * mask)
+
+
+def two_levels(x):
+    with pyro.plate("data", len(x)):
+        z2 = pyro.sample("z2", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        z1 = pyro.sample("z1", dist.Normal(z2, 0.5).to_event(1))
+        pyro.sample("x", dist.Normal(z1, 0.3).to_event(1), obs=x)
+
+
+def test_several_latent_sites():
+    x, z1, z2 = torch.randn(3, 2), torch.randn(5, 3, 2), torch.randn(5, 3, 2)
+    log_prior, log_likelihood = log_joint(two_levels, {"z1": z1, "z2": z2}, x)
+    expected = dist.Normal(0.0, 1.0).log_prob(z2) + dist.Normal(z2, 0.5).log_prob(z1)
+    torch.testing.assert_close(log_prior, expected.sum(-1))
+    torch.testing.assert_close(log_likelihood, dist.Normal(z1, 0.3).log_prob(x).sum(-1))
+    with pytest.raises(ValueError, match="'z1'"):
+        log_joint(two_levels, {"z2": z2}, x)
+
+
+def test_sample_draws_from_the_model():
+    oracle = LinearGaussian.random(3, 2)
+    latents, observations = sample(oracle.pair()[0], torch.zeros(2, 3), num_samples=40_000)
+    assert latents["z"].shape == (40_000, 2, 2)
+    x = observations["x"]
+    assert x.shape == (40_000, 2, 3)
+    torch.testing.assert_close(x[:, 0].mean(0), oracle.mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(torch.cov(x[:, 1].T), oracle.marginal.covariance_matrix, atol=0.15, rtol=0)
+    # x belongs to its z
+    residual = x - latents["z"] @ oracle.weight.T - oracle.mean
+    assert residual.std().item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_point_masses_have_no_weights():
+    model, _ = vae(4, 2)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(torch.zeros(len(x), 2)).to_event(1))
+
+    with pytest.raises(ValueError, match="point mass"):
+        log_weights(model, guide, torch.zeros(3, 4), num_samples=2)
+
+
+def test_other_latent_sites_are_refused():
+    model, _ = vae(4, 2)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"\['z'\].*\['w'\]"):
+        log_weights(model, guide, torch.zeros(3, 4), num_samples=2)
+
+
+def test_global_latents_are_refused():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="'w' must lie in the plate 'data'"):
+        log_weights(model, guide, torch.zeros(3), num_samples=2)
+
+
+def test_distributions_of_the_sites():
+    oracle = LinearGaussian.random(4, 2)
+    model, guide = oracle.pair()
+    x = oracle.sample(5)
+    posterior = guide_distributions(guide, x)["z"]
+    torch.testing.assert_close(posterior.mean[0], (x - oracle.mean) @ oracle.gain.T)
+    sites = model_distributions(model, guide, x)
+    assert set(sites) == {"z", "x"}
+    assert sites["x"].mean.shape == (1, 5, 4)
+
+
+def test_the_first_site_that_is_not_finite_is_named():
+    model, guide = vae(4, 2, family=Bernoulli())
+    x = torch.zeros(3, 4)
+    assert first_nonfinite(model, guide, x) is None
+    with torch.no_grad():
+        model.likelihood.net.layers[-1].bias[1] = torch.nan
+    assert "model's site 'x'" in first_nonfinite(model, guide, x)
+    with torch.no_grad():
+        guide.posterior.net.layers[-1].bias[0] = torch.inf
+    assert "value of the guide's site 'z'" in first_nonfinite(model, guide, x)
