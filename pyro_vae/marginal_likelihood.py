@@ -319,9 +319,13 @@ def pareto_khat(log_weights: Float[Tensor, "batch kept"], num_samples: int) -> F
     tail = _tail_length(num_samples)
     efficiency = 9 * kept / (tail - 0.5) ** 2 if kept < num_samples else 1.0
     weights = log_weights.double().numpy()
-    khat = _psis_khat(weights, efficiency)
-    khat = np.where(np.isfinite(khat), khat, np.inf)
-    return torch.from_numpy(np.where(np.ptp(weights, axis=1) < 1e-3, 0.0, khat))
+    khat = np.zeros(len(weights))
+    spread = np.ptp(weights, axis=1) >= 1e-3
+    if spread.any():
+        with np.errstate(all="ignore"):  # a failed fit shows in its result
+            fitted = _psis_khat(weights[spread], efficiency)
+        khat[spread] = np.where(np.isfinite(fitted), fitted, np.inf)
+    return torch.from_numpy(khat)
 
 
 def _psis_khat(log_weights: np.ndarray, efficiency: float) -> np.ndarray:

@@ -1,0 +1,252 @@
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from oracles import LinearGaussian, quadrature
+from torch import nn
+
+from pyro_vae import (
+    SVI,
+    Bernoulli,
+    LogMarginal,
+    bits_per_dim,
+    elbo,
+    importance_sampling,
+    log_joint,
+    vae,
+)
+from pyro_vae import marginal_likelihood as module
+
+
+def estimate(*arguments, **settings):
+    return importance_sampling(*arguments, progress=False, **settings)
+
+
+def test_exact_posterior_gives_log_p_x_for_every_datum(double):
+    oracle = LinearGaussian.random(10, 4)
+    x = oracle.sample(200)
+    result = estimate(*oracle.pair(), x, num_samples=100)
+    torch.testing.assert_close(result.values, oracle.log_prob(x), rtol=0, atol=1e-5)
+    assert result.std_error.max() < 1e-5
+    torch.testing.assert_close(result.ess, torch.full((200,), 100.0))
+    assert (result.khat == 0).all()
+
+
+def test_exact_posterior_in_float32():
+    oracle = LinearGaussian.random(10, 4)
+    x = oracle.sample(200)
+    result = estimate(*oracle.pair(), x, num_samples=100)
+    torch.testing.assert_close(result.values.float(), oracle.log_prob(x), rtol=0, atol=1e-5)
+
+
+def test_another_guide_gives_it_within_the_reported_error(double):
+    """With standard deviations widened by 1.5 the weights are bounded, so the errors can be trusted."""
+    oracle = LinearGaussian.random(10, 3)
+    x = oracle.sample(400)
+    num_samples = 500
+    result = estimate(*oracle.pair(widening=1.5), x, num_samples=num_samples)
+    error = result.values - oracle.log_prob(x)
+    z = error / result.std_error
+    assert z.std().item() == pytest.approx(1, abs=0.12)
+    # bias = -Var / 2 to first order (Nowozin 2018); its own Monte Carlo error is std / sqrt(400)
+    variance = result.std_error.square().mean().item()
+    assert error.mean().item() == pytest.approx(-variance / 2, abs=4 * math.sqrt(variance / 400))
+    # E w^2 / E[w]^2 of each dimension in closed form: c^2 / sqrt(2 c^2 - 1)
+    second_moment = (1.5**2 / math.sqrt(2 * 1.5**2 - 1)) ** 3
+    assert variance == pytest.approx((second_moment - 1) / num_samples, rel=0.1)
+    assert result.ess.mean().item() == pytest.approx(num_samples / second_moment, rel=0.05)
+    assert result.unreliable_share == 0
+
+
+def test_too_narrow_a_guide_is_flagged_and_too_low(double):
+    """With standard deviations halved, weights have a tail with k = 1 - 1/4: nothing can be relied on."""
+    oracle = LinearGaussian.random(5, 2)
+    x = oracle.sample(300)
+    result = estimate(*oracle.pair(widening=0.5), x, num_samples=1000)
+    assert result.khat.median().item() == pytest.approx(0.75, abs=0.15)
+    assert result.unreliable_share > 0.4
+    assert (result.values < oracle.log_prob(x)).double().mean() > 0.6
+    assert "too low by an unknown amount" in result.summary()
+
+
+def test_a_trained_nonlinear_model_agrees_with_quadrature(double):
+    model, guide = vae(6, 2, hidden=(10,))
+    x = torch.rand(40, 6).round()
+    svi = SVI(model, guide, torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=0.02))
+    for _ in range(300):
+        svi.step(x)
+
+    def joint(z):
+        with torch.no_grad():
+            return sum(log_joint(model, {"z": z.unsqueeze(1).expand(-1, len(x), -1)}, x))
+
+    exact = quadrature(joint, 2, nodes=120, limit=7)
+    result = estimate(model, guide, x, num_samples=4000)
+    z = (result.values - exact) / result.std_error
+    assert z.abs().max() < 5
+    assert z.square().mean() < 2
+    assert result.std_error.max() < 0.1
+
+
+@pytest.mark.parametrize("num_samples", [1, 24, 25, 333, 20_000])
+def test_blocks_do_not_matter(double, num_samples, monkeypatch):
+    """The same weights, streamed in blocks or all at once, give the same results."""
+    weights = torch.randn(num_samples, 3) * 2
+    position = 0
+
+    def scripted(model, guide, x, num_samples):
+        nonlocal position
+        drawn = weights[position : position + num_samples, : len(x)]
+        position += num_samples
+        return drawn
+
+    monkeypatch.setattr(module, "log_weights", scripted)
+    monkeypatch.setattr(module, "_rows", lambda batch: 100)
+    monkeypatch.setattr(module, "_blocks", lambda batch: [batch])
+    oracle = LinearGaussian.random(2, 1)
+    result = estimate(*oracle.pair(), oracle.sample(3), num_samples=num_samples)
+    assert position == num_samples
+    torch.testing.assert_close(result.values, weights.logsumexp(0) - math.log(num_samples))
+    normalised = weights.softmax(0)
+    ess = 1 / normalised.square().sum(0)
+    torch.testing.assert_close(result.ess, ess)
+    # delta method: the variance of the mean weight over its square
+    w = (weights - weights.max()).exp()
+    if num_samples > 1:
+        relative = w.var(0, correction=0) / num_samples / w.mean(0) ** 2
+        torch.testing.assert_close(result.std_error, relative.sqrt())
+    if num_samples < 25:
+        assert result.khat is None
+        assert result.unreliable_share is None
+    else:
+        whole = module._psis_khat(weights.T.numpy(), 1.0)
+        np.testing.assert_allclose(result.khat, whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])
+def test_khat_of_weights_with_a_known_tail(double, k):
+    """U^-k has a Pareto tail of shape k."""
+    log_w = -k * torch.rand(100, 10_000).log()
+    largest = log_w.topk(5 * module._tail_length(10_000), 1).values
+    assert module.pareto_khat(largest, 10_000).mean().item() == pytest.approx(k, abs=0.05)
+
+
+def test_elbo_and_its_parts(double):
+    oracle = LinearGaussian.random(6, 2)
+    x = oracle.sample(50)
+    model, guide = oracle.pair(widening=1.3)
+    bound = elbo(model, guide, x, num_samples=4000)
+    torch.testing.assert_close(bound.elbo, oracle.elbo(x, 1.3), rtol=0, atol=0.1)
+    torch.testing.assert_close(bound.elbo, bound.log_likelihood - bound.kl)
+    kl = elbo(*oracle.pair(), x, num_samples=4000).kl
+    torch.testing.assert_close(kl, oracle.kl_to_prior(x), rtol=0, atol=0.15)
+
+
+def test_errors_of_the_mean():
+    values, errors = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.3, 0.4, 0.0])
+    result = LogMarginal(values, errors, torch.ones(3), torch.tensor([0.1, 0.9, 0.2]), "m", {})
+    assert result.mean == pytest.approx(3)
+    assert result.monte_carlo_error == pytest.approx(0.5 / 3)
+    assert result.data_error == pytest.approx(math.sqrt(7 / 3))
+    assert result.unreliable_share == pytest.approx(1 / 3)
+
+
+def test_summary_says_what_was_measured(double):
+    oracle = LinearGaussian.random(4, 2)
+    x = oracle.sample(20)
+    result = estimate(*oracle.pair(1.2), x, num_samples=200, data="toy test, binarization none")
+    for words in (
+        "log p(x) = ",
+        "(Monte Carlo)",
+        "(20 data)",
+        "200 samples",
+        "lower bound",
+        "k-hat above 0.7 for 0.0 %",
+        "binarization none",
+    ):
+        assert words in result.summary()
+    assert "not said" in estimate(*oracle.pair(), x, num_samples=2).summary()
+    assert "k-hat needs 25" in estimate(*oracle.pair(), x, num_samples=2).summary()
+
+
+def test_cross_entropy_is_labelled():
+    model, guide = vae(4, 2, family=Bernoulli(cross_entropy=True))
+    text = estimate(model, guide, torch.full((3, 4), 0.4), num_samples=30).summary()
+    assert "not a log-likelihood" in text
+    assert "log p(x) =" not in text
+
+
+def test_save_and_load(tmp_path, double):
+    oracle = LinearGaussian.random(4, 2)
+    result = estimate(*oracle.pair(1.2), oracle.sample(7), num_samples=50)
+    result.save(tmp_path / "r.json")
+    loaded = LogMarginal.load(tmp_path / "r.json")
+    torch.testing.assert_close(loaded.values, result.values, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.khat, result.khat, rtol=0, atol=0)
+    assert loaded.summary() == result.summary()
+    assert json.loads((tmp_path / "r.json").read_text())["settings"]["num_samples"] == 50
+
+
+def test_bits_per_dim():
+    # A uniform density on [0, 1]^D has log p = 0: 8 bits a byte.
+    assert bits_per_dim(0.0, 10, 1 / 256) == pytest.approx(8)
+    # A uniform distribution over bits has log p = -D log 2: one bit a bit.
+    assert bits_per_dim(-10 * math.log(2), 10, 1.0) == pytest.approx(1)
+
+
+def test_modes_and_gradients_are_left_as_they_were():
+    encoder = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9), nn.BatchNorm1d(4))
+
+    class Batchable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = encoder
+
+        def forward(self, x):
+            return self.net(x)
+
+    model, guide = vae(4, 2, encoder=Batchable())
+    encoder[0].eval()
+    x = torch.ones(5, 4)
+    first = elbo(model, guide, x, num_samples=2000).elbo.mean()
+    assert encoder[1].training
+    assert not encoder[0].training
+    assert encoder[2].num_batches_tracked == 0
+    second = elbo(model, guide, x, num_samples=2000).elbo.mean()
+    assert first.item() == pytest.approx(second.item(), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((torch.zeros(0, 4),), {}, "no data"),
+        ((torch.zeros(3, 4), torch.zeros(2, 4)), {}, r"one length, not \[2, 3\]"),
+        ((torch.zeros(3, 4),), {"num_samples": 0}, "num_samples"),
+    ],
+)
+def test_impossible_requests_are_refused(arguments, settings, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(*vae(4, 2), *arguments, **settings)
+
+
+def test_memory_stays_bounded():
+    """Ten times the samples of 2,000 images take (almost) no more memory."""
+    program = """
+import resource, sys, torch
+from pyro_vae import importance_sampling, vae
+model, guide = vae(784, 20)
+x = torch.rand(2000, 784).round()
+importance_sampling(model, guide, x[:256], num_samples=200, progress=False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+importance_sampling(model, guide, x, num_samples=int(sys.argv[1]), progress=False)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "200"], capture_output=True, text=True, check=True, timeout=300
+    )
+    # All weights at once would be 2000 x 200 decoded images, 1.2 GiB.
+    assert float(done.stdout) < 100, done.stdout

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from oracles import LinearGaussian
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+
+from pyro_vae import MLP, SVI, FixedScaleNormal, SupportError, vae
+
+
+def linear_vae(data_dim, latent_dim, scale):
+    """A VAE whose optimum is the maximum of the linear-Gaussian likelihood (Lucas et al. 2019)."""
+    return vae(
+        data_dim,
+        latent_dim,
+        family=FixedScaleNormal(scale),
+        encoder=MLP(data_dim, 2 * latent_dim, ()),
+        decoder=MLP(latent_dim, data_dim, ()),
+    )
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+def test_training_reaches_the_maximum_likelihood(elbo):
+    x = LinearGaussian.random(8, 3).sample(500)
+    best = LinearGaussian.maximum_likelihood(x, latent_dim=3, scale=0.5)
+    model, guide = linear_vae(8, 3, 0.5)
+    optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=0.03)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+    svi = SVI(model, guide, optimizer, elbo())
+    for _ in range(1500):
+        svi.step(x)
+        scheduler.step()
+    decoder = model.likelihood.net.layers[0]
+    learned = LinearGaussian(decoder.weight.detach(), decoder.bias.detach(), 0.5)
+    # No parameters do better than the maximum, and training ends within 0.05 nats of it.
+    gap = (best.log_prob(x).mean() - learned.log_prob(x).mean()).item()
+    assert -1e-4 < gap < 0.05
+    # The bound is tight there: the posterior is in the guide's family.
+    assert svi.step(x)["elbo"].item() == pytest.approx(best.log_prob(x).mean().item(), abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop", "NAdam"])
+def test_any_torch_optimiser(name):
+    model, guide = vae(4, 2, hidden=(3,))
+    optimizer = getattr(torch.optim, name)([*model.parameters(), *guide.parameters()], lr=0.01)
+    svi = SVI(model, guide, optimizer)
+    x = torch.ones(50, 4)
+    first = svi.step(x)["elbo"]
+    for _ in range(100):
+        last = svi.step(x)["elbo"]
+    assert last > first
+    assert not last.requires_grad
+
+
+def test_particles_lower_the_variance_of_the_bound():
+    model, guide = vae(4, 2)
+    x = torch.ones(5, 4)
+    spread = {}
+    for num_particles in (1, 100):
+        elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+        svi = SVI(model, guide, torch.optim.SGD(model.parameters(), lr=0.0), elbo)
+        spread[num_particles] = torch.stack([svi.step(x)["elbo"] for _ in range(200)]).var().item()
+    assert spread[1] / spread[100] == pytest.approx(100, rel=0.5)
+
+
+def test_only_what_the_optimiser_has_is_trained():
+    model, guide = vae(4, 2)
+    before = [parameter.clone() for parameter in model.parameters()]
+    svi = SVI(model, guide, torch.optim.Adam(guide.parameters()))
+    svi.step(torch.ones(5, 4))
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_the_first_step_looks_at_the_data():
+    model, guide = vae(4, 2)
+    svi = SVI(model, guide, torch.optim.Adam(model.parameters()))
+    with pytest.raises(SupportError, match="Bernoulli"):
+        svi.step(torch.full((5, 4), 0.3))
+    svi.step(torch.ones(5, 4))
