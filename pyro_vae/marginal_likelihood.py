@@ -32,7 +32,7 @@ from pyro_vae.distributions import BernoulliCrossEntropy, base_distribution
 from pyro_vae.progress import progress_bar
 from pyro_vae.traces import Program, draw, log_weights, model_distributions
 
-MIN_SAMPLES_FOR_KHAT = 25  # below, the tail has fewer than the five weights a Pareto fit needs
+MIN_SAMPLES_FOR_KHAT = 30  # below, the tail has fewer than the six weights that a Pareto fit needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LogMarginal:
         values: Estimates, nats.
         std_error: Their Monte Carlo standard errors, nats.
         ess: Effective number of samples, between 1 and ``settings["num_samples"]``.
-        khat: Pareto k-hat of the weights' tail; None with fewer than 25 samples.
+        khat: Pareto k-hat of the weights' tail; None with fewer than 30 samples.
         method: How they were estimated.
         settings: With what: sample sizes, what the data are, what was scored.
     """
@@ -130,7 +130,7 @@ def importance_sampling(
     r"""The importance-weighted bound :math:`\hat L_S` of every datum, with its errors (see the module).
 
     Memory is bounded whatever the number of data and samples: weights are drawn in blocks, and of each
-    datum only running sums and the largest :math:`15 \sqrt S` weights are kept.
+    datum only running sums and the largest :math:`18 \sqrt S` weights are kept.
 
     Args:
         model: A Pyro program that keeps the contract (``traces.log_weights``).
@@ -149,7 +149,7 @@ def importance_sampling(
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     num_data = _length(batch)
     tail = _tail_length(num_samples)
-    keep = min(num_samples, 5 * tail)
+    keep = min(num_samples, 6 * tail)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("values", "std_error", "ess", "khat")}
     bar = progress_bar(num_data * num_samples, "importance sampling", "sample", show=progress)
     with bar, _evaluation(model, guide):
@@ -304,7 +304,7 @@ def pareto_khat(log_weights: Float[Tensor, "batch kept"], num_samples: int) -> F
     """Pareto k-hat of each row, fitted by ArviZ.
 
     Args:
-        log_weights: The largest log-weights of every datum; at least five times the tail, in any order.
+        log_weights: The largest log-weights of every datum; at least six times the tail, in any order.
         num_samples: How many there were altogether.
 
     Returns:
@@ -312,31 +312,37 @@ def pareto_khat(log_weights: Float[Tensor, "batch kept"], num_samples: int) -> F
         where the fit fails.
     """
     kept = log_weights.shape[1]
-    if not kept:
-        return torch.full((len(log_weights),), math.inf, dtype=torch.float64)
-    # ArviZ derives the length M of the tail from the number of weights n and their relative efficiency r
-    # as min(n / 5, 3 sqrt(n / r)). It has the kept weights only, so r is chosen to give the same M.
-    tail = _tail_length(num_samples)
-    efficiency = 9 * kept / (tail - 0.5) ** 2 if kept < num_samples else 1.0
-    weights = log_weights.double().numpy()
-    khat = np.zeros(len(weights))
-    spread = np.ptp(weights, axis=1) >= 1e-3
-    if spread.any():
-        with np.errstate(all="ignore"):  # a failed fit shows in its result
-            fitted = _psis_khat(weights[spread], efficiency)
-        khat[spread] = np.where(np.isfinite(fitted), fitted, np.inf)
+    rows = log_weights.double().numpy()
+    khat = np.full(len(rows), np.inf)
+    if kept:
+        tail = _tail_length(num_samples) if kept < num_samples else None
+        khat = np.array([0.0 if np.ptp(row) < 1e-3 else _psis_khat(row, tail) for row in rows])
     return torch.from_numpy(khat)
 
 
-def _psis_khat(log_weights: np.ndarray, efficiency: float) -> np.ndarray:
-    """ArviZ's k-hat in both of its lines; 1.x negates what it is given, and lives in another package."""
+def _psis_khat(log_weights: np.ndarray, tail: int | None) -> float:
+    """ArviZ's k-hat of one datum, in both of its lines, from a tail of the given length.
+
+    ArviZ derives the length from the number n of weights and their relative efficiency r as
+    min(n / 5, 3 sqrt(n / r)), rounded up by 0.23 and down by 1.x. Where only the largest weights are at hand,
+    r is chosen so that the length is that of all of them.
+    """
+    count = len(log_weights)
     try:
         from arviz_stats.base import array_stats
     except ImportError:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # announces version 1 at import
             from arviz import psislw
-        return psislw(log_weights.copy(), reff=efficiency)[1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a failed fit is reported as infinite
-        return array_stats.psislw(-log_weights, r_eff=efficiency)[1]
+        efficiency = 9 * count / (tail - 0.5) ** 2 if tail else 1.0
+        with np.errstate(all="ignore"):  # a failed fit shows in its result
+            khat = psislw(log_weights.copy(), reff=efficiency)[1]
+    else:
+        efficiency = 9 * count / (tail + 0.5) ** 2 if tail else 1.0
+        try:
+            with np.errstate(all="ignore"):
+                # 1.x negates what it is given
+                khat = array_stats.psislw(-log_weights, r_eff=efficiency)[1]
+        except ValueError:  # all weights of the tail are equal
+            return np.inf
+    return float(khat) if np.isfinite(khat) else np.inf

@@ -5,6 +5,7 @@ none touches pyplot's state or the disk.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from pyro_vae.marginal_likelihood import LogMarginal
 Decode = Callable[[Tensor], Tensor]  # latents (*, latent) -> E[x | z] (*, data)
 
 
-def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Bounds against the number of training data seen, on a log axis as in the paper's figure 2."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -34,7 +35,7 @@ def learning_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _clip_to_late_values(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
+def _clip_to_late_values(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     """The first epochs are far below the rest; leave the worst of a long history out of the picture."""
     values = np.array([row["train/elbo"] for row in history if "train/elbo" in row])
     if len(values) >= 20:
@@ -60,7 +61,7 @@ def image_grid(
     )
     for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         images = row.detach().cpu().reshape(len(row), *shape).clamp(0, 1)
-        axes.imshow(torch.cat(list(images), dim=1), cmap="gray_r", vmin=0, vmax=1, aspect="equal")
+        axes.imshow(torch.cat(list(images), dim=1).numpy(), cmap="gray_r", vmin=0, vmax=1, aspect="equal")
         axes.axis("off")
     for axes, title in zip(figure.axes, titles, strict=False):
         axes.set_title(title, loc="left", fontsize=8)
@@ -83,7 +84,7 @@ def manifold(decode: Decode, shape: tuple[int, ...], size: int = 20) -> Figure:
     figure = Figure(figsize=(8, 8 * shape[0] / shape[1]), layout="constrained")
     axes = figure.subplots()
     rows = [torch.cat(list(row), dim=1) for row in images]
-    axes.imshow(torch.cat(rows), cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(torch.cat(rows).numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.axis("off")
     return figure
 
@@ -93,11 +94,15 @@ def scatter(codes: Float[Tensor, "data 2"], labels: Int[Tensor, " data"] | None 
     codes = codes.detach().cpu()
     figure = Figure(figsize=(6, 5.5), layout="constrained")
     axes = figure.subplots()
-    colours = None if labels is None else labels.cpu()
-    classes = 1 if labels is None else len(labels.unique())
-    points = axes.scatter(*codes.T, c=colours, s=6, cmap="tab10" if classes <= 10 else "viridis")
-    if 1 < classes <= 10:
-        axes.legend(*points.legend_elements(), title="class", loc="best", fontsize=7)
+    if labels is None:
+        axes.scatter(*codes.T.numpy(), s=6)
+    else:
+        few = len(labels.unique()) <= 10
+        points = axes.scatter(
+            *codes.T.numpy(), c=labels.cpu().numpy(), s=6, cmap="tab10" if few else "viridis"
+        )
+        if few:
+            axes.legend(*points.legend_elements(), title="class", loc="best", fontsize=7)
     axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     axes.grid(alpha=0.3)
     return figure

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from pyro_vae import plots
 from pyro_vae.data import Split
-from pyro_vae.experiment import Run
 from pyro_vae.latents import active_units, posterior_mean
 from pyro_vae.marginal_likelihood import Bound, LogMarginal, bits_per_dim, elbo, importance_sampling
+from pyro_vae.runs import Run
 from pyro_vae.training import read_metrics
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from pyro_vae import command_line, experiment
+from pyro_vae import command_line, experiment, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def main() -> None:
 
     from pyro_vae import reports
 
-    run = experiment.load_run(arguments.run, data_dir=arguments.data_dir, device=arguments.device)
+    run = runs.load_run(arguments.run, data_dir=arguments.data_dir, device=arguments.device)
     split = getattr(run.dataset, arguments.split)
     if split is None:
         raise experiment.ConfigError(f"{run.dataset.name} has no split {arguments.split!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from pyro_vae import command_line, experiment
+from pyro_vae import command_line, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ def main() -> None:
 
     from pyro_vae import reports
 
-    run = experiment.load_run(arguments.run, data_dir=arguments.data_dir)
+    run = runs.load_run(arguments.run, data_dir=arguments.data_dir)
     target = reports.save_figures(arguments.run, run)
     for path in sorted(target.glob("*.png")):
         print(path)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from pyro_vae import command_line, experiment
+from pyro_vae import command_line, experiment, runs
 from pyro_vae.experiment import Config
 
 
@@ -37,7 +37,7 @@ def parse() -> Arguments:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--resume", type=Path)
     resume = peek.parse_known_args()[0].resume
-    config = experiment.load_config(resume) if resume else Config()
+    config = runs.load_config(resume) if resume else Config()
     return tyro.cli(Arguments, default=Arguments(resume=resume, config=config))
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     config = experiment.with_absolute_paths(arguments.config)
     if arguments.resume and arguments.out:
         raise experiment.ConfigError("--resume goes on in the folder of its run: leave out --out")
-    folder = arguments.resume or arguments.out or experiment.free_folder(config)
+    folder = arguments.resume or arguments.out or runs.free_folder(config)
 
     from pyro_vae import batches, fit, reports, training
 
@@ -57,9 +57,9 @@ def main() -> None:
     model, guide = experiment.build_pair(config, dataset.train)
     experiment.check_data(model, config, dataset)
     if arguments.resume:
-        experiment.check_continuation(folder, config, dataset)
+        runs.check_continuation(folder, config, dataset)
     else:
-        experiment.start_run(folder, config, dataset)
+        runs.start_run(folder, config, dataset)
     dataset, model, guide = dataset.to(device), model.to(device), guide.to(device)
     print(f"{dataset.train.description}; on {device}; run folder {folder}")
 
@@ -75,7 +75,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(command_line.INTERRUPTED)
-    run = experiment.load_run(folder, device=config.device)
+    run = runs.load_run(folder, device=config.device)
     print(f"{history[-1]['epoch']} epochs in {history[-1]['seconds']:.0f} s; weights of epoch {run.epoch}")
 
     # Test: the only look at the test data

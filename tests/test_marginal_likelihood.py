@@ -92,7 +92,7 @@ def test_a_trained_nonlinear_model_agrees_with_quadrature(double):
     assert result.std_error.max() < 0.1
 
 
-@pytest.mark.parametrize("num_samples", [1, 24, 25, 333, 20_000])
+@pytest.mark.parametrize("num_samples", [1, 29, 30, 333, 20_000])
 def test_blocks_do_not_matter(double, num_samples, monkeypatch):
     """The same weights, streamed in blocks or all at once, give the same results."""
     weights = torch.randn(num_samples, 3) * 2
@@ -119,19 +119,19 @@ def test_blocks_do_not_matter(double, num_samples, monkeypatch):
     if num_samples > 1:
         relative = w.var(0, correction=0) / num_samples / w.mean(0) ** 2
         torch.testing.assert_close(result.std_error, relative.sqrt())
-    if num_samples < 25:
+    if num_samples < 30:
         assert result.khat is None
         assert result.unreliable_share is None
     else:
-        whole = module._psis_khat(weights.T.numpy(), 1.0)
-        np.testing.assert_allclose(result.khat, whole, atol=1e-12)
+        whole = [module._psis_khat(row, None) for row in weights.T.numpy()]
+        np.testing.assert_allclose(result.khat, whole, atol=0.05)  # ArviZ's lines round the tail differently
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])
 def test_khat_of_weights_with_a_known_tail(double, k):
     """U^-k has a Pareto tail of shape k."""
     log_w = -k * torch.rand(100, 10_000).log()
-    largest = log_w.topk(5 * module._tail_length(10_000), 1).values
+    largest = log_w.topk(6 * module._tail_length(10_000), 1).values
     assert module.pareto_khat(largest, 10_000).mean().item() == pytest.approx(k, abs=0.05)
 
 
@@ -170,7 +170,7 @@ def test_summary_says_what_was_measured(double):
     ):
         assert words in result.summary()
     assert "not said" in estimate(*oracle.pair(), x, num_samples=2).summary()
-    assert "k-hat needs 25" in estimate(*oracle.pair(), x, num_samples=2).summary()
+    assert "k-hat needs 30" in estimate(*oracle.pair(), x, num_samples=2).summary()
 
 
 def test_cross_entropy_is_labelled():

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from pyro_vae.errors import UserError
 from pyro_vae.progress import progress_bar
 from pyro_vae.traces import first_nonfinite
 
-Row = dict[str, float]
+Row = dict[str, Any]  # metric -> number
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """What moves the parameters: one file each in :mod:`pyro_vae.algorithms`."""
 
@@ -75,7 +76,7 @@ class Training:
     """
 
     algorithm: Algorithm
-    batches: Iterable[tuple[Tensor, ...]]
+    batches: Iterable[Sequence[Tensor]]
     callbacks: Sequence[Callback] = ()
     epoch: int = 0
     samples: int = 0
@@ -122,7 +123,7 @@ class Training:
 
 def fit(
     algorithm: Algorithm,
-    batches: Iterable[tuple[Tensor, ...]],
+    batches: Iterable[Sequence[Tensor]],
     num_epochs: int,
     callbacks: Sequence[Callback] = (),
     *,
@@ -168,7 +169,7 @@ def fit(
 def _epoch(training: Training, bar: Any) -> Row:
     started = time.perf_counter()
     algorithm, metrics, sizes = training.algorithm, [], []
-    for batch in training.batches:
+    for batch in map(tuple, training.batches):
         metrics.append(algorithm.step(*batch))
         sizes.append(len(batch[0]))
         # Looking at a number of the GPU waits for it, so there this is done rarely.

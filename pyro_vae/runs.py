@@ -1,0 +1,159 @@
+"""Run folders: what makes a run what it is, kept beside what came of it.
+
+``config.json`` holds the configuration, the checksum of the data and the versions of what computed; beside it
+lie the metrics and checkpoints of :mod:`pyro_vae.training`. A folder holds one run: resumed, never replaced.
+"""
+
+import dataclasses
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyro_vae import experiment
+from pyro_vae.experiment import Config, ConfigError
+
+if TYPE_CHECKING:
+    from pyro_vae.data import Dataset
+    from pyro_vae.models import VAEGuide, VAEModel
+
+# What may differ between a run and its continuation.
+_PLACE = ("data_dir", "device", "tensorboard")
+_EXTENSIBLE = ("epochs", "test_samples")
+
+
+def free_folder(config: Config) -> Path:
+    """runs/DATA, or the first of runs/DATA-2, runs/DATA-3, ... that does not exist."""
+    base = Path("runs") / (Path(config.data).stem or "data")
+    number = 2
+    folder = base
+    while folder.exists():
+        folder = base.with_name(f"{base.name}-{number}")
+        number += 1
+    return folder
+
+
+def start_run(folder: Path, config: Config, dataset: "Dataset") -> None:
+    """Make the run folder and write ``config.json``; a folder that holds a run is left alone.
+
+    Raises:
+        ConfigError: If the folder holds a run already.
+    """
+    from pyro_vae.training import write_atomically
+
+    path = folder / "config.json"
+    if path.exists():
+        other = load_config(folder)
+        differing = _differences(other, config)
+        raise ConfigError(
+            f"{folder} already holds a run, "
+            + (f"of another configuration ({differing})" if differing else "of this very configuration")
+            + f". Go on with it by --resume {folder}, or choose another folder with --out"
+        )
+    record = {
+        "config": config.to_dict(),
+        "data": {
+            "checksum": dataset.checksum,
+            "provenance": dataset.provenance,
+            "shape": list(dataset.shape),
+            "binarization": dataset.train.binarization,
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("pyro_vae", "pyro-ppl", "torch")},
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {folder} ({error.strerror}); choose another --out"
+        ) from error
+    write_atomically(json.dumps(record, indent=2).encode(), path)
+
+
+def load_config(folder: Path) -> Config:
+    """The configuration of a run.
+
+    Raises:
+        ConfigError: If the folder holds no run, or its ``config.json`` is damaged.
+    """
+    return Config.from_dict(_record(folder)["config"])
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} is not a run folder: there is no {path}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from error
+    if not isinstance(record, dict) or not {"config", "data"} <= set(record):
+        raise ConfigError(f"{path} is not the configuration of a run")
+    return record
+
+
+def check_continuation(folder: Path, config: Config, dataset: "Dataset") -> None:
+    """Raise :class:`ConfigError` unless the run in ``folder`` can go on with this configuration and data."""
+    may_differ = _PLACE + (_EXTENSIBLE if config.schedule == "constant" else ())
+    differing = _differences(load_config(folder), config, may_differ)
+    if differing:
+        raise ConfigError(f"a run keeps its configuration when it is resumed, but {differing}")
+    if _record(folder)["data"].get("checksum") != dataset.checksum:
+        raise ConfigError(
+            f"the data are not those that {folder} was trained on: their checksum differs. Put the old data "
+            "back, or start a new run"
+        )
+
+
+def _differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> str:
+    return ", ".join(
+        f"{field.name} was {before!r} and now is {now!r}"
+        for field in dataclasses.fields(Config)
+        if field.name not in ignore
+        for before, now in [(getattr(old, field.name), getattr(new, field.name))]
+        if before != now
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained pair with its data.
+
+    Attributes:
+        config: How it was trained.
+        dataset: On the device of the pair.
+        model: With the weights of the checkpoint.
+        guide: The same.
+        epoch: After which these weights were kept.
+    """
+
+    config: Config
+    dataset: "Dataset"
+    model: "VAEModel"
+    guide: "VAEGuide"
+    epoch: int
+
+
+def load_run(folder: Path, **place: Any) -> Run:
+    """The pair of a run: of the epoch with the best bound on validation data, else of the last one.
+
+    Args:
+        folder: The run folder.
+        **place: ``data_dir`` or ``device`` in place of the configured ones.
+
+    Raises:
+        UserError: If the folder holds no run, or what it holds does not fit.
+    """
+    from pyro_vae.training import load_checkpoint, load_parameters
+
+    config = dataclasses.replace(load_config(folder), **{k: v for k, v in place.items() if v is not None})
+    dataset = experiment.load_data(config)
+    check_continuation(folder, config, dataset)
+    model, guide = experiment.build_pair(config, dataset.train)
+    best = folder / "best.pt"
+    path = best if best.exists() else folder / "checkpoint.pt"
+    checkpoint = load_checkpoint(path)
+    load_parameters(checkpoint, path, model, guide)
+    on = experiment.device(config)
+    return Run(config, dataset.to(on), model.to(on), guide.to(on), checkpoint["epoch"])

@@ -1,0 +1,495 @@
+import functools
+import gzip
+import hashlib
+import io
+import os
+import threading
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from scipy.io import savemat
+
+from pyro_vae.data import BINARIZATIONS, SOURCES, DataError, batches, from_array, load, published
+
+relaxed = settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+# ------------------------------------------------------------------------------- published data sets
+
+
+def test_digits():
+    digits = load("digits", binarization="none")
+    assert (len(digits.train), len(digits.valid), len(digits.test)) == (1297, 200, 300)
+    assert digits.shape == (8, 8)
+    assert digits.data_dim == 64
+    assert digits.train.stored.dtype == torch.uint8
+    assert digits.train.x.dtype == torch.float32
+    assert set(digits.train.x.unique().tolist()) == {level / 16 for level in range(17)}
+    assert digits.train.labels.unique().tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "shape", "mean", "labels"),
+    [
+        ("mnist", (50_000, 10_000, 10_000), (28, 28), (0.132515,), [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]),
+        ("fashion_mnist", (50_000, 10_000, 10_000), (28, 28), (0.286849,), [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]),
+        ("static_mnist", (50_000, 10_000, 10_000), (28, 28), (0.1325122449,), None),
+        ("frey_face", (1600, None, 365), (28, 20), None, None),
+        ("caltech_silhouettes", (4100, 2264, 2307), (28, 28), (0.539015,), None),
+    ],
+)
+def test_published_data_sets(shared_data, name, sizes, shape, mean, labels):
+    dataset = load(name, binarization="none", data_dir=shared_data)
+    splits = (dataset.train, dataset.valid, dataset.test)
+    assert tuple(None if split is None else len(split) for split in splits) == sizes
+    assert dataset.shape == shape
+    assert dataset.train.stored.dtype == torch.uint8
+    if mean:
+        assert dataset.test.x.double().mean().item() == pytest.approx(mean[0], abs=1e-6)
+    if labels:
+        assert dataset.test.labels[:10].tolist() == labels
+    assert len(dataset.checksum) == 64
+
+
+def test_frey_face_is_a_seeded_shuffle_of_upright_faces(shared_data):
+    frey = load("frey_face", binarization="none", data_dir=shared_data)
+    together = torch.cat([frey.train.stored, frey.test.stored]).double()
+    assert together.mean().item() == pytest.approx(154.4609, abs=1e-4)
+    assert len(together.unique(dim=0)) > 1900
+    # Neighbours in the film are nearly equal; after a shuffle they are not.
+    distance = (frey.train.x[1:] - frey.train.x[:-1]).abs().mean()
+    assert distance > 0.05
+
+
+def test_silhouettes_are_upright(shared_data):
+    x = load("caltech_silhouettes", binarization="none", data_dir=shared_data).train.x.reshape(-1, 28, 28)
+    # Faces (labels 1, 2) are taller than wide: their dark columns are narrower than their rows are high.
+    labels = load("caltech_silhouettes", binarization="none", data_dir=shared_data).train.labels
+    faces = 1 - x[labels == 2]
+    assert faces.amax(2).sum(1).mean() > faces.amax(1).sum(1).mean()
+
+
+def test_the_environment_variable_says_where_data_are(shared_data, monkeypatch):
+    monkeypatch.setenv("PYRO_VAE_DATA", str(shared_data))
+    assert len(load("frey_face", binarization="none").test) == 365
+
+
+def mnist_like_files(folder, checksums=None):
+    """Six training and two test images of 28x28 in MNIST's layout."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train-images-idx3-ubyte": rng.integers(0, 256, (6, 28, 28)),
+        "train-labels-idx1-ubyte": np.arange(6),
+        "t10k-images-idx3-ubyte": rng.integers(0, 256, (2, 28, 28)),
+        "t10k-labels-idx1-ubyte": np.arange(2),
+    }
+    digests = {}
+    for name, array in arrays.items():
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+        content = gzip.compress(header + array.astype(np.uint8).tobytes())
+        (folder / f"{name}.gz").write_bytes(content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """The address of a web server over tmp_path, on this machine."""
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def small_mnist(tmp_path, monkeypatch, serve):
+    """A publisher of a small MNIST."""
+    digests = mnist_like_files(tmp_path / "publisher")
+    source = published._mnist_like("MNIST", (f"{serve}/publisher",), "a test", digests)
+    monkeypatch.setitem(SOURCES, "mnist", source)
+    return tmp_path
+
+
+def test_what_is_missing_is_downloaded_once(small_mnist):
+    dataset = load("mnist", binarization="none", data_dir=small_mnist / "cache")
+    assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (5, 1, 2)
+    assert dataset.valid.labels.tolist() == [5]
+    for path in (small_mnist / "publisher").iterdir():
+        path.unlink()
+    again = load("mnist", binarization="none", data_dir=small_mnist / "cache")
+    assert again.checksum == dataset.checksum
+
+
+def test_a_damaged_download_leaves_nothing_behind(small_mnist):
+    damaged = small_mnist / "publisher" / "t10k-images-idx3-ubyte.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    with pytest.raises(DataError, match="not the published file"):
+        load("mnist", binarization="none", data_dir=small_mnist / "cache")
+    names = {path.name for path in (small_mnist / "cache" / "MNIST" / "raw").iterdir()}
+    assert names == {"train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"}
+
+
+def test_an_unreachable_publisher_is_explained(small_mnist):
+    for path in (small_mnist / "publisher").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"(?s)downloading it failed.*put it at"):
+        load("mnist", binarization="none", data_dir=small_mnist / "cache")
+
+
+def test_a_folder_that_cannot_be_made_is_explained(small_mnist):
+    (small_mnist / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be downloaded into it"):
+        load("mnist", binarization="none", data_dir=small_mnist / "file")
+
+
+@pytest.mark.parametrize("damage", [b"", b"not gzip", None])
+def test_damaged_local_files_are_named(small_mnist, damage):
+    load("mnist", binarization="none", data_dir=small_mnist / "cache")
+    path = small_mnist / "cache" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:1000] if damage is None else damage)
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz .* is not the published file"):
+        load("mnist", binarization="none", data_dir=small_mnist / "cache")
+
+
+def test_omniglot(tmp_path, monkeypatch, serve):
+    """A small file of the layout of chardata.mat, downloaded and checked."""
+    upright = np.zeros((3, 28, 28))
+    upright[0, 0, :] = 1  # a horizontal line at the top
+    upright[1, :, 5] = 0.5
+    columns = upright.transpose(0, 2, 1).reshape(3, 784).T
+    publisher = tmp_path / "publisher" / "chardata.mat"
+    publisher.parent.mkdir()
+    savemat(publisher, {"data": columns, "testdata": columns[:, :2], "target": np.zeros((50, 3))})
+    (file,) = SOURCES["omniglot"].forms[0]
+    assert file.checksum == "md5:21ecaf34373511aa7691cf2e0802aa3d"
+    digest = hashlib.md5(publisher.read_bytes()).hexdigest()
+    small = published.File(file.path, f"md5:{digest}", (f"{serve}/publisher/chardata.mat",))
+    monkeypatch.setitem(
+        SOURCES, "omniglot", published.Source(((small,),), published._read_omniglot, "a test")
+    )
+    dataset = load("omniglot", binarization="none", data_dir=tmp_path / "cache")
+    assert len(dataset.train) == 3
+    assert dataset.valid is None
+    np.testing.assert_allclose(dataset.train.x.reshape(3, 28, 28), upright)
+    np.testing.assert_allclose(dataset.test.x.reshape(2, 28, 28), upright[:2])
+
+
+def test_static_mnist_from_text_files(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2, (4, 784))
+    text = "".join(" ".join(map(str, row)) + " \n" for row in rows)
+    paths = []
+    for part in ("train", "valid", "test"):
+        paths.append(tmp_path / f"{part}.amat")
+        paths[-1].write_text(text.replace(" \n", "\n"))
+    splits, shape = published._read_static_mnist(paths)
+    assert shape == (28, 28)
+    for x, labels in splits.values():
+        np.testing.assert_array_equal(x, rows)
+        assert labels is None
+
+
+def test_idx_of_a_wrong_size_is_refused(tmp_path):
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + b"12345"))
+    with pytest.raises(DataError, match="too few or too many"):
+        published._read_idx(path)
+    path.write_bytes(gzip.compress(b"PNG!"))
+    with pytest.raises(DataError, match="not an IDX file"):
+        published._read_idx(path)
+
+
+# ---------------------------------------------------------------------------------- binarisation
+
+
+def test_dynamic_batches_are_drawn_anew_with_the_grey_values_as_probabilities():
+    digits = load("digits", binarization="dynamic")
+    index = torch.arange(50)
+    draws = torch.stack([digits.train.minibatch(index) for _ in range(400)])
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    grey = digits.train.stored[:50] / 16
+    # 3,200 means of 400 draws: the largest deviation is about 4 standard errors
+    assert ((draws.mean(0) - grey).abs() <= 5 * (grey * (1 - grey) / 400).sqrt()).all()
+    assert torch.equal(digits.train.x, digits.train.x)
+
+
+def test_dynamic_evaluation_is_the_fixed_draw():
+    dynamic, fixed = (load("digits", binarization=how) for how in ("dynamic", "fixed"))
+    for part in ("train", "valid", "test"):
+        assert torch.equal(getattr(dynamic, part).x, getattr(fixed, part).x)
+    minibatch = fixed.train.minibatch(torch.arange(9))
+    assert torch.equal(minibatch, fixed.train.x[:9])
+
+
+def test_the_fixed_draw_is_the_same_everywhere():
+    """Pins the draw: a result of today can be compared with one of another machine or year."""
+    bits = load("digits", binarization="fixed").test.x.to(torch.uint8).numpy().tobytes()
+    assert hashlib.sha256(bits).hexdigest().startswith("6d6da1f2e09bbd64")
+
+
+def test_threshold():
+    x = np.array([[0, 127, 128, 255]] * 4, dtype=np.uint8)
+    assert from_array(x, binarization="threshold").train.x[0].tolist() == [0, 0, 1, 1]
+
+
+def test_bits_stay_bits():
+    x = np.array([[0, 1, 1, 0]] * 5)
+    for binarization in BINARIZATIONS:
+        train = from_array(x, binarization=binarization).train
+        assert train.binarization == "none"
+        assert "stored as bits" in train.description
+        assert train.x[0].tolist() == [0, 1, 1, 0]
+
+
+def test_every_description_says_how_it_was_binarised():
+    for binarization in BINARIZATIONS:
+        assert f"binarization {binarization}" in load("digits", binarization=binarization).test.description
+
+
+def test_only_grey_values_can_be_binarised():
+    with pytest.raises(DataError, match=r"from -1 to 7: divide"):
+        from_array(np.array([[-1.0, 7.0]] * 5), binarization="dynamic")
+
+
+# ------------------------------------------------------------------------------------- your own data
+
+
+def test_an_array_is_split_and_shuffled_the_same_way_every_time():
+    x = torch.arange(200.0).reshape(100, 2)
+    y = torch.arange(100)
+    dataset = from_array(x, y, name="mine")
+    assert [len(split) for split in (dataset.train, dataset.valid, dataset.test)] == [80, 10, 10]
+    everything = torch.cat([dataset.train.x, dataset.valid.x, dataset.test.x])
+    assert torch.equal(everything.sort(0).values, x)
+    assert not torch.equal(everything, x)
+    assert torch.equal(dataset.test.x[:, 0], 2.0 * dataset.test.labels)
+    assert torch.equal(from_array(x).test.x, dataset.test.x)
+    assert from_array(x).checksum == dataset.checksum
+    assert from_array(x + 1).checksum != dataset.checksum
+
+
+def test_shape_and_levels():
+    images = np.random.default_rng(0).integers(0, 256, (10, 4, 5, 3), dtype=np.uint8)
+    dataset = from_array(images)
+    assert dataset.shape == (4, 5, 3)
+    assert dataset.data_dim == 60
+    assert dataset.train.levels == 255
+    real = from_array(np.linspace(-3, 9, 40).reshape(10, 4))
+    assert real.train.levels == 1
+    assert real.train.x.max() <= 9
+
+
+def test_npy_and_npz(tmp_path):
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "labelled.npz", x=x, y=np.arange(20))
+    np.savez(tmp_path / "split.npz", train=x[:12], test=x[12:], train_labels=np.arange(12))
+    assert load(tmp_path / "x.npy", binarization="none").checksum == from_array(x).checksum
+    labelled = load(tmp_path / "labelled.npz", binarization="none")
+    assert torch.equal(labelled.test.x, torch.tensor(x[labelled.test.labels.numpy()], dtype=torch.float32))
+    split = load(tmp_path / "split.npz", binarization="none")
+    torch.testing.assert_close(split.test.x, torch.tensor(x[12:], dtype=torch.float32))
+    assert split.valid is None
+    assert split.train.labels.tolist() == list(range(12))
+    assert split.test.labels is None
+
+
+def save_images(folder, count, mode="L", size=(5, 4)):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{i:03}.png")
+
+
+def test_a_folder_of_images(tmp_path):
+    save_images(tmp_path / "flat", 10)
+    dataset = load(tmp_path / "flat", binarization="none")
+    assert dataset.shape == (4, 5)
+    assert dataset.train.labels is None
+    save_images(tmp_path / "classes" / "a", 6)
+    save_images(tmp_path / "classes" / "b", 6, mode="RGB")
+    dataset = load(tmp_path / "classes", binarization="none")
+    assert dataset.shape == (4, 5, 3)
+    assert sorted(dataset.train.labels.unique().tolist()) == [0, 1]
+    save_images(tmp_path / "split" / "train", 7)
+    save_images(tmp_path / "split" / "test", 3)
+    dataset = load(tmp_path / "split", binarization="dynamic")
+    assert (len(dataset.train), dataset.valid, len(dataset.test)) == (7, None, 3)
+
+
+def test_images_of_two_sizes_are_named(tmp_path):
+    save_images(tmp_path, 3)
+    save_images(tmp_path / "z", 1, size=(9, 9))
+    with pytest.raises(DataError, match=r"z/000.png is \(9, 9\)"):
+        load(tmp_path, binarization="none")
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((0, 3)), "none of them empty"),
+        (np.zeros((5, 0)), "none of them empty"),
+        (np.zeros(5), "at least two axes"),
+        (np.zeros((2, 3)), "2 data: too few"),
+        (np.array([["a", "b"]] * 5), "not numbers"),
+        (np.array([[1j, 0]] * 5), "not numbers"),
+        ([[1, 2], [3]], "differ in length"),
+        (np.array([[0.0, 1.0], [2.0, np.nan], [3.0, 4.0]]), r"\[1, 1\] is nan"),
+        (np.array([[0.0, 1.0], [2.0, 5.0], [-np.inf, 4.0]]), r"\[2, 0\] is -inf"),
+        (np.array([[1e300, 1.0]] * 4), r"\[0, 0\] is inf as a 32-bit float"),
+    ],
+)
+def test_useless_arrays_are_refused(x, message):
+    with pytest.raises(DataError, match=message):
+        from_array(x)
+
+
+def test_labels_must_fit():
+    with pytest.raises(DataError, match="10 data but 9 labels"):
+        from_array(np.ones((10, 2)) * 0.5, np.arange(9))
+    with pytest.raises(DataError, match="whole numbers"):
+        from_array(np.ones((10, 2)) * 0.5, np.linspace(0, 1, 10))
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(DataError, match="Did you mean 'fashion_mnist'"):
+        load("fashon_mnist", binarization="none")
+    with pytest.raises(DataError, match="Did you mean 'dynamic'"):
+        load("digits", binarization="dinamic")
+    with pytest.raises(DataError, match="no file or folder"):
+        load("nowhere/x.npy", binarization="none")
+
+
+@relaxed
+@given(content=st.binary(max_size=300), suffix=st.sampled_from([".npy", ".npz", ".txt", ""]))
+def test_rubbish_files_give_one_message(tmp_path, content, suffix):
+    path = tmp_path / f"rubbish{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="rubbish"):
+        load(path, binarization="none")
+
+
+@relaxed
+@given(data=st.data())
+def test_damaged_files_give_data_or_one_message(tmp_path, data):
+    """Any byte of a good file may be wrong, or the end missing."""
+    kind = data.draw(st.sampled_from([".npy", ".npz", "images"]))
+    buffer = io.BytesIO()
+    x = np.arange(24, dtype=np.uint8).reshape(6, 4)
+    if kind == ".npy":
+        np.save(buffer, x)
+    elif kind == ".npz":
+        np.savez(buffer, x=x)
+    else:
+        Image.fromarray(x).save(buffer, "png")
+    content = bytearray(buffer.getvalue())
+    position = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[position] = data.draw(st.integers(0, 255))
+    else:
+        content = content[:position]
+    folder = tmp_path / "damaged"
+    folder.mkdir(exist_ok=True)
+    path = folder / ("x.png" if kind == "images" else f"x{kind}")
+    path.write_bytes(bytes(content))
+    try:
+        dataset = load(folder if kind == "images" else path, binarization="none")
+    except DataError as error:
+        assert "damaged" in str(error)
+    else:
+        assert dataset.train.x.isfinite().all()
+    finally:
+        path.unlink()
+
+
+@relaxed
+@given(
+    x=hnp.arrays(
+        dtype=st.one_of(
+            hnp.floating_dtypes(), hnp.integer_dtypes(), hnp.boolean_dtypes(), hnp.complex_number_dtypes()
+        ),
+        shape=hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
+    ),
+    binarization=st.sampled_from(BINARIZATIONS),
+)
+def test_any_array_gives_data_or_one_message(x, binarization):
+    try:
+        dataset = from_array(x, binarization=binarization)
+    except DataError:
+        return
+    sizes = [len(split) for split in (dataset.train, dataset.valid, dataset.test)]
+    assert sum(sizes) == len(x)
+    assert dataset.train.x.isfinite().all()
+    if binarization != "none":
+        assert ((dataset.train.x == 0) | (dataset.train.x == 1)).all()
+
+
+def test_zip_of_pickles_is_not_executed(tmp_path):
+    np.savez(tmp_path / "evil.npz", x=np.array([{"a": 1}], dtype=object))
+    assert zipfile.is_zipfile(tmp_path / "evil.npz")
+    with pytest.raises(DataError, match="without pickled objects"):
+        load(tmp_path / "evil.npz", binarization="none")
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+
+def test_an_epoch_has_every_datum_once_in_a_new_order():
+    split = from_array(np.arange(2, 1002.0).reshape(500, 2)).train
+    epochs = batches(split, 64, seed=3)
+    assert len(epochs) == 7
+    first = [x for (x,) in epochs]
+    assert [len(x) for x in first] == [64] * 6 + [16]
+    second = torch.cat([x for (x,) in epochs])
+    assert not torch.equal(torch.cat(first), second)
+    assert torch.equal(torch.cat(first).sort(0).values, second.sort(0).values)
+    assert torch.equal(second.sort(0).values, split.x.sort(0).values)
+
+
+def test_batches_go_on_from_their_state():
+    split = load("digits", binarization="dynamic").train
+    epochs = batches(split, 100, seed=1)
+    list(epochs)
+    state = epochs.state_dict()
+    expected = torch.cat([x for (x,) in epochs])
+    resumed = batches(split, 100, seed=7)
+    resumed.load_state_dict(state)
+    assert torch.equal(torch.cat([x for (x,) in resumed]), expected)
+    assert not torch.equal(torch.cat([x for (x,) in batches(split, 100, seed=7)]), expected)
+
+
+def test_batch_size_must_be_positive():
+    with pytest.raises(ValueError, match="batch_size"):
+        batches(load("digits", binarization="none").train, 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_are_drawn_on_the_device():
+    split = load("digits", binarization="dynamic").train.to("cuda")
+    (x,) = next(iter(batches(split)))
+    assert x.is_cuda
+    assert split.stored.dtype == torch.uint8
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_explained(small_mnist):
+    folder = small_mnist / "readonly"
+    folder.mkdir(mode=0o500)
+    with pytest.raises(DataError, match="one that can be written"):
+        load("mnist", binarization="none", data_dir=folder)

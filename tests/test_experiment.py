@@ -1,0 +1,228 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_vae import fit, training
+from pyro_vae.data import BINARIZATIONS, SOURCES
+from pyro_vae.distributions import MixtureOfNormals, SupportError
+from pyro_vae.errors import UserError
+from pyro_vae.experiment import BINARIZATIONS as DESCRIBED_BINARIZATIONS
+from pyro_vae.experiment import (
+    DATA,
+    FAMILIES,
+    INITS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    PRIORS,
+    SCHEDULES,
+    Config,
+    ConfigError,
+    build_pair,
+    build_training,
+    check_data,
+    load_data,
+)
+from pyro_vae.experiment import device as choose_device
+from pyro_vae.runs import check_continuation, free_folder, load_config, load_run, start_run
+
+SMALL = Config(latent_dim=2, hidden=(8,), epochs=1, test_samples=10, components=3)
+
+
+def test_help_and_code_know_the_same_names():
+    assert set(DATA) - {"PATH"} == {"digits", *SOURCES}
+    assert set(DESCRIBED_BINARIZATIONS) == set(BINARIZATIONS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"prior": name} for name in PRIORS),
+        *({"family": name} for name in FAMILIES),
+        *({"init": name} for name in INITS),
+        *({"objective": name} for name in OBJECTIVES),
+        *({"optimizer": name} for name in OPTIMIZERS),
+        *({"schedule": name} for name in SCHEDULES),
+        *({"binarization": name} for name in BINARIZATIONS if name != "none"),
+        {"num_particles": 3},
+        {"num_particles": 3, "prior": "mixture_of_normals"},
+        {"weight_prior": True, "kl_warmup": 1},
+        {"bias_from_data": True},
+        {"patience": 1},
+        {"hidden": ()},
+    ],
+    ids=str,
+)
+def test_every_setting_trains(change, tmp_path):
+    config = dataclasses.replace(SMALL, **change)
+    dataset = load_data(config)
+    model, guide = build_pair(config, dataset.train)
+    check_data(model, config, dataset)
+    svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
+    few = [(dataset.train.minibatch(torch.arange(100)),)] * 2
+    (row,) = fit(svi, few, 1, callbacks, progress=False)
+    assert {"train/elbo", "valid/elbo"} <= set(row)
+    assert not torch.equal(
+        guide.state_dict()["posterior.net.layers.0.weight"],
+        build_pair(config, dataset.train)[1].state_dict()["posterior.net.layers.0.weight"],
+    )
+
+
+def test_names_choose_what_they_say():
+    dataset = load_data(SMALL)
+    model, _ = build_pair(dataclasses.replace(SMALL, prior="mixture_of_normals"), dataset.train)
+    assert isinstance(model.prior, MixtureOfNormals)
+    assert model.prior.logits.shape == (3,)
+    model, _ = build_pair(dataclasses.replace(SMALL, family="sigmoid_normal"), dataset.train)
+    assert model.likelihood.family.squash_loc
+    model, _ = build_pair(dataclasses.replace(SMALL, family="fixed_scale_normal", scale=0.25), dataset.train)
+    assert model.likelihood.family.scale == 0.25
+    model, _ = build_pair(dataclasses.replace(SMALL, bias_from_data=True), dataset.train)
+    start = model.likelihood.net.layers[-1].bias.sigmoid()
+    torch.testing.assert_close(
+        start.detach(), dataset.train.x.mean(0).clamp(1e-3, 1 - 1e-3), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_default_binarization_follows_the_family():
+    assert load_data(SMALL).train.binarization == "dynamic"
+    grey = dataclasses.replace(SMALL, family="continuous_bernoulli")
+    assert load_data(grey).train.binarization == "none"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prior": "standard_norml"}, "Did you mean 'standard_normal'"),
+        ({"family": "bernouli"}, "Did you mean 'bernoulli'"),
+        ({"optimizer": "adamm"}, "Did you mean 'adam'"),
+        ({"binarization": "dynamik"}, "Did you mean 'dynamic'"),
+        ({"latent_dim": 0}, "latent_dim must be at least 1"),
+        ({"hidden": (5, 0)}, "hidden layers"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"kl_warmup": 9}, "does not end"),
+        ({"family": "diag_normal", "binarization": "fixed"}, "makes bits"),
+    ],
+)
+def test_nonsense_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_configurations_survive_json():
+    config = dataclasses.replace(SMALL, data_dir=Path("/tmp/x"), binarization="fixed", learning_rate=1.0)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ConfigError, match="Did you mean 'latent_dim'"):
+        Config.from_dict({"latent_dims": 3})
+    with pytest.raises(ConfigError, match="latent_dim cannot be '3'"):
+        Config.from_dict({"latent_dim": "3"})
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+fields = st.sampled_from([field.name for field in dataclasses.fields(Config)])
+
+
+@settings(deadline=None)
+@given(json_values | st.dictionaries(fields | st.text(max_size=8), json_values, max_size=4))
+def test_rubbish_gives_a_configuration_or_one_message(values):
+    try:
+        config = Config.from_dict(values)
+    except ConfigError:
+        return
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_rubbish_in_a_run_folder_gives_one_message(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError):
+        load_config(folder)
+
+
+def trained(folder, config=SMALL):
+    dataset = load_data(config)
+    model, guide = build_pair(config, dataset.train)
+    start_run(folder, config, dataset)
+    svi, callbacks = build_training(config, model, guide, dataset, folder)
+    batch = (dataset.train.minibatch(torch.arange(100)),)
+    fit(svi, [batch], 1, [*callbacks, training.Checkpoint(folder)], progress=False)
+    return model, guide, dataset
+
+
+def test_a_run_is_loaded_as_it_was(tmp_path):
+    model, guide, dataset = trained(tmp_path)
+    run = load_run(tmp_path)
+    for module, loaded in (model, run.model), (guide, run.guide):
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, loaded.state_dict()[key])
+    assert run.dataset.checksum == dataset.checksum
+    assert run.epoch == 1
+
+
+def test_a_run_folder_is_not_used_twice(tmp_path):
+    _, _, dataset = trained(tmp_path)
+    with pytest.raises(ConfigError, match=r"very configuration.*--resume"):
+        start_run(tmp_path, SMALL, dataset)
+    other = dataclasses.replace(SMALL, latent_dim=3)
+    with pytest.raises(ConfigError, match="latent_dim was 2 and now is 3"):
+        start_run(tmp_path, other, dataset)
+
+
+def test_a_run_keeps_its_configuration_and_data(tmp_path):
+    _, _, dataset = trained(tmp_path)
+    check_continuation(tmp_path, dataclasses.replace(SMALL, epochs=9, device="cpu"), dataset)
+    with pytest.raises(ConfigError, match="seed was 0 and now is 1"):
+        check_continuation(tmp_path, dataclasses.replace(SMALL, seed=1), dataset)
+    with pytest.raises(ConfigError, match="checksum differs"):
+        check_continuation(tmp_path, SMALL, dataclasses.replace(dataset, checksum="0"))
+    cosine = dataclasses.replace(SMALL, schedule="cosine")
+    trained(tmp_path / "cosine", cosine)
+    with pytest.raises(ConfigError, match="epochs was 1 and now is 9"):
+        check_continuation(tmp_path / "cosine", dataclasses.replace(cosine, epochs=9), dataset)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="is not a run folder"):
+        load_run(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot make the folder"):
+        start_run(tmp_path / "file" / "run", SMALL, load_data(SMALL))
+
+
+def test_free_folder_takes_the_first_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert free_folder(SMALL) == Path("runs/digits")
+    Path("runs/digits").mkdir(parents=True)
+    Path("runs/digits-2").mkdir()
+    assert free_folder(SMALL) == Path("runs/digits-3")
+    assert free_folder(dataclasses.replace(SMALL, data="/some/where/cells.npz")) == Path("runs/cells")
+
+
+def test_a_device_that_is_not_there_is_explained():
+    with pytest.raises(ConfigError, match="try --device auto"):
+        choose_device(dataclasses.replace(SMALL, device="cuda:99"))
+    with pytest.raises(ConfigError, match="try --device auto"):
+        choose_device(dataclasses.replace(SMALL, device="gpu"))
+
+
+def test_data_that_the_family_does_not_cover_are_found_before_training():
+    config = dataclasses.replace(SMALL, binarization="none")
+    dataset = load_data(config)
+    model, _ = build_pair(config, dataset.train)
+    with pytest.raises(SupportError, match=r"digits train.*Binarise"):
+        check_data(model, config, dataset)

@@ -1,0 +1,243 @@
+"""The scripts as command lines, on small real data: what they leave, and what they survive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+SMALL = ["--hidden", "16", "--latent-dim", "2", "--test-samples", "40", "--batch-size", "200"]
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *map(str, arguments)]
+
+
+def run(script, *arguments, cwd, check=True):
+    done = subprocess.run(command(script, *arguments), cwd=cwd, capture_output=True, text=True, timeout=300)
+    if check:
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr, done.stderr
+    return done
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_seconds(folder):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(folder)]
+
+
+def parameters(folder, name="checkpoint.pt"):
+    return torch.load(folder / name, weights_only=True)["algorithm"]
+
+
+def same(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of four epochs, and what was printed."""
+    cwd = tmp_path_factory.mktemp("finished")
+    done = run("train", *SMALL, "--epochs", 4, cwd=cwd)
+    return cwd / "runs" / "digits", done
+
+
+def test_train_leaves_a_run(finished):
+    folder, done = finished
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoint.pt",
+        "best.pt",
+        "log_marginal.json",
+        "figures",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert config["config"]["hidden"] == [16]
+    assert config["data"]["binarization"] == "dynamic"
+    *epochs, test = rows(folder)
+    assert [row["epoch"] for row in epochs] == [1, 2, 3, 4]
+    assert {"epoch", "samples", "train/elbo", "valid/elbo", "seconds"} <= set(epochs[0])
+    assert not any("test/elbo" in row for row in epochs)
+    assert test["test/elbo"] < test["test/log_marginal"] < 0
+    assert "binarization dynamic" in test["test/data"]
+    assert {path.stem for path in (folder / "figures").iterdir()} == {
+        "learning_curves",
+        "reconstructions",
+        "samples",
+        "manifold",
+        "codes",
+        "log_marginal",
+        "khat",
+    }
+    for words in (
+        "test ELBO = ",
+        "log p(x) = ",
+        "(Monte Carlo)",
+        "k-hat",
+        "binarization dynamic",
+        "figures in",
+    ):
+        assert words in done.stdout
+    assert "training: 100%" in done.stderr
+
+
+def test_estimate_says_how_good_a_run_is(finished):
+    folder, _ = finished
+    done = run("estimate", folder, "--num-samples", 100, "--limit", 50, "--split", "valid", cwd=folder)
+    assert "digits valid, 200 data, binarization dynamic (one draw, seed 1), the first 50" in done.stdout
+    record = json.loads((folder / "log_marginal.json").read_text())
+    assert len(record["values"]) == len(record["std_error"]) == len(record["khat"]) == 50
+    assert record["settings"]["num_samples"] == 100
+
+
+def test_plot_draws_a_run_again(finished):
+    folder, _ = finished
+    for path in (folder / "figures").iterdir():
+        path.unlink()
+    done = run("plot", folder, cwd=folder)
+    drawn = sorted(str(path) for path in (folder / "figures").iterdir())
+    assert done.stdout.split() == drawn
+    assert len(drawn) == 7
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    """kill -9, again and again, at whatever moment it strikes."""
+    settings = [*SMALL, "--epochs", 60, "--kl-warmup", 5, "--weight-prior", "--patience", 50]
+    run("train", *settings, "--out", "whole", cwd=tmp_path)
+    killed = 0
+    arguments = [*settings, "--out", "parts"]
+    for wanted in (3, 17, 31, 44):
+        process = subprocess.Popen(
+            command("train", *arguments), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        metrics = tmp_path / "parts" / "metrics.jsonl"
+        while process.poll() is None:
+            if metrics.exists() and metrics.read_text().count("\n") >= wanted:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+                break
+            time.sleep(0.001)
+        process.wait()
+        arguments = ["--resume", "parts"]
+    assert killed == 4
+    run("train", "--resume", "parts", cwd=tmp_path)
+    assert without_seconds(tmp_path / "parts") == without_seconds(tmp_path / "whole")
+    for name in ("checkpoint.pt", "best.pt"):
+        assert same(parameters(tmp_path / "whole", name), parameters(tmp_path / "parts", name))
+    values = [json.loads((tmp_path / run_ / "log_marginal.json").read_text()) for run_ in ("whole", "parts")]
+    assert values[0]["values"] == values[1]["values"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, stop):
+    process = subprocess.Popen(
+        command("train", *SMALL, "--epochs", 100_000, "--out", "here"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "here" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(stop)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume here" in error
+    assert "Traceback" not in error
+    assert torch.load(tmp_path / "here" / "checkpoint.pt", weights_only=True)["epoch"] >= 1
+
+
+def test_a_finished_run_can_be_extended(tmp_path):
+    run("train", *SMALL, "--epochs", 2, "--out", "short", cwd=tmp_path)
+    run("train", "--resume", "short", "--epochs", 4, cwd=tmp_path)
+    run("train", *SMALL, "--epochs", 4, "--out", "long", cwd=tmp_path)
+    assert without_seconds(tmp_path / "short") == without_seconds(tmp_path / "long")
+
+
+@pytest.mark.parametrize("script", ["train", "estimate", "plot"])
+def test_help_explains_without_importing_torch(script, tmp_path):
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{script}.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'scripts' / f'{script}.py')!r}, run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+    for words in {
+        "train": ["--latent-dim", "--binarization", "sigmoid_normal", "--resume", "estimator B"],
+        "estimate": ["--num-samples", "--limit", "--split"],
+        "plot": ["PNG"],
+    }[script]:
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train", ["--data", "mnits"], "Did you mean 'mnist'"),
+        ("train", ["--prior", "standard"], "Did you mean 'standard_normal'"),
+        ("train", ["--data", "grey.npy"], "grey.npy"),
+        ("train", ["--data", "negative.npy"], "grey values in [0, 1]"),
+        ("train", ["--binarization", "none"], "Bernoulli"),
+        ("train", ["--device", "cuda:77"], "--device auto"),
+        ("train", ["--resume", "nowhere"], "nowhere is not a run folder"),
+        ("estimate", ["nowhere"], "nowhere is not a run folder"),
+        ("plot", ["nowhere"], "nowhere is not a run folder"),
+    ],
+)
+def test_mistakes_get_one_clear_message(tmp_path, script, arguments, message):
+    np.save(tmp_path / "negative.npy", np.linspace(-1, 1, 40).reshape(10, 4))
+    (tmp_path / "grey.npy").write_bytes(b"rubbish")
+    done = run(script, *arguments, cwd=tmp_path, check=False)
+    assert done.returncode != 0
+    assert " ".join(message.split()) in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_is_not_overwritten(finished):
+    folder, _ = finished
+    before = (folder / "checkpoint.pt").read_bytes()
+    done = run("train", "--latent-dim", "3", "--out", folder, cwd=folder, check=False)
+    assert done.returncode == 1
+    assert "latent_dim was 2 and now is 3" in done.stderr
+    done = run("train", "--resume", folder, "--seed", "5", cwd=folder, check=False)
+    assert "seed was 0 and now is 5" in done.stderr
+    assert (folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_loss_that_becomes_nan_stops_with_the_last_good_checkpoint(tmp_path):
+    done = run(
+        *("train", *SMALL, "--optimizer", "sgd", "--learning-rate", "1e30", "--epochs", "3", "--out", "r"),
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "step" in done.stderr
+    assert "site" in done.stderr
+    assert "Traceback" not in done.stderr
+    state = parameters(tmp_path / "r")
+    assert all(value.isfinite().all() for value in [*state["model"].values(), *state["guide"].values()])
+
+
+def test_tensorboard_writes_events(tmp_path):
+    run("train", *SMALL, "--epochs", 1, "--tensorboard", "--out", "r", cwd=tmp_path)
+    assert any("tfevents" in name for name in os.listdir(tmp_path / "r" / "tensorboard"))

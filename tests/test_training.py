@@ -1,0 +1,349 @@
+import errno
+import json
+import math
+import os
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+from pyro_vae import (
+    MAP,
+    SVI,
+    BetaELBO,
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    Evaluate,
+    KLWarmup,
+    LearningRate,
+    NonFiniteError,
+    TensorBoard,
+    batches,
+    elbo,
+    fit,
+    load,
+    vae,
+)
+from pyro_vae.training import (
+    CheckpointError,
+    checkpoints,
+    load_checkpoint,
+    read_metrics,
+    write_atomically,
+)
+
+DIGITS = load("digits", binarization="dynamic")
+
+
+def make(objective=None, lr=1e-2, seed=0):
+    pyro.set_rng_seed(seed)
+    model, guide = vae(64, 2, hidden=(16,))
+    optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=lr)
+    return SVI(model, guide, optimizer, objective)
+
+
+def train(algorithm, num_epochs, callbacks=(), seed=0):
+    return fit(algorithm, batches(DIGITS.train, 200, seed=seed), num_epochs, callbacks, progress=False)
+
+
+def parameters(algorithm):
+    return torch.cat(
+        [p.detach().flatten() for m in (algorithm.model, algorithm.guide) for p in m.parameters()]
+    )
+
+
+class Kill(Callback):
+    """Stops the process in the middle of an epoch, as far as the loop can tell."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def epoch_start(self, training):
+        if training.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_rows():
+    algorithm = make()
+    history = train(algorithm, 3)
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert [row["samples"] for row in history] == [1297, 2594, 3891]
+    assert history[0]["train/elbo"] < history[-1]["train/elbo"] < 0
+    assert 0 < history[0]["seconds"] < history[-1]["seconds"]
+
+
+def test_the_mean_over_an_epoch_weights_batches_by_their_size():
+    class Constant:
+        model = guide = nn.Module()
+        state_dict = load_state_dict = dict
+
+        def step(self, x):
+            return {"elbo": x.mean()}
+
+    x = torch.arange(10.0).unsqueeze(1)
+    (row,) = fit(Constant(), [(part,) for part in x.split(4)], 1, progress=False)
+    assert row["train/elbo"] == pytest.approx(4.5)
+
+
+def test_any_iterable_of_batches_will_do():
+    x = DIGITS.train.x[:50]
+    assert len(fit(make(), [(x,)], 2, progress=False)) == 2
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=20)
+    assert fit(make(), loader, 1, progress=False)[0]["samples"] == 50
+    with pytest.raises(ValueError, match="one epoch only"):
+        fit(make(), iter([(x,)]), 2, progress=False)
+
+
+def test_evaluation_is_the_bound_and_does_not_disturb_training():
+    plain = make()
+    train(plain, 2)
+    watched = make()
+    valid = DIGITS.valid.x
+    history = train(watched, 2, [Evaluate(valid, num_samples=50)])
+    assert torch.equal(parameters(plain), parameters(watched))
+    bound = elbo(watched.model, watched.guide, valid, num_samples=50).elbo.mean().item()
+    assert history[-1]["valid/elbo"] == pytest.approx(bound, abs=0.05)
+
+
+def test_early_stopping_waits_for_patience():
+    class Scripted(Callback):
+        values = iter([1.0, 3.0, 2.0, 2.5, 9.0])
+
+        def epoch_end(self, training):
+            training.row["valid/elbo"] = next(self.values)
+
+    history = train(make(), 5, [Scripted(), EarlyStopping(patience=2)])
+    assert len(history) == 4
+    with pytest.raises(ValueError, match="add an Evaluate callback"):
+        train(make(), 1, [EarlyStopping(patience=2)])
+
+
+def test_learning_rate_schedule():
+    algorithm = make(lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(algorithm.optimizer, step_size=2, gamma=0.1)
+    history = train(algorithm, 4, [LearningRate(scheduler)])
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
+def test_kl_warmup_rises_to_one_and_holds():
+    objective = BetaELBO()
+    history = train(make(objective), 5, [KLWarmup(objective, 4)])
+    assert [row["beta"] for row in history] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    with pytest.raises(ValueError, match="at least one epoch"):
+        KLWarmup(objective, 0)
+
+
+def test_tensorboard_gets_every_row(tmp_path):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tensorboard's own imports
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        history = train(make(), 2, [TensorBoard(tmp_path)])
+        events = EventAccumulator(str(tmp_path))
+        events.Reload()
+    scalars = events.Scalars("train/elbo")
+    assert [event.step for event in scalars] == [1297, 2594]
+    assert [event.value for event in scalars] == pytest.approx([row["train/elbo"] for row in history])
+
+
+# --------------------------------------------------------------------------------------- resuming
+
+
+def everything(folder, patience=50):
+    """An algorithm and callbacks that use all state there is."""
+    objective = BetaELBO()
+    algorithm = make(MAP(len(DIGITS.train), objective))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(algorithm.optimizer, 6)
+    callbacks = [
+        KLWarmup(objective, 3),
+        LearningRate(scheduler),
+        Evaluate(DIGITS.valid.x),
+        EarlyStopping(patience),
+    ]
+    return algorithm, callbacks, Checkpoint(folder, resume=True)
+
+
+@pytest.mark.parametrize("interrupted_at", [0, 1, 4])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, interrupted_at):
+    whole, callbacks, checkpoint = everything(tmp_path / "whole")
+    expected = train(whole, 6, [*callbacks, checkpoint])
+
+    first, callbacks, checkpoint = everything(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        train(first, 6, [*callbacks, checkpoint, Kill(interrupted_at)])
+    # What was written after the last checkpoint is not to count, not even half a line.
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"epoch": 99, "samples": 1, "seconds": 1}\n{"epoch": 100, "sam')
+    torch.manual_seed(12345)
+    second, callbacks, checkpoint = everything(tmp_path / "parts")
+    history = train(second, 6, [*callbacks, checkpoint], seed=99)
+
+    assert torch.equal(parameters(whole), parameters(second))
+    for name in ("checkpoint.pt", "best.pt"):
+        one, other = (load_checkpoint(tmp_path / part / name) for part in ("whole", "parts"))
+        assert one["epoch"] == other["epoch"]
+        assert torch.equal(one["random"], other["random"])
+        for key, value in one["algorithm"]["model"].items():
+            assert torch.equal(value, other["algorithm"]["model"][key])
+    written = read_metrics(tmp_path / "parts")
+    assert [row["epoch"] for row in written] == [1, 2, 3, 4, 5, 6]
+    for rows in (history, written):
+        for row, expected_row in zip(rows, expected, strict=True):
+            assert {k: v for k, v in row.items() if k != "seconds"} == {
+                k: v for k, v in expected_row.items() if k != "seconds"
+            }
+
+
+def test_best_is_the_epoch_with_the_best_metric(tmp_path):
+    class Scripted(Callback):
+        values = iter([1.0, 3.0, 2.0])
+
+        def epoch_end(self, training):
+            training.row["valid/elbo"] = next(self.values)
+
+    train(make(), 3, [Scripted(), Checkpoint(tmp_path)])
+    assert load_checkpoint(tmp_path / "best.pt")["epoch"] == 2
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 3
+
+
+def test_there_is_no_best_without_the_metric(tmp_path):
+    train(make(), 1, [Checkpoint(tmp_path)])
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path):
+    train(make(), 1, [Checkpoint(tmp_path)])
+    with pytest.raises(CheckpointError, match="holds a checkpoint already"):
+        train(make(), 1, [Checkpoint(tmp_path)])
+
+
+def test_checkpoints_hold_no_pickled_classes(tmp_path):
+    algorithm, callbacks, checkpoint = everything(tmp_path)
+    train(algorithm, 2, [*callbacks, checkpoint])
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+
+    def check(value):
+        if isinstance(value, dict):
+            for item in value.values():
+                check(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                check(item)
+        else:
+            assert value is None or type(value) in (int, float, str, bool, torch.Tensor), type(value)
+
+    check(state)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(make(), 1, [Checkpoint(tmp_path)])
+    model, guide = vae(64, 3, hidden=(16,))
+    other = SVI(model, guide, torch.optim.Adam([*model.parameters(), *guide.parameters()]))
+    with pytest.raises(CheckpointError, match=r"(?s)does not fit.*layers.0.weight"):
+        train(other, 2, [Checkpoint(tmp_path, resume=True)])
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", None])
+def test_damaged_checkpoints_are_named(tmp_path, content):
+    train(make(), 1, [Checkpoint(tmp_path)])
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt cannot be read"):
+        train(make(), 2, [Checkpoint(tmp_path, resume=True)])
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_a_damaged_line_of_metrics_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\nrubbish\n{"epoch": 3}\n')
+    with pytest.raises(CheckpointError, match="line 2"):
+        read_metrics(tmp_path)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    class FillDisk(Callback):
+        def epoch_start(self, training):
+            if training.epoch == 2:
+                monkeypatch.setattr(checkpoints.os, "fsync", self.full)
+
+        @staticmethod
+        def full(descriptor):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(CheckpointError, match=r"No space left on device.*kept.*resume"):
+        train(make(), 5, [FillDisk(), Checkpoint(tmp_path)])
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 2
+    assert not list(tmp_path.glob("*.partial"))
+    whole, resumed = make(), make()
+    expected = train(whole, 5)
+    history = train(resumed, 5, [Checkpoint(tmp_path, resume=True)])
+    assert torch.equal(parameters(whole), parameters(resumed))
+    assert [row["train/elbo"] for row in history] == [row["train/elbo"] for row in expected]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_really_full_device_is_explained(tmp_path, monkeypatch):
+    old = tmp_path / "x.bin"
+    write_atomically(b"old", old)
+    monkeypatch.setattr(Path, "with_name", lambda self, name: Path("/dev/full"))
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+    with pytest.raises(CheckpointError, match="No space left"):
+        write_atomically(b"new" * 10_000, old)
+    assert old.read_bytes() == b"old"
+
+
+# ---------------------------------------------------------------------------------- what is not finite
+
+
+def test_a_loss_that_becomes_nan_names_the_site_and_the_step(tmp_path):
+    algorithm = make()
+    steps = 0
+    plain_step = algorithm.step
+
+    def step(*batch):
+        nonlocal steps
+        steps += 1
+        if steps == 7 + 3:  # the third step of the second epoch
+            with torch.no_grad():
+                algorithm.guide.posterior.net.layers[0].weight[0, 0] = torch.nan
+        return plain_step(*batch)
+
+    algorithm.step = step
+    with (
+        pytest.warns(UserWarning, match="NaN"),
+        pytest.raises(NonFiniteError, match=r"elbo became nan at step 3 of epoch 2.*guide's site 'z'"),
+    ):
+        train(algorithm, 5, [Checkpoint(tmp_path)])
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["algorithm"]["guide"].values())
+
+
+def test_parameters_that_become_nan_in_the_last_step_are_not_kept(tmp_path):
+    algorithm = make()
+
+    class Break(Callback):
+        def epoch_start(self, training):
+            if training.epoch == 1:
+                for group in algorithm.optimizer.param_groups:
+                    group["lr"] = math.inf
+
+    x = DIGITS.train.x[:100]
+    with pytest.raises(NonFiniteError, match=r"parameter .* became nan or infinite in epoch 2"):
+        fit(algorithm, [(x,)], 5, [Break(), Checkpoint(tmp_path)], progress=False)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
+
+
+def test_rows_are_json(tmp_path):
+    train(make(), 2, [Evaluate(DIGITS.valid.x), Checkpoint(tmp_path)])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {"epoch", "samples", "train/elbo", "valid/elbo", "seconds"} <= set(rows[-1])
