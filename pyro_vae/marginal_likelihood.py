@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.distributions import BernoulliCrossEntropy, base_distribution
+from pyro_vae.files import write_atomically
 from pyro_vae.progress import progress_bar
 from pyro_vae.traces import Program, draw, log_weights, model_distributions
 
@@ -99,14 +100,14 @@ class LogMarginal:
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
-        """Write JSON."""
+        """Write JSON; raises ``WriteError`` and keeps what was there if it cannot."""
         record = {
             field.name: value.tolist() if isinstance(value, Tensor) else value
             for field in dataclasses.fields(self)
             for value in [getattr(self, field.name)]
         }
         record["summary"] = self.summary().splitlines()
-        Path(path).write_text(json.dumps(record))
+        write_atomically(json.dumps(record).encode(), Path(path))
 
     @classmethod
     def load(cls, path: Path) -> "LogMarginal":

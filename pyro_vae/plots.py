@@ -48,6 +48,8 @@ def image_grid(
 ) -> Figure:
     """Rows of images on one grey scale from 0 to 1, each row with its title.
 
+    Images that are mostly 0, such as digits, are drawn dark on white; others, such as faces, as they are.
+
     Args:
         rows: Data, flattened.
         shape: Of a datum: (height, width), or (height, width, 3) for colour.
@@ -61,7 +63,7 @@ def image_grid(
     )
     for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         images = row.detach().cpu().reshape(len(row), *shape).clamp(0, 1)
-        axes.imshow(torch.cat(list(images), dim=1).numpy(), cmap="gray_r", vmin=0, vmax=1, aspect="equal")
+        axes.imshow(torch.cat(list(images), dim=1).numpy(), cmap=_grey(rows[0]), vmin=0, vmax=1)
         axes.axis("off")
     for axes, title in zip(figure.axes, titles, strict=False):
         axes.set_title(title, loc="left", fontsize=8)
@@ -84,9 +86,13 @@ def manifold(decode: Decode, shape: tuple[int, ...], size: int = 20) -> Figure:
     figure = Figure(figsize=(8, 8 * shape[0] / shape[1]), layout="constrained")
     axes = figure.subplots()
     rows = [torch.cat(list(row), dim=1) for row in images]
-    axes.imshow(torch.cat(rows).numpy(), cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(torch.cat(rows).numpy(), cmap=_grey(images), vmin=0, vmax=1)
     axes.axis("off")
     return figure
+
+
+def _grey(images: Tensor) -> str:
+    return "gray_r" if images.mean() < 0.5 else "gray"
 
 
 def scatter(codes: Float[Tensor, "data 2"], labels: Int[Tensor, " data"] | None = None) -> Figure:

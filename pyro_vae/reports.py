@@ -1,6 +1,7 @@
 """What a run's folder says about it: numbers in words, and figures."""
 
 import dataclasses
+import io
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae import plots
 from pyro_vae.data import Split
+from pyro_vae.files import write_atomically
 from pyro_vae.latents import active_units, posterior_mean
 from pyro_vae.marginal_likelihood import Bound, LogMarginal, bits_per_dim, elbo, importance_sampling
 from pyro_vae.runs import Run
@@ -105,5 +107,7 @@ def save_figures(folder: Path, run: Run) -> Path:
     target = folder / "figures"
     target.mkdir(exist_ok=True)
     for name, figure in figures(folder, run).items():
-        figure.savefig(target / f"{name}.png", dpi=150)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        write_atomically(buffer.getvalue(), target / f"{name}.png")
     return target

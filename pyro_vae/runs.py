@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_vae import experiment
 from pyro_vae.experiment import Config, ConfigError
+from pyro_vae.files import write_atomically
 
 if TYPE_CHECKING:
     from pyro_vae.data import Dataset
@@ -40,8 +41,6 @@ def start_run(folder: Path, config: Config, dataset: "Dataset") -> None:
     Raises:
         ConfigError: If the folder holds a run already.
     """
-    from pyro_vae.training import write_atomically
-
     path = folder / "config.json"
     if path.exists():
         other = load_config(folder)
@@ -118,42 +117,49 @@ def _differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained pair with its data.
+    """A pair with its data.
 
     Attributes:
         config: How it was trained.
         dataset: On the device of the pair.
-        model: With the weights of the checkpoint.
+        model: On the same device.
         guide: The same.
-        epoch: After which these weights were kept.
+        epoch: After which their weights were kept; 0 for initial ones.
     """
 
     config: Config
     dataset: "Dataset"
     model: "VAEModel"
     guide: "VAEGuide"
-    epoch: int
+    epoch: int = 0
 
 
-def load_run(folder: Path, **place: Any) -> Run:
-    """The pair of a run: of the epoch with the best bound on validation data, else of the last one.
-
-    Args:
-        folder: The run folder.
-        **place: ``data_dir`` or ``device`` in place of the configured ones.
-
-    Raises:
-        UserError: If the folder holds no run, or what it holds does not fit.
-    """
+def load_weights(folder: Path, model: "VAEModel", guide: "VAEGuide") -> int:
+    """Load the weights of the epoch with the best bound on validation data, else of the last; returns it."""
     from pyro_vae.training import load_checkpoint, load_parameters
 
-    config = dataclasses.replace(load_config(folder), **{k: v for k, v in place.items() if v is not None})
-    dataset = experiment.load_data(config)
-    check_continuation(folder, config, dataset)
-    model, guide = experiment.build_pair(config, dataset.train)
     best = folder / "best.pt"
     path = best if best.exists() else folder / "checkpoint.pt"
     checkpoint = load_checkpoint(path)
     load_parameters(checkpoint, path, model, guide)
-    on = experiment.device(config)
-    return Run(config, dataset.to(on), model.to(on), guide.to(on), checkpoint["epoch"])
+    return checkpoint["epoch"]
+
+
+def load_run(folder: Path, **place: Any) -> Run:
+    """The trained pair of a run and its data.
+
+    Args:
+        folder: The run folder.
+        **place: ``data_dir`` or ``device`` in place of the configured ones, unless None.
+
+    Raises:
+        UserError: If the folder holds no run, or what it holds does not fit.
+    """
+    given = {name: value for name, value in place.items() if value is not None}
+    config = dataclasses.replace(load_config(folder), **given)
+    device = experiment.device(config)
+    dataset = experiment.load_data(config)
+    check_continuation(folder, config, dataset)
+    model, guide = experiment.build_pair(config, dataset.train)
+    epoch = load_weights(folder, model, guide)
+    return Run(config, dataset.to(device), model.to(device), guide.to(device), epoch)

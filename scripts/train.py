@@ -49,8 +49,6 @@ def main() -> None:
         raise experiment.ConfigError("--resume goes on in the folder of its run: leave out --out")
     folder = arguments.resume or arguments.out or runs.free_folder(config)
 
-    from pyro_vae import batches, fit, reports, training
-
     # Data and model
     device = experiment.device(config)
     dataset = experiment.load_data(config)
@@ -60,28 +58,33 @@ def main() -> None:
         runs.check_continuation(folder, config, dataset)
     else:
         runs.start_run(folder, config, dataset)
-    dataset, model, guide = dataset.to(device), model.to(device), guide.to(device)
+    run = runs.Run(config, dataset.to(device), model.to(device), guide.to(device))
     print(f"{dataset.train.description}; on {device}; run folder {folder}")
+    try:
+        train_and_test(run, folder, resume=bool(arguments.resume))
+    except KeyboardInterrupt:
+        again = f"python {sys.argv[0]} --resume {folder}"
+        print(f"\ninterrupted; go on from the last whole epoch by\n    {again}", file=sys.stderr)
+        sys.exit(command_line.INTERRUPTED)
+
+
+def train_and_test(run: runs.Run, folder: Path, *, resume: bool) -> None:
+    """Train, look at the test data once, and draw."""
+    from pyro_vae import batches, fit, reports, training
 
     # Training
-    svi, callbacks = experiment.build_training(config, model, guide, dataset, folder)
-    checkpoint = training.Checkpoint(folder, resume=bool(arguments.resume))
+    config, dataset = run.config, run.dataset
+    svi, callbacks = experiment.build_training(config, run.model, run.guide, dataset, folder)
+    checkpoint = training.Checkpoint(folder, resume=resume)
     minibatches = batches(dataset.train, config.batch_size, seed=config.seed)
-    try:
-        history = fit(svi, minibatches, config.epochs, [*callbacks, checkpoint])
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; go on from the last whole epoch by\n    python {sys.argv[0]} --resume {folder}",
-            file=sys.stderr,
-        )
-        sys.exit(command_line.INTERRUPTED)
-    run = runs.load_run(folder, device=config.device)
-    print(f"{history[-1]['epoch']} epochs in {history[-1]['seconds']:.0f} s; weights of epoch {run.epoch}")
+    history = fit(svi, minibatches, config.epochs, [*callbacks, checkpoint])
+    epoch = runs.load_weights(folder, run.model, run.guide)
+    print(f"{len(history)} epochs in {history[-1]['seconds']:.0f} s; weights of epoch {epoch}")
 
-    # Test: the only look at the test data
-    quality = reports.assess(run, run.dataset.test, config.test_samples)
+    # Test
+    quality = reports.assess(run, dataset.test, config.test_samples)
     row = {
-        "epoch": run.epoch,
+        "epoch": epoch,
         "samples": history[-1]["samples"],
         "test/elbo": quality.bound.elbo.mean().item(),
         "test/kl": quality.bound.kl.mean().item(),
@@ -90,7 +93,7 @@ def main() -> None:
         "test/data_error": quality.log_marginal.data_error,
         "test/active_units": quality.active,
         "test/num_samples": config.test_samples,
-        "test/data": run.dataset.test.description,
+        "test/data": dataset.test.description,
     }
     training.append_row(row, folder)
     quality.log_marginal.save(folder / "log_marginal.json")

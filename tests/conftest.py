@@ -1,5 +1,8 @@
+import os
 import warnings
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the scripts do, before torch is imported
 
 import pyro
 import pytest

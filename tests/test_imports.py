@@ -8,26 +8,26 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "pyro_vae"
-LIGHT = {"errors", "progress"}
 MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
+    "files": {"errors"},
     "nets": set(),
     "distributions": {"errors"},
     "models": {"nets", "distributions", "errors"},
     "traces": {"distributions"},
     "objectives": {"traces"},
     "algorithms": {"traces", "objectives"},
-    "marginal_likelihood": {"traces", "distributions", "progress"},
+    "marginal_likelihood": {"traces", "distributions", "files", "progress"},
     "latents": {"traces", "distributions"},
     "data": {"errors"},
-    "training": {"traces", "marginal_likelihood", "errors", "progress"},
+    "training": {"traces", "marginal_likelihood", "errors", "files", "progress"},
     "plots": {"marginal_likelihood"},
     "experiment": {
         *("errors", "data", "nets", "distributions", "models", "objectives", "algorithms", "training")
     },
-    "runs": {"experiment", "data", "models", "training"},
-    "reports": {"runs", "data", "latents", "marginal_likelihood", "plots", "training"},
+    "runs": {"experiment", "data", "files", "models", "training"},
+    "reports": {"runs", "data", "files", "latents", "marginal_likelihood", "plots", "training"},
     "command_line": {"errors"},
 }
 

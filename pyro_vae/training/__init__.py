@@ -22,7 +22,6 @@ from pyro_vae.training.checkpoints import (
     load_parameters,
     read_metrics,
     save_checkpoint,
-    write_atomically,
 )
 from pyro_vae.training.loop import Algorithm, Callback, NonFiniteError, Row, Training, fit
 
@@ -45,5 +44,4 @@ __all__ = [
     "load_parameters",
     "read_metrics",
     "save_checkpoint",
-    "write_atomically",
 ]

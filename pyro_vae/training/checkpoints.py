@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from pyro_vae.errors import UserError
+from pyro_vae.files import append_line, write_atomically
 from pyro_vae.training.loop import Callback, Row, Training
 
 
@@ -30,7 +30,8 @@ class Checkpoint(Callback):
 
     Raises:
         CheckpointError: In ``start``, if the folder holds a checkpoint and ``resume`` is not set, or one that
-            does not fit; later, if the disk is full. The last good checkpoint is kept.
+            does not fit.
+        WriteError: If the disk is full; the last good checkpoint is kept.
     """
 
     def __init__(self, folder: str | Path, *, resume: bool = False, monitor: str = "valid/elbo") -> None:
@@ -82,33 +83,6 @@ class Checkpoint(Callback):
     def load_state_dict(self, state: dict) -> None:
         """Restore it."""
         self.best = state["best"]
-
-
-def write_atomically(content: bytes, path: Path) -> None:
-    """Write a file so that it is either the old or the new one, whole, whatever happens.
-
-    Raises:
-        CheckpointError: If it cannot be written, as when the disk is full; the old file is kept.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        try:
-            with partial.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"cannot write {path} ({error.strerror}); what was there before is kept. Make room, or give a folder "
-        "that can be written, and resume"
-    )
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
@@ -168,11 +142,4 @@ def read_metrics(folder: Path) -> list[Row]:
 
 def append_row(row: Row, folder: Path) -> None:
     """Add a row to a run's ``metrics.jsonl``, on the disk when this returns."""
-    path = folder / "metrics.jsonl"
-    try:
-        with path.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+    append_line(json.dumps(row), folder / "metrics.jsonl")
