@@ -1,0 +1,238 @@
+"""Data sets, their splits, and the minibatches drawn from them."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from pyro_vae.data.arrays import Arrays, DataError, as_array, as_labels, shuffled
+from pyro_vae.errors import unknown
+
+BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set.
+
+    Attributes:
+        stored: Data as they were stored: bytes, bits or floats.
+        labels: Class of every datum, if the data set has any.
+        levels: x is ``stored / levels``: 255 for bytes.
+        binarization: One of ``BINARIZATIONS``; under "fixed" and "threshold" ``stored`` holds the bits.
+        seed: Of the draw that ``x`` shows of dynamically binarised data.
+        description: Which data these are and how they were binarised, for reports.
+    """
+
+    stored: Shaped[Tensor, "split data"]
+    labels: Int[Tensor, " split"] | None
+    levels: float
+    binarization: str
+    seed: int
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def x(self) -> Float[Tensor, "split data"]:
+        """All data, converted and binarised; the same at every call, on every machine."""
+        if self.binarization != "dynamic":
+            return self._convert(self.stored)
+        bits = _draw_bits(self.stored.cpu().numpy(), self.levels, self.seed)
+        return torch.from_numpy(bits).to(self.stored.device, torch.float32)
+
+    def minibatch(
+        self, index: Int[Tensor, " batch"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch data"]:
+        """The data at ``index``, converted and binarised; dynamically binarised ones are drawn anew."""
+        x = self._convert(self.stored[index])
+        return torch.bernoulli(x, generator=generator) if self.binarization == "dynamic" else x
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same data on another device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return dataclasses.replace(self, stored=self.stored.to(device), labels=labels)
+
+    def _convert(self, stored: Tensor) -> Tensor:
+        return stored.to(torch.float32) / self.levels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Fixed splits of one data set.
+
+    Attributes:
+        name: As it was asked for.
+        train: Data to train on.
+        valid: Data to choose between checkpoints and settings; None if the data set has none.
+        test: Data to look at once, at the end.
+        shape: Shape of a datum, such as (28, 28); ``x`` holds it flattened, row by row.
+        provenance: Where the data come from.
+        checksum: sha256 of all stored data, so that two results are known to be of the same data.
+    """
+
+    name: str
+    train: Split
+    valid: Split | None
+    test: Split
+    shape: tuple[int, ...]
+    provenance: str
+    checksum: str
+
+    @property
+    def data_dim(self) -> int:
+        """Numbers in a datum."""
+        return self.train.stored.shape[1]
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same data on another device."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return dataclasses.replace(self, train=self.train.to(device), valid=valid, test=self.test.to(device))
+
+
+def from_array(
+    x: object, labels: object = None, *, binarization: str = "none", name: str = "array"
+) -> Dataset:
+    """A data set of your own: shuffled with a fixed seed and split 80/10/10.
+
+    Args:
+        x: Array or tensor, first axis the data; other axes are flattened. Bytes are read as grey values
+            0..255, 0 and 1 as bits, anything else as it is.
+        labels: Whole numbers, one a datum.
+        binarization: One of ``BINARIZATIONS``.
+        name: What to call it in reports.
+
+    Raises:
+        DataError: If ``x`` is empty, not numeric, not finite, or not what the binarisation needs.
+    """
+    check_binarization(binarization)
+    x, labels = as_array(x, name), None if labels is None else as_labels(labels, name)
+    return build(name, shuffled(x, labels, name), x.shape[1:], "an array", binarization)
+
+
+class Batches:
+    """Shuffled minibatches ``(x,)`` of a split, drawn and converted on its device; see :func:`batches`."""
+
+    def __init__(self, split: Split, batch_size: int, seed: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.split = split
+        self.batch_size = batch_size
+        self.generator = torch.Generator(split.stored.device)
+        self.generator.manual_seed(seed)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.split) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "batch data"]]]:
+        order = torch.randperm(len(self.split), generator=self.generator, device=self.generator.device)
+        for index in order.split(self.batch_size):
+            yield (self.split.minibatch(index, self.generator),)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """State of the random generator: what a resumed run needs to draw the same batches."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.generator.set_state(state["generator"].cpu())
+
+
+def batches(split: Split, batch_size: int = 100, *, seed: int = 0) -> Batches:
+    """An epoch of minibatches at every iteration, in a new order; the last may be smaller.
+
+    Args:
+        split: The data; batches are on its device (``split.to("cuda")``), with no worker processes.
+        batch_size: Data in a batch.
+        seed: Of the order and of dynamic binarisation.
+    """
+    return Batches(split, batch_size, seed)
+
+
+def check_binarization(binarization: str) -> None:
+    """Raise :class:`DataError` if there is no such binarisation."""
+    if binarization not in BINARIZATIONS:
+        raise DataError(unknown("binarization", binarization, BINARIZATIONS))
+
+
+def build(
+    name: str,
+    splits: Arrays,
+    shape: tuple[int, ...],
+    provenance: str,
+    binarization: str,
+    levels: float | None = None,
+) -> Dataset:
+    """The data set of checked arrays; x is ``stored / levels``, by default 255 for bytes and 1 otherwise."""
+    levels = levels or _levels([x for x, _ in splits.values()])
+    bits = levels == 1 and all(x.dtype == np.uint8 for x, _ in splits.values())
+    if bits:
+        binarization = "none"
+    built = {}
+    checksum = hashlib.sha256()
+    for part, (x, labels) in splits.items():
+        seed = ("train", "valid", "test").index(part)
+        checksum.update(f"{part} {x.shape} {x.dtype} {levels}".encode() + np.ascontiguousarray(x).tobytes())
+        stored, split_levels = _binarize(x.reshape(len(x), -1), levels, binarization, seed, name)
+        how = "stored as bits" if bits else f"binarization {binarization}"
+        how += f" (one draw, seed {seed})" if binarization in ("dynamic", "fixed") else ""
+        built[part] = Split(
+            stored=torch.tensor(stored),
+            labels=None if labels is None else torch.from_numpy(labels),
+            levels=split_levels,
+            binarization=binarization,
+            seed=seed,
+            description=f"{name} {part}, {len(x):,} data, {how}",
+        )
+    return Dataset(
+        name=name,
+        train=built["train"],
+        valid=built.get("valid"),
+        test=built["test"],
+        shape=tuple(shape),
+        provenance=provenance,
+        checksum=checksum.hexdigest(),
+    )
+
+
+def _levels(arrays: list[np.ndarray]) -> float:
+    """255 for bytes, 1 for bits and for everything else."""
+    if all(x.dtype == np.uint8 for x in arrays) and max(x.max() for x in arrays) > 1:
+        return 255.0
+    return 1.0
+
+
+def _binarize(
+    x: np.ndarray, levels: float, binarization: str, seed: int, name: str
+) -> tuple[np.ndarray, float]:
+    if binarization == "none":
+        return x, levels
+    low, high = x.min() / levels, x.max() / levels
+    if low < 0 or high > 1:
+        raise DataError(
+            f"{name}: binarization {binarization!r} needs grey values in [0, 1], but these run from {low:g} to "
+            f"{high:g}: divide by the largest, or use binarization 'none' with a family for such data"
+        )
+    if binarization == "dynamic":
+        return x, levels
+    if binarization == "threshold":
+        return (x > levels / 2).astype(np.uint8), 1.0
+    return _draw_bits(x, levels, seed), 1.0
+
+
+def _draw_bits(stored: np.ndarray, levels: float, seed: int) -> np.ndarray:
+    # RandomState's stream is frozen for ever, unlike those of torch and of numpy's Generator.
+    random = np.random.RandomState(seed)
+    bits = np.empty(stored.shape, np.uint8)
+    for start in range(0, len(stored), 1000):
+        rows = slice(start, start + 1000)
+        bits[rows] = random.random_sample(stored[rows].shape) * levels < stored[rows]
+    return bits
+
+
