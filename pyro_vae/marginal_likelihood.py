@@ -42,7 +42,7 @@ class LogMarginal:
 
     Attributes:
         values: Estimates, nats.
-        std_error: Their Monte Carlo standard errors, nats.
+        std_error: Their Monte Carlo standard errors, nats; nan for a single sample.
         ess: Effective number of samples, between 1 and ``settings["num_samples"]``.
         khat: Pareto k-hat of the weights' tail; None with fewer than 30 samples.
         method: How they were estimated.
@@ -94,18 +94,17 @@ class LogMarginal:
         else:
             lines.append(
                 f"Pareto k-hat above 0.7 for {100 * self.unreliable_share:.1f} % of the data"
-                + (", whose values are too low by an unknown amount" * (self.unreliable_share > 0))
+                + (", whose values are too low, nobody knows by how much" * (self.unreliable_share > 0))
             )
         lines.append(f"data: {self.settings['data']}")
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
         """Write JSON; raises ``WriteError`` and keeps what was there if it cannot."""
-        record = {
-            field.name: value.tolist() if isinstance(value, Tensor) else value
-            for field in dataclasses.fields(self)
-            for value in [getattr(self, field.name)]
-        }
+        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in _PER_DATUM:
+            if record[name] is not None:  # JSON has neither nan nor infinity
+                record[name] = [v if math.isfinite(v) else None for v in record[name].tolist()]
         record["summary"] = self.summary().splitlines()
         write_atomically(json.dumps(record).encode(), Path(path))
 
@@ -114,10 +113,15 @@ class LogMarginal:
         """Read what :meth:`save` wrote."""
         record = json.loads(Path(path).read_text())
         del record["summary"]
-        for name in ("values", "std_error", "ess", "khat"):
+        for name, missing in _PER_DATUM.items():
             if record[name] is not None:
-                record[name] = torch.tensor(record[name], dtype=torch.float64)
+                numbers = [missing if v is None else v for v in record[name]]
+                record[name] = torch.tensor(numbers, dtype=torch.float64)
         return cls(**record)
+
+
+# What is stored for every datum, and what a number that JSON cannot hold was.
+_PER_DATUM = {"values": -math.inf, "std_error": math.nan, "ess": math.nan, "khat": math.inf}
 
 
 def importance_sampling(
@@ -146,9 +150,7 @@ def importance_sampling(
         ValueError: If there are no data or samples, the arguments differ in length, or as
             ``traces.log_weights``; SupportError if the likelihood does not cover the data.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
-    num_data = _length(batch)
+    num_data = _check_sizes(batch, num_samples)
     tail = _tail_length(num_samples)
     keep = min(num_samples, 6 * tail)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("values", "std_error", "ess", "khat")}
@@ -171,7 +173,9 @@ def importance_sampling(
             ess = (2 * log_sum - log_sum_squares).exp()
             columns["values"].append(log_sum - math.log(num_samples))
             columns["ess"].append(ess)
-            columns["std_error"].append((1 / ess - 1 / num_samples).clamp(min=0).sqrt())
+            variance = (1 / ess - 1 / num_samples).clamp(min=0)
+            # One sample says nothing about its own error.
+            columns["std_error"].append(variance.sqrt() if num_samples > 1 else variance + math.nan)
             columns["khat"].append(pareto_khat(largest, num_samples))
     result = {name: torch.cat(parts) for name, parts in columns.items()}
     if num_samples < MIN_SAMPLES_FOR_KHAT:
@@ -211,7 +215,7 @@ def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -
     Raises:
         ValueError: As :func:`importance_sampling`.
     """
-    _length(batch)
+    _check_sizes(batch, num_samples)
     blocks = []
     with _evaluation(model, guide):
         for block in _blocks(batch):
@@ -244,7 +248,10 @@ def bits_per_dim(
 # ----------------------------------------------------------------------------------------- blocks
 
 
-def _length(batch: tuple[Tensor, ...]) -> int:
+def _check_sizes(batch: tuple[Tensor, ...], num_samples: int) -> int:
+    """The number of data."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     lengths = {len(argument) for argument in batch}
     if len(lengths) != 1:
         raise ValueError(f"the programs' arguments must have one length, not {sorted(lengths)}")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -70,7 +71,7 @@ def test_too_narrow_a_guide_is_flagged_and_too_low(double):
     assert result.khat.median().item() == pytest.approx(0.75, abs=0.15)
     assert result.unreliable_share > 0.4
     assert (result.values < oracle.log_prob(x)).double().mean() > 0.6
-    assert "too low by an unknown amount" in result.summary()
+    assert "too low" in result.summary()
 
 
 def test_a_trained_nonlinear_model_agrees_with_quadrature(double):
@@ -116,7 +117,9 @@ def test_blocks_do_not_matter(double, num_samples, monkeypatch):
     torch.testing.assert_close(result.ess, ess)
     # delta method: the variance of the mean weight over its square
     w = (weights - weights.max()).exp()
-    if num_samples > 1:
+    if num_samples == 1:
+        assert result.std_error.isnan().all()
+    else:
         relative = w.var(0, correction=0) / num_samples / w.mean(0) ** 2
         torch.testing.assert_close(result.std_error, relative.sqrt())
     if num_samples < 30:
@@ -188,6 +191,10 @@ def test_save_and_load(tmp_path, double):
     torch.testing.assert_close(loaded.values, result.values, rtol=0, atol=0)
     torch.testing.assert_close(loaded.khat, result.khat, rtol=0, atol=0)
     assert loaded.summary() == result.summary()
+    broken = dataclasses.replace(result, khat=torch.full((7,), math.inf))
+    broken.save(tmp_path / "r.json")
+    assert (LogMarginal.load(tmp_path / "r.json").khat == math.inf).all()
+    assert "Infinity" not in (tmp_path / "r.json").read_text()
     assert json.loads((tmp_path / "r.json").read_text())["settings"]["num_samples"] == 50
 
 
@@ -229,8 +236,9 @@ def test_modes_and_gradients_are_left_as_they_were():
     ],
 )
 def test_impossible_requests_are_refused(arguments, settings, message):
-    with pytest.raises(ValueError, match=message):
-        estimate(*vae(4, 2), *arguments, **settings)
+    for estimator in (estimate, elbo):
+        with pytest.raises(ValueError, match=message):
+            estimator(*vae(4, 2), *arguments, **settings)
 
 
 def test_memory_stays_bounded():

@@ -1,8 +1,8 @@
 r"""Data: files -> tensors -> minibatches.
 
 A :class:`Dataset` has fixed splits. Each :class:`Split` keeps its data as they were stored (bytes or bits, on
-any device) and converts what is asked for, :math:`x = \mathrm{stored} / \mathrm{levels}`. Binarisation happens
-here and nowhere else; results differ by nats between its four ways:
+any device) and converts what is asked for, :math:`x = \mathrm{stored} / \mathrm{levels}`. Binarisation
+happens here and nowhere else; results differ by nats between its four ways:
 
 - ``"dynamic"``: grey values are probabilities, and every batch draws its bits anew (as in Burda, Grosse &
   Salakhutdinov 2016). ``split.x``, for evaluation, is one draw: that of ``"fixed"``.
@@ -41,7 +41,17 @@ from pyro_vae.data.splits import (
 )
 from pyro_vae.errors import unknown
 
-__all__ = ["BINARIZATIONS", "SOURCES", "Batches", "DataError", "Dataset", "Split", "batches", "from_array", "load"]
+__all__ = [
+    "BINARIZATIONS",
+    "SOURCES",
+    "Batches",
+    "DataError",
+    "Dataset",
+    "Split",
+    "batches",
+    "from_array",
+    "load",
+]
 
 
 def load(name: str | Path, *, binarization: str, data_dir: str | Path | None = None) -> Dataset:
@@ -58,8 +68,8 @@ def load(name: str | Path, *, binarization: str, data_dir: str | Path | None = N
             ``~/.cache/pyro_vae``. It may be read-only; what is not there is downloaded into it.
 
     Raises:
-        DataError: If there is no such data set, it cannot be downloaded, a file is missing, truncated or fails
-            its checksum, or the data are not what the binarisation needs.
+        DataError: If there is no such data set, it cannot be downloaded, a file is missing, truncated or
+            fails its checksum, or the data are not what the binarisation needs.
     """
     check_binarization(binarization)
     levels = None

@@ -44,8 +44,8 @@ def as_array(x: object, name: str) -> np.ndarray:
     if len(bad):
         where = ", ".join(map(str, bad[0]))
         raise DataError(
-            f"{name}[{where}] is {x[tuple(bad[0])]} as a 32-bit float ({len(bad)} of {x.size} numbers are not "
-            "finite): remove these data or fill them in"
+            f"{name}[{where}] is {x[tuple(bad[0])]} as a 32-bit float ({len(bad)} of {x.size} numbers are "
+            "not finite): remove these data or fill them in"
         )
     return x
 
@@ -55,7 +55,8 @@ def as_labels(labels: object, name: str) -> np.ndarray:
     labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"the labels of {name} must be whole numbers, one a datum, not {labels.dtype} of shape {labels.shape}"
+            f"the labels of {name} must be whole numbers, one a datum, not {labels.dtype} of shape "
+            f"{labels.shape}"
         )
     return labels.astype(np.int64)
 
@@ -109,5 +110,3 @@ def reading(path: Path, what: str, read: Callable[[], T]) -> T:
             f"{path} cannot be read as {what}; it may be empty, truncated or of another format "
             f"({type(error).__name__}: {error})"
         ) from error
-
-

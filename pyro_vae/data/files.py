@@ -83,5 +83,3 @@ def _read_images(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     classes = sorted({path.parent for path in paths})
     labels = np.array([classes.index(path.parent) for path in paths]) if len(classes) > 1 else None
     return np.stack(images), labels
-
-

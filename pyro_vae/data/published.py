@@ -50,9 +50,7 @@ def from_source(name: str, data_dir: str | Path | None) -> tuple[Arrays, tuple[i
         if all(paths):
             break
     else:
-        paths = [
-            path or _download(name, file, folder) for file, path in zip(form, paths, strict=True)
-        ]
+        paths = [path or _download(name, file, folder) for file, path in zip(form, paths, strict=True)]
     for file, path in zip(form, paths, strict=True):
         _verify(path, file.checksum)
     splits, shape = reading(paths[0], f"{name} data", lambda: source.read(paths))
@@ -72,8 +70,8 @@ def _verify(path: Path, checksum: str) -> None:
         found = hashlib.file_digest(stream, algorithm).hexdigest()
     if found != expected:
         raise DataError(
-            f"{path} ({path.stat().st_size:,} bytes) is not the published file: its {algorithm} is {found}, not "
-            f"{expected}. It may be empty, truncated or altered; delete it to download it again"
+            f"{path} ({path.stat().st_size:,} bytes) is not the published file: its {algorithm} is {found}, "
+            f"not {expected}. It may be empty, truncated or altered; delete it to download it again"
         )
 
 
@@ -105,7 +103,9 @@ def _download(name: str, file: File, folder: Path) -> Path:
             os.replace(Path(part) / target.name, target)
             return target
     raise DataError(
-        f"{wanted}, and downloading it failed:\n  " + "\n  ".join(failures) + f"\nGet it by other means and put "
+        f"{wanted}, and downloading it failed:\n  "
+        + "\n  ".join(failures)
+        + f"\nGet it by other means and put "
         f"it at {target}"
     )
 

@@ -216,8 +216,8 @@ def _binarize(
     low, high = x.min() / levels, x.max() / levels
     if low < 0 or high > 1:
         raise DataError(
-            f"{name}: binarization {binarization!r} needs grey values in [0, 1], but these run from {low:g} to "
-            f"{high:g}: divide by the largest, or use binarization 'none' with a family for such data"
+            f"{name}: binarization {binarization!r} needs grey values in [0, 1], but these run from {low:g} "
+            f"to {high:g}: divide by the largest, or use binarization 'none' with a family for such data"
         )
     if binarization == "dynamic":
         return x, levels
@@ -234,5 +234,3 @@ def _draw_bits(stored: np.ndarray, levels: float, seed: int) -> np.ndarray:
         rows = slice(start, start + 1000)
         bits[rows] = random.random_sample(stored[rows].shape) * levels < stored[rows]
     return bits
-
-
