@@ -21,9 +21,11 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_vae.traces import Program
+
 
 def loss_and_metrics(
-    objective: ELBO, model: nn.Module, guide: nn.Module, *batch: Tensor
+    objective: ELBO, model: Program, guide: Program, *batch: Tensor
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Minus the objective summed over the batch, and what to report of it.
 
@@ -46,26 +48,26 @@ class Objective(ELBO, abc.ABC):
 
     @abc.abstractmethod
     def loss_and_metrics(
-        self, model: nn.Module, guide: nn.Module, *batch: Tensor
+        self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """See :func:`loss_and_metrics`."""
 
-    def differentiable_loss(self, model: nn.Module, guide: nn.Module, *batch: Tensor) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *batch: Tensor) -> Tensor:
         """Minus the objective, summed over the batch, in nats."""
         return self.loss_and_metrics(model, guide, *batch)[0]
 
     @torch.no_grad()
-    def loss(self, model: nn.Module, guide: nn.Module, *batch: Tensor) -> float:
+    def loss(self, model: Program, guide: Program, *batch: Tensor) -> float:
         """The value of ``differentiable_loss`` as a number (Pyro's ELBO interface)."""
         return self.differentiable_loss(model, guide, *batch).item()
 
-    def loss_and_grads(self, model: nn.Module, guide: nn.Module, *batch: Tensor) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *batch: Tensor) -> float:
         """The same, with gradients accumulated in the parameters (Pyro's ELBO interface)."""
         loss = self.differentiable_loss(model, guide, *batch)
         loss.backward()
         return loss.item()
 
-    def _get_trace(self, model: nn.Module, guide: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         return self.bound._get_trace(model, guide, args, kwargs)
 
 
@@ -89,9 +91,12 @@ class MAP(Objective):
         self.num_data = num_data
 
     def loss_and_metrics(
-        self, model: nn.Module, guide: nn.Module, *batch: Tensor
+        self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """See :func:`loss_and_metrics`."""
+        for program in (model, guide):
+            if not isinstance(program, nn.Module):
+                raise TypeError(f"MAP looks for weights in modules, and {program!r} is none")
         loss, metrics = loss_and_metrics(self.bound, model, guide, *batch)
         log_prior = sum(
             torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(parameter).sum()
@@ -122,7 +127,7 @@ class BetaELBO(Objective):
         self.beta = beta
 
     def loss_and_metrics(
-        self, model: nn.Module, guide: nn.Module, *batch: Tensor
+        self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """See :func:`loss_and_metrics`."""
         if self.beta == 1:

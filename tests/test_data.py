@@ -474,6 +474,12 @@ def test_batches_go_on_from_their_state():
     assert not torch.equal(torch.cat([x for (x,) in batches(split, 100, seed=7)]), expected)
 
 
+def test_batches_are_of_a_split():
+    for other in (torch.zeros(3, 2), load("digits", binarization="none")):
+        with pytest.raises(TypeError, match=r"from_array\(x\).train"):
+            batches(other)
+
+
 def test_batch_size_must_be_positive():
     with pytest.raises(ValueError, match="batch_size"):
         batches(load("digits", binarization="none").train, 0)

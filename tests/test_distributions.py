@@ -95,6 +95,14 @@ def test_continuous_bernoulli_is_exact_in_float32(logit):
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_continuous_bernoulli_is_exact_around_zero_in_float64():
+    logits = torch.tensor([-9e-4, 1e-4, 9.9e-4, 1.1e-3, 0.1], dtype=torch.float64)
+    x = torch.tensor(0.25, dtype=torch.float64)
+    exact = logits * x - (torch.special.expm1(logits) / logits).log()
+    ours = ContinuousBernoulli()(logits).base_dist.log_prob(x)
+    torch.testing.assert_close(ours, exact, rtol=0, atol=1e-12)
+
+
 def test_continuous_bernoulli_has_finite_gradients_everywhere():
     logits = torch.tensor([-80.0, -1e-3, -1e-4, 0.0, 1e-4, 1e-3, 80.0], requires_grad=True)
     x = torch.tensor(0.3)
@@ -113,6 +121,12 @@ def test_scales_stay_within_their_bounds(log_variance):
     assert torch.autograd.grad(scale.log().sum(), eta)[0].isfinite().all()
 
 
+def test_a_scale_beyond_its_bound_can_come_back():
+    eta = torch.tensor([0.0, 2 * (math.log(10.0) + 2)], dtype=torch.float64, requires_grad=True)
+    scale = DiagNormal(min_scale=0.01, max_scale=10.0)(eta).base_dist.scale
+    assert torch.autograd.grad(scale.log().sum(), eta)[0][1] > 0.01
+
+
 def test_soft_clamp_is_the_identity_inside():
     value = torch.linspace(-10, 10, 201, dtype=torch.float64)
     assert (soft_clamp(value, -20.0, 20.0) - value).abs().max() < 2 * math.exp(-10)
@@ -127,6 +141,11 @@ def test_bias_starts_at_the_mean(name):
         assert ((start - 0.5).sign() == (mean - 0.5).sign()).all()
     else:
         torch.testing.assert_close(start, mean)
+
+
+def test_components_of_a_mixture_start_apart():
+    loc = MixtureOfNormals(2, components=3).loc.detach()
+    assert torch.pdist(loc).min() > 0.01
 
 
 def test_mixture_of_one_component_is_its_normal():

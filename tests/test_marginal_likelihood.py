@@ -151,7 +151,7 @@ def test_elbo_and_its_parts(double):
 
 def test_errors_of_the_mean():
     values, errors = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.3, 0.4, 0.0])
-    result = LogMarginal(values, errors, torch.ones(3), torch.tensor([0.1, 0.9, 0.2]), "m", {})
+    result = LogMarginal(values, errors, torch.ones(3), torch.tensor([0.1, 0.9, 0.6]), "m", {})
     assert result.mean == pytest.approx(3)
     assert result.monte_carlo_error == pytest.approx(0.5 / 3)
     assert result.data_error == pytest.approx(math.sqrt(7 / 3))

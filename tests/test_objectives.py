@@ -2,6 +2,7 @@ import pyro
 import pytest
 import torch
 from oracles import LinearGaussian
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import MAP, SVI, BetaELBO, MixtureOfNormals, vae
@@ -39,6 +40,17 @@ def test_beta_weights_the_divergence_and_leaves_the_metric_alone(oracle, elbo, b
     exact = oracle.log_prob(x) + (1 - beta) * oracle.kl_to_prior(x)
     assert loss.item() == pytest.approx(-exact.sum().item(), abs=0.4)
     assert metrics["elbo"].item() == pytest.approx(oracle.log_prob(x).mean().item(), abs=0.02)
+
+
+def test_beta_multiplies_scales_that_are_there(oracle):
+    model, guide = oracle.pair()
+    x = oracle.sample(6)
+    scaled = [poutine.scale(program, scale=3.0) for program in (model, guide)]
+    objective = BetaELBO(0.5)
+    torch.manual_seed(0)
+    plain = objective.differentiable_loss(model, guide, x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(objective.differentiable_loss(*scaled, x), 3 * plain)
 
 
 def test_map_adds_the_log_prior_of_the_weights_once_an_epoch(oracle):

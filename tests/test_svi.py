@@ -1,3 +1,4 @@
+import pyro
 import pytest
 import torch
 from oracles import LinearGaussian
@@ -68,6 +69,14 @@ def test_only_what_the_optimiser_has_is_trained():
     svi.step(torch.ones(5, 4))
     for old, new in zip(before, model.parameters(), strict=True):
         assert torch.equal(old, new)
+
+
+def test_other_optimisers_and_losses_are_refused():
+    model, guide = vae(4, 2)
+    with pytest.raises(TypeError, match=r"torch\.optim"):
+        SVI(model, guide, pyro.optim.Adam({"lr": 0.1}))
+    with pytest.raises(TypeError, match="ELBO object"):
+        SVI(model, guide, torch.optim.Adam(model.parameters()), "elbo")
 
 
 def test_the_first_step_looks_at_the_data():

@@ -121,8 +121,18 @@ def test_global_latents_are_refused():
         log_weights(model, guide, torch.zeros(3), num_samples=2)
 
 
+def test_a_data_plate_in_another_place_is_refused():
+    def program(x, obs=None):
+        with pyro.plate("data", len(x), dim=-3):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, 1, 1), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="at dim=-1"):
+        log_joint(program, {"z": torch.zeros(1, 1, 1)}, torch.zeros(1, 1, 1))
+
+
 def test_distributions_of_the_sites():
-    oracle = LinearGaussian.random(4, 2)
+    oracle = LinearGaussian.random(4, 2, scale=0.01)
     model, guide = oracle.pair()
     x = oracle.sample(5)
     posterior = guide_distributions(guide, x)["z"]
@@ -130,6 +140,8 @@ def test_distributions_of_the_sites():
     sites = model_distributions(model, guide, x)
     assert set(sites) == {"z", "x"}
     assert sites["x"].mean.shape == (1, 5, 4)
+    # at a draw from the guide, which here knows x closely; not at a draw from the prior
+    assert (sites["x"].mean[0] - x).abs().max() < 0.1
 
 
 def test_the_first_site_that_is_not_finite_is_named():

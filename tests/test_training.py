@@ -88,6 +88,8 @@ def test_any_iterable_of_batches_will_do():
     assert len(fit(make(), [(x,)], 2, progress=False)) == 2
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=20)
     assert fit(make(), loader, 1, progress=False)[0]["samples"] == 50
+    with pytest.raises(TypeError, match=r"tuples .* such as \(x,\), not a Tensor"):
+        fit(make(), [x], 1, progress=False)
     with pytest.raises(ValueError, match="one epoch only"):
         fit(make(), iter([(x,)]), 2, progress=False)
 
@@ -121,6 +123,14 @@ def test_learning_rate_schedule():
     scheduler = torch.optim.lr_scheduler.StepLR(algorithm.optimizer, step_size=2, gamma=0.1)
     history = train(algorithm, 4, [LearningRate(scheduler)])
     assert [row["learning_rate"] for row in history] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
+def test_learning_rate_falls_on_a_plateau():
+    algorithm = make(lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(algorithm.optimizer, "min", patience=0)
+    callbacks = [Evaluate(DIGITS.valid.x), LearningRate(plateau)]
+    history = train(algorithm, 3, callbacks)
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.1, 0.1, 0.01])
 
 
 def test_kl_warmup_rises_to_one_and_holds():

@@ -6,9 +6,11 @@ the gradient of the bound, update. It differs from ``pyro.infer.SVI`` in using o
 parameters, which stay in their modules, and in checking values on the first step only.
 """
 
+from typing import Any
+
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_vae.objectives import loss_and_metrics
@@ -24,15 +26,22 @@ class SVI:
             other as it is).
         loss: A Pyro ELBO object, from ``pyro.infer`` or :mod:`pyro_vae.objectives`; its ``num_particles`` is
             the paper's L.
+
+    Raises:
+        TypeError: If the optimiser or the loss is something else.
     """
 
     def __init__(
         self,
         model: nn.Module,
         guide: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loss: ELBO | None = None,
+        optimizer: Any,
+        loss: Any = None,
     ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be one of torch.optim over parameters, not {optimizer!r}")
+        if loss is not None and not hasattr(loss, "differentiable_loss"):
+            raise TypeError(f"loss must be an ELBO object, such as pyro.infer.Trace_ELBO(), not {loss!r}")
         self.model = model
         self.guide = guide
         self.optimizer = optimizer

@@ -119,7 +119,12 @@ def from_array(
 class Batches:
     """Shuffled minibatches ``(x,)`` of a split, drawn and converted on its device; see :func:`batches`."""
 
-    def __init__(self, split: Split, batch_size: int, seed: int) -> None:
+    def __init__(self, split: object, batch_size: int, seed: int) -> None:
+        if not isinstance(split, Split):
+            raise TypeError(
+                f"batches takes a split of a data set, such as load(...).train or from_array(x).train, not a "
+                f"{type(split).__name__}"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.split = split
@@ -144,7 +149,7 @@ class Batches:
         self.generator.set_state(state["generator"].cpu())
 
 
-def batches(split: Split, batch_size: int = 100, *, seed: int = 0) -> Batches:
+def batches(split: object, batch_size: int = 100, *, seed: int = 0) -> Batches:
     """An epoch of minibatches at every iteration, in a new order; the last may be smaller.
 
     Args:

@@ -70,15 +70,24 @@ class EarlyStopping(Callback):
 
 
 class LearningRate(Callback):
-    """Steps a scheduler of ``torch.optim.lr_scheduler`` after every epoch; ``learning_rate`` in the row."""
+    """Steps a scheduler of ``torch.optim.lr_scheduler`` after every epoch; ``learning_rate`` in the row.
 
-    def __init__(self, scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    Args:
+        scheduler: Counts in epochs.
+        monitor: The metric given to ``ReduceLROnPlateau``, which wants ``mode="max"`` for bounds.
+    """
+
+    def __init__(self, scheduler: torch.optim.lr_scheduler.LRScheduler, monitor: str = "valid/elbo") -> None:
         self.scheduler = scheduler
+        self.monitor = monitor
 
     def epoch_end(self, training: Training) -> None:
         """Reports the rate of this epoch and sets that of the next."""
         training.row["learning_rate"] = float(self.scheduler.get_last_lr()[0])
-        self.scheduler.step()
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(_monitored(training.row, self.monitor))
+        else:
+            self.scheduler.step()
 
     def state_dict(self) -> dict:
         """The scheduler's."""

@@ -76,7 +76,7 @@ class Training:
     """
 
     algorithm: Algorithm
-    batches: Iterable[Sequence[Tensor]]
+    batches: Iterable[Any]
     callbacks: Sequence[Callback] = ()
     epoch: int = 0
     samples: int = 0
@@ -123,7 +123,7 @@ class Training:
 
 def fit(
     algorithm: Algorithm,
-    batches: Iterable[Sequence[Tensor]],
+    batches: Iterable[Any],
     num_epochs: int,
     callbacks: Sequence[Callback] = (),
     *,
@@ -145,6 +145,7 @@ def fit(
         callbacks added.
 
     Raises:
+        TypeError: If a batch is no tuple of arguments.
         NonFiniteError: If a metric or a parameter becomes nan or infinite.
     """
     training = Training(algorithm, batches, callbacks)
@@ -169,7 +170,12 @@ def fit(
 def _epoch(training: Training, bar: Any) -> Row:
     started = time.perf_counter()
     algorithm, metrics, sizes = training.algorithm, [], []
-    for batch in map(tuple, training.batches):
+    for batch in training.batches:
+        if not isinstance(batch, tuple | list):
+            raise TypeError(
+                "batches must yield tuples of the programs' arguments, such as (x,), not a "
+                f"{type(batch).__name__}"
+            )
         metrics.append(algorithm.step(*batch))
         sizes.append(len(batch[0]))
         # Looking at a number of the GPU waits for it, so there this is done rarely.
@@ -213,7 +219,7 @@ _ADVICE = (
 )
 
 
-def _check_finite(training: Training, metrics: list[dict[str, Tensor]], batch: tuple[Tensor, ...]) -> None:
+def _check_finite(training: Training, metrics: list[dict[str, Tensor]], batch: Sequence[Tensor]) -> None:
     """Raise if a metric since the last look is not finite, naming the step and the site."""
     recent = metrics[-1:] if batch[0].device.type == "cpu" else metrics[-100:]
     names = list(recent[0])
