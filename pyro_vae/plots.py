@@ -43,6 +43,11 @@ def _clip_to_late_values(axes: Axes, history: Sequence[Mapping[str, Any]]) -> No
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether data of this shape can be drawn: (height, width), or (height, width, 1 or 3)."""
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+
+
 def image_grid(
     rows: Sequence[Float[Tensor, "columns data"]], shape: tuple[int, ...], titles: Sequence[str] = ()
 ) -> Figure:
@@ -55,7 +60,7 @@ def image_grid(
         shape: Of a datum: (height, width), or (height, width, 3) for colour.
         titles: One a row.
     """
-    if len(shape) not in (2, 3):
+    if not is_image(shape):
         raise ValueError(f"data of shape {tuple(shape)} are no images")
     figure = Figure(
         figsize=(0.6 * len(rows[0]), 0.6 * len(rows) * shape[0] / shape[1] + 0.25 * len(titles)),
@@ -149,7 +154,7 @@ def khat(result: LogMarginal) -> Figure:
         ylabel="Monte Carlo error (nats)",
         title=f"{100 * result.unreliable_share:.1f} % of {len(result.khat):,} data above 0.7",
     )
-    if (result.std_error[finite] > 0).all():
+    if finite.any() and (result.std_error[finite] > 0).all():
         axes.set_yscale("log")
     axes.legend(fontsize=8)
     return figure

@@ -73,7 +73,7 @@ def figures(folder: Path, run: Run) -> dict[str, Figure]:
             drawn["khat"] = plots.khat(result)
     pyro.set_rng_seed(run.config.seed)
     with torch.no_grad():
-        if len(run.dataset.shape) in (2, 3):
+        if plots.is_image(run.dataset.shape):
             drawn |= _images(run)
         if run.config.latent_dim == 2:
             test = run.dataset.test

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import fit, training
+from pyro_vae import MAP, BetaELBO, fit, training
 from pyro_vae.data import BINARIZATIONS, SOURCES
 from pyro_vae.distributions import MixtureOfNormals, SupportError
 from pyro_vae.errors import UserError
@@ -86,6 +87,59 @@ def test_names_choose_what_they_say():
     torch.testing.assert_close(
         start.detach(), dataset.train.x.mean(0).clamp(1e-3, 1 - 1e-3), rtol=1e-4, atol=1e-4
     )
+
+
+def test_evaluation_during_training_is_on_validation_data(tmp_path):
+    dataset = load_data(SMALL)
+    _, callbacks = build_training(SMALL, *build_pair(SMALL, dataset.train), dataset, tmp_path)
+    (evaluate,) = callbacks
+    assert torch.equal(evaluate.batch[0], dataset.valid.x)
+
+
+def built(tmp_path, **change):
+    config = dataclasses.replace(SMALL, epochs=20, **change)
+    dataset = load_data(config)
+    svi, callbacks = build_training(config, *build_pair(config, dataset.train), dataset, tmp_path)
+    return svi, {type(callback).__name__: callback for callback in callbacks}
+
+
+def test_settings_of_training_do_what_they_say(tmp_path):
+    svi, callbacks = built(tmp_path)
+    assert type(svi.loss) is TraceMeanField_ELBO
+    assert type(svi.optimizer) is torch.optim.Adam
+    assert svi.optimizer.param_groups[0]["lr"] == 1e-3
+    assert set(callbacks) == {"Evaluate"}
+
+    svi, callbacks = built(
+        tmp_path, objective="elbo", num_particles=7, optimizer="adagrad", learning_rate=0.5
+    )
+    assert type(svi.loss) is Trace_ELBO
+    assert (svi.loss.num_particles, svi.loss.vectorize_particles) == (7, True)
+    assert type(svi.optimizer) is torch.optim.Adagrad
+    assert svi.optimizer.param_groups[0]["lr"] == 0.5
+
+    svi, callbacks = built(tmp_path, weight_prior=True, kl_warmup=5, schedule="cosine", patience=3)
+    assert isinstance(svi.loss, MAP)
+    assert svi.loss.num_data == 1297
+    assert isinstance(svi.loss.bound, BetaELBO)
+    assert callbacks["KLWarmup"].objective is svi.loss.bound
+    assert callbacks["KLWarmup"].num_epochs == 5
+    assert callbacks["EarlyStopping"].patience == 3
+    assert callbacks["LearningRate"].scheduler.T_max == 20
+
+
+def test_settings_of_the_networks_do_what_they_say():
+    train = load_data(SMALL).train
+    config = dataclasses.replace(SMALL, hidden=(30, 20), init="small_normal")
+    model, guide = build_pair(config, train)
+    assert [layer.out_features for layer in guide.posterior.net.layers[::2]] == [30, 20, 4]
+    assert [layer.out_features for layer in model.likelihood.net.layers[::2]] == [20, 30, 64]
+    assert model.likelihood.net.layers[-1].weight.std().item() == pytest.approx(0.01, rel=0.1)
+    again, _ = build_pair(config, train)
+    other, _ = build_pair(dataclasses.replace(config, seed=1), train)
+    first = model.likelihood.net.layers[0].weight
+    assert torch.equal(first, again.likelihood.net.layers[0].weight)
+    assert not torch.equal(first, other.likelihood.net.layers[0].weight)
 
 
 def test_default_binarization_follows_the_family():

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import math
 
@@ -56,6 +57,8 @@ def test_image_grids_put_images_side_by_side():
     assert plots.image_grid([1 - x / 4], (2, 2)).axes[0].images[0].get_cmap().name == "gray"
     with pytest.raises(ValueError, match="no images"):
         plots.image_grid([x], (4,))
+    assert plots.is_image((8, 9, 1))
+    assert not plots.is_image((3, 8, 9))
 
 
 def test_the_manifold_is_even_in_probability():
@@ -99,6 +102,10 @@ def test_khat_shows_the_limits():
     (axes,) = figure.axes
     assert [line.get_xdata()[0] for line in axes.lines] == [0.5, 0.7]
     assert len(axes.collections[0].get_offsets()) == 200
+    assert png(figure)
+    hopeless = dataclasses.replace(result(), khat=torch.full((200,), math.inf))
+    figure = plots.khat(hopeless)
+    assert "100.0 %" in figure.axes[0].get_title()
     assert png(figure)
     with pytest.raises(ValueError, match="no k-hat"):
         plots.khat(result(khat=False))

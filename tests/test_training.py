@@ -183,7 +183,9 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, interrupte
         train(first, 6, [*callbacks, checkpoint, Kill(interrupted_at)])
     # What was written after the last checkpoint is not to count, not even half a line.
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as stream:
-        stream.write('{"epoch": 99, "samples": 1, "seconds": 1}\n{"epoch": 100, "sam')
+        stream.write(
+            '{"epoch": 1, "test/elbo": -1}\n{"epoch": 99, "samples": 1, "seconds": 1}\n{"epoch": 100, "sam'
+        )
     torch.manual_seed(12345)
     second, callbacks, checkpoint = everything(tmp_path / "parts")
     history = train(second, 6, [*callbacks, checkpoint], seed=99)
@@ -193,8 +195,11 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, interrupte
         one, other = (load_checkpoint(tmp_path / part / name) for part in ("whole", "parts"))
         assert one["epoch"] == other["epoch"]
         assert torch.equal(one["random"], other["random"])
+        assert one["callbacks"] == other["callbacks"]
         for key, value in one["algorithm"]["model"].items():
             assert torch.equal(value, other["algorithm"]["model"][key])
+    seconds = [row["seconds"] for row in history]
+    assert seconds == sorted(seconds)
     written = read_metrics(tmp_path / "parts")
     assert [row["epoch"] for row in written] == [1, 2, 3, 4, 5, 6]
     for rows in (history, written):
@@ -202,6 +207,17 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, interrupte
             assert {k: v for k, v in row.items() if k != "seconds"} == {
                 k: v for k, v in expected_row.items() if k != "seconds"
             }
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
+    class Falling(Callback):
+        def epoch_end(self, training):
+            training.row["valid/elbo"] = -float(training.epoch)
+
+    callbacks = [Falling(), EarlyStopping(patience=1)]
+    first = train(make(), 9, [*callbacks, Checkpoint(tmp_path)])
+    again = train(make(), 9, [*callbacks, Checkpoint(tmp_path, resume=True)])
+    assert len(first) == len(again) == 2
 
 
 def test_best_is_the_epoch_with_the_best_metric(tmp_path):
