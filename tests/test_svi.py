@@ -4,7 +4,7 @@ import torch
 from oracles import LinearGaussian
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import MLP, SVI, FixedScaleNormal, SupportError, vae
+from pyro_vae import MLP, SVI, FixedScaleNormal, SupportError, VAEModel, vae
 
 
 def linear_vae(data_dim, latent_dim, scale):
@@ -77,6 +77,34 @@ def test_other_optimisers_and_losses_are_refused():
         SVI(model, guide, pyro.optim.Adam({"lr": 0.1}))
     with pytest.raises(TypeError, match="ELBO object"):
         SVI(model, guide, torch.optim.Adam(model.parameters()), "elbo")
+
+
+def test_parameters_that_nobody_would_train_are_found():
+    class Model(VAEModel):
+        def forward(self, x):
+            super().forward(x)
+            pyro.param("w", torch.ones(3))
+
+    model, guide = vae(4, 2)
+    svi = SVI(Model(model.prior, model.likelihood), guide, torch.optim.Adam(model.parameters()))
+    with pytest.raises(ValueError, match="'w' lives in Pyro's store"):
+        svi.step(torch.ones(5, 4))
+    with pytest.raises(TypeError, match="must be modules"):
+        SVI(lambda x: None, guide, torch.optim.Adam(guide.parameters()))
+
+
+def test_a_module_that_registers_itself_is_fine():
+    class Model(VAEModel):
+        def forward(self, x):
+            pyro.module("mine", self)
+            super().forward(x)
+
+    model, guide = vae(4, 2)
+    model = Model(model.prior, model.likelihood)
+    before = model.likelihood.net.layers[0].weight.clone()
+    svi = SVI(model, guide, torch.optim.Adam([*model.parameters(), *guide.parameters()]))
+    svi.step(torch.ones(5, 4))
+    assert not torch.equal(before, model.likelihood.net.layers[0].weight)
 
 
 def test_the_first_step_looks_at_the_data():

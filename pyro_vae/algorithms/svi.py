@@ -6,10 +6,12 @@ the gradient of the bound, update. It differs from ``pyro.infer.SVI`` in using o
 parameters, which stay in their modules, and in checking values on the first step only.
 """
 
+import contextlib
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
@@ -28,16 +30,22 @@ class SVI:
             the paper's L.
 
     Raises:
-        TypeError: If the optimiser or the loss is something else.
+        TypeError: If one of them is something else.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        guide: nn.Module,
+        model: Any,
+        guide: Any,
         optimizer: Any,
         loss: Any = None,
     ) -> None:
+        for program in (model, guide):
+            if not isinstance(program, nn.Module):
+                raise TypeError(
+                    f"model and guide must be modules, not {program!r}: put the parameters into an "
+                    "nn.Module, where torch's optimiser sees them, or use pyro.infer.SVI"
+                )
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be one of torch.optim over parameters, not {optimizer!r}")
         if loss is not None and not hasattr(loss, "differentiable_loss"):
@@ -59,18 +67,33 @@ class SVI:
             ``elbo``, the bound itself, and what else the objective reports.
 
         Raises:
-            SupportError, ValueError: On the first step, if the data do not suit the programs.
+            SupportError, ValueError: On the first step, if the data do not suit the programs, or a program
+                has a ``pyro.param`` that the optimiser does not see.
         """
         self.optimizer.zero_grad()
         with (
             pyro.settings.context(module_local_params=True),
             pyro.validation_enabled(self._validate),
+            poutine.trace(param_only=True) if self._validate else contextlib.nullcontext() as parameters,
         ):
             loss, metrics = loss_and_metrics(self.loss, self.model, self.guide, *batch)
+        if parameters is not None:
+            self._check_store(parameters.trace)
         loss.backward()
         self.optimizer.step()
         self._validate = False
         return metrics
+
+    def _check_store(self, trace: poutine.Trace) -> None:
+        """Parameters of the store that nobody would train are an error, not a surprise."""
+        known = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        known |= {id(parameter) for module in (self.model, self.guide) for parameter in module.parameters()}
+        for name in trace.param_nodes:
+            if id(trace.nodes[name]["value"].unconstrained()) not in known:
+                raise ValueError(
+                    f"parameter {name!r} lives in Pyro's store, where the optimiser does not see it: make it "
+                    "an nn.Parameter of the module, or use pyro.infer.SVI"
+                )
 
     def state_dict(self) -> dict:
         """Parameters and optimiser state: tensors, numbers and strings only."""
