@@ -114,9 +114,9 @@ class Family(nn.Module, abc.ABC):
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """The distribution of a datum of ``params / params_per_dim`` numbers, batch shape ``(*batch,)``."""
 
-    @abc.abstractmethod
     def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
         r"""The :math:`\eta` to start from when the data have this mean: an output bias for the network."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which parameters have a given mean")
 
 
 def _logit(mean: Tensor) -> Tensor:

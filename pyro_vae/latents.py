@@ -12,7 +12,7 @@ posterior has collapsed onto the prior.
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from pyro_vae.distributions import base_distribution
 from pyro_vae.traces import Program, guide_distributions, model_distributions
@@ -21,7 +21,7 @@ from pyro_vae.traces import Program, guide_distributions, model_distributions
 @torch.no_grad()
 def posterior_mean(guide: Program, *batch: Tensor, site: str = "z") -> Float[Tensor, "batch latent"]:
     r"""The codes of data: :math:`E_{q(z \mid x)}[z]`."""
-    return guide_distributions(guide, *batch)[site].mean.squeeze(0)
+    return _at(site, guide_distributions(guide, *batch)).mean.squeeze(0)
 
 
 def active_units(
@@ -41,8 +41,8 @@ def kl_per_dim(
         ValueError: If prior or posterior are not independent over dimensions (a mixture prior is not), or
             torch knows no closed form for the two.
     """
-    posterior = base_distribution(guide_distributions(guide, *batch)[site])
-    prior = base_distribution(model_distributions(model, guide, *batch)[site])
+    posterior = base_distribution(_at(site, guide_distributions(guide, *batch)))
+    prior = base_distribution(_at(site, model_distributions(model, guide, *batch)))
     for role, distribution in ("posterior", posterior), ("prior", prior):
         if distribution.event_shape:
             raise ValueError(
@@ -54,3 +54,9 @@ def kl_per_dim(
     except NotImplementedError:
         names = f"{type(posterior).__name__} from {type(prior).__name__}"
         raise ValueError(f"torch knows no closed form for the divergence of {names}") from None
+
+
+def _at(site: str, distributions: dict[str, Distribution]) -> Distribution:
+    if site not in distributions:
+        raise ValueError(f"there is no site {site!r}, only {sorted(distributions)}: say which by site=")
+    return distributions[site]

@@ -11,7 +11,9 @@ per datum need this shape. ``poutine.mask`` is respected, ``poutine.scale`` is l
 is not part of a density.
 """
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pyro
@@ -20,7 +22,8 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from torch import Tensor
+from pyro.nn import PyroModule
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.distributions import base_distribution
@@ -54,6 +57,22 @@ class Draws(NamedTuple):
     log_guide: Float[Tensor, "samples batch"]
 
 
+@contextlib.contextmanager
+def local_parameters(*programs: Program) -> Iterator[None]:
+    """Parameters belong to their modules here, not to Pyro's store.
+
+    Except where a program holds a ``PyroModule`` that was made for the store. Pyro decides that when it is
+    made (``pyro.settings.set(module_local_params=True)`` before makes it local), and it works in no other way.
+    """
+    modules = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
+    made_for_the_store = any(
+        isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state")
+        for module in modules
+    )
+    with pyro.settings.context(module_local_params=not made_for_the_store):
+        yield
+
+
 def log_joint(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> LogJoint:
     r""":math:`\log p(z)` and :math:`\log p(x \mid z)` at given latents, in nats.
 
@@ -63,9 +82,16 @@ def log_joint(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> Log
         *batch: The program's arguments.
 
     Raises:
-        ValueError: If a latent site has no value, or a site lies outside the plate ``"data"``.
+        ValueError: If a latent site has no value or one of a wrong shape, or a site lies outside the plate
+            ``"data"``.
     """
-    num_samples = len(next(iter(latents.values())))
+    shapes = {name: tuple(value.shape[:2]) for name, value in latents.items()}
+    num_samples = next(iter(shapes.values()), (1,))[0]
+    if set(shapes.values()) != {(num_samples, len(batch[0]))}:
+        raise ValueError(
+            f"latents must have shape (samples, {len(batch[0])} data, ...), the same for all; their first "
+            f"two axes are {shapes}"
+        )
     trace = _trace(poutine.condition(model, data=latents), batch, num_samples)
     return _log_joint(trace, latents, num_samples)
 
@@ -174,11 +200,15 @@ def first_nonfinite(model: Program, guide: Program, *batch: Tensor) -> str | Non
 
 
 def _trace(program: Program, batch: tuple[Tensor, ...], num_samples: int) -> poutine.Trace:
-    with (
-        pyro.settings.context(module_local_params=True),
-        pyro.plate("samples", num_samples, dim=-2),
-    ):
+    with local_parameters(_module_of(program)), pyro.plate("samples", num_samples, dim=-2):
         return poutine.trace(program).get_trace(*batch)
+
+
+def _module_of(program: Program) -> Program:
+    """What is inside of Pyro's handlers, which are partial applications."""
+    while isinstance(program, functools.partial):
+        program = program.args[-1] if program.args else program.func
+    return program
 
 
 def _sample_sites(trace: poutine.Trace) -> list[tuple[str, dict]]:

@@ -25,9 +25,6 @@ class FixedCovarianceNormal(Family):
     def forward(self, eta: Float[Tensor, "*batch dim"]) -> Distribution:
         return dist.MultivariateNormal(eta, scale_tril=self.scale_tril)
 
-    def bias(self, mean: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
-        return mean
-
 
 class LinearGaussian:
     r"""Probabilistic PCA: z ~ N(0, I), x | z ~ N(W z + mu, s^2 I), of which everything is known.

@@ -9,9 +9,11 @@ import torch
 from oracles import LinearGaussian
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_vae import (
+    SVI,
     Bernoulli,
     Conditional,
     ContinuousBernoulli,
@@ -154,6 +156,33 @@ def test_the_parameter_store_stays_empty_in_our_functions(pair):
     log_weights(model, guide, x, num_samples=2)
     sample(model, x)
     assert not list(pyro.get_param_store())
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_pyro_modules_work_however_they_were_made(local):
+    class Model(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.net = PyroModule[nn.Linear](2, DATA_DIM)
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
+
+    with pyro.settings.context(module_local_params=local):
+        model = Model()
+    _, guide = vae(DATA_DIM, 2)
+    x = torch.randn(10, DATA_DIM)
+    before = model.net.weight.clone()
+    svi = SVI(model, guide, torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=0.1))
+    svi.step(x)
+    svi.step(x)
+    assert not torch.equal(before, model.net.weight)
+    assert log_weights(model, guide, x, num_samples=3).shape == (3, 10)
+    weights = log_joint(model, {"z": torch.zeros(1, 10, 2)}, x).log_likelihood
+    expected = dist.Normal(model.net.bias, 1.0).log_prob(x).sum(-1)
+    torch.testing.assert_close(weights[0], expected)
 
 
 def test_wrong_data_are_explained_by_plain_pyro_too():

@@ -31,6 +31,14 @@ def test_a_posterior_with_correlations_is_refused():
         kl_per_dim(model, guide, torch.zeros(2, 5))
 
 
+def test_other_sites_are_named():
+    model, guide = vae(5, 3)
+    with pytest.raises(ValueError, match=r"no site 'w', only \['z'\]"):
+        active_units(guide, torch.zeros(2, 5), site="w")
+    with pytest.raises(ValueError, match="site="):
+        kl_per_dim(model, guide, torch.zeros(2, 5), site="w")
+
+
 def test_active_units_are_those_whose_mean_moves():
     _, guide = vae(5, 3, hidden=())
     encoder = guide.posterior.net.layers[0]

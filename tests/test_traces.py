@@ -73,6 +73,13 @@ def test_several_latent_sites():
         log_joint(two_levels, {"z2": z2}, x)
 
 
+def test_latents_of_another_shape_are_refused():
+    model, _ = LinearGaussian.random(4, 2).pair()
+    for latents in ({"z": torch.zeros(6, 2)}, {"z": torch.zeros(3, 5, 2)}, {}):
+        with pytest.raises(ValueError, match=r"shape \(samples, 6 data"):
+            log_joint(model, latents, torch.zeros(6, 4))
+
+
 def test_sample_draws_from_the_model():
     oracle = LinearGaussian.random(3, 2)
     latents, observations = sample(oracle.pair()[0], torch.zeros(2, 3), num_samples=40_000)

@@ -90,6 +90,8 @@ def test_any_iterable_of_batches_will_do():
     assert fit(make(), loader, 1, progress=False)[0]["samples"] == 50
     with pytest.raises(TypeError, match=r"tuples .* such as \(x,\), not a Tensor"):
         fit(make(), [x], 1, progress=False)
+    with pytest.raises(TypeError, match=r"pyro_vae\.SVI"):
+        fit(object(), [(x,)], 1, progress=False)
     with pytest.raises(ValueError, match="one epoch only"):
         fit(make(), iter([(x,)]), 2, progress=False)
 

@@ -16,6 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_vae.objectives import loss_and_metrics
+from pyro_vae.traces import local_parameters
 
 
 class SVI:
@@ -72,7 +73,7 @@ class SVI:
         """
         self.optimizer.zero_grad()
         with (
-            pyro.settings.context(module_local_params=True),
+            local_parameters(self.model, self.guide),
             pyro.validation_enabled(self._validate),
             poutine.trace(param_only=True) if self._validate else contextlib.nullcontext() as parameters,
         ):
@@ -89,7 +90,8 @@ class SVI:
         known = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         known |= {id(parameter) for module in (self.model, self.guide) for parameter in module.parameters()}
         for name in trace.param_nodes:
-            if id(trace.nodes[name]["value"].unconstrained()) not in known:
+            value = trace.nodes[name]["value"]
+            if id(value.unconstrained() if hasattr(value, "unconstrained") else value) not in known:
                 raise ValueError(
                     f"parameter {name!r} lives in Pyro's store, where the optimiser does not see it: make it "
                     "an nn.Parameter of the module, or use pyro.infer.SVI"

@@ -122,7 +122,7 @@ class Training:
 
 
 def fit(
-    algorithm: Algorithm,
+    algorithm: Any,
     batches: Iterable[Any],
     num_epochs: int,
     callbacks: Sequence[Callback] = (),
@@ -145,9 +145,13 @@ def fit(
         callbacks added.
 
     Raises:
-        TypeError: If a batch is no tuple of arguments.
+        TypeError: If the algorithm is none, or a batch is no tuple of arguments.
         NonFiniteError: If a metric or a parameter becomes nan or infinite.
     """
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(
+            f"fit takes an algorithm such as pyro_vae.SVI (step, state_dict, ...), not {type(algorithm)!r}"
+        )
     training = Training(algorithm, batches, callbacks)
     for callback in callbacks:
         callback.start(training)
