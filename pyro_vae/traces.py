@@ -62,7 +62,7 @@ def local_parameters(*programs: Program) -> Iterator[None]:
     """Parameters belong to their modules here, not to Pyro's store.
 
     Except where a program holds a ``PyroModule`` that was made for the store. Pyro decides that when it is
-    made (``pyro.settings.set(module_local_params=True)`` before makes it local), and it works in no other way.
+    made (``pyro.settings.set(module_local_params=True)`` before makes it local); it works in no other way.
     """
     modules = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
     made_for_the_store = any(
