@@ -105,6 +105,17 @@ def check_continuation(folder: Path, config: Config, dataset: "Dataset") -> None
         )
 
 
+def continue_run(folder: Path, config: Config, dataset: "Dataset") -> None:
+    """Check that the run can go on with this configuration, and write it down: it may have more epochs.
+
+    Raises:
+        ConfigError: As :func:`check_continuation`.
+    """
+    check_continuation(folder, config, dataset)
+    record = _record(folder) | {"config": config.to_dict()}
+    write_atomically(json.dumps(record, indent=2).encode(), folder / "config.json")
+
+
 def _differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> str:
     return ", ".join(
         f"{field.name} was {before!r} and now is {now!r}"

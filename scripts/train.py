@@ -55,7 +55,7 @@ def main() -> None:
     model, guide = experiment.build_pair(config, dataset.train)
     experiment.check_data(model, config, dataset)
     if arguments.resume:
-        runs.check_continuation(folder, config, dataset)
+        runs.continue_run(folder, config, dataset)
     else:
         runs.start_run(folder, config, dataset)
     run = runs.Run(config, dataset.to(device), model.to(device), guide.to(device))

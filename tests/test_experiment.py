@@ -29,7 +29,7 @@ from pyro_vae.experiment import (
     load_data,
 )
 from pyro_vae.experiment import device as choose_device
-from pyro_vae.runs import check_continuation, free_folder, load_config, load_run, start_run
+from pyro_vae.runs import check_continuation, continue_run, free_folder, load_config, load_run, start_run
 
 SMALL = Config(latent_dim=2, hidden=(8,), epochs=1, test_samples=10, components=3)
 
@@ -237,8 +237,10 @@ def test_a_run_folder_is_not_used_twice(tmp_path):
 def test_a_run_keeps_its_configuration_and_data(tmp_path):
     _, _, dataset = trained(tmp_path)
     check_continuation(tmp_path, dataclasses.replace(SMALL, epochs=9, device="cpu"), dataset)
+    continue_run(tmp_path, dataclasses.replace(SMALL, epochs=9), dataset)
+    assert load_config(tmp_path).epochs == 9
     with pytest.raises(ConfigError, match="seed was 0 and now is 1"):
-        check_continuation(tmp_path, dataclasses.replace(SMALL, seed=1), dataset)
+        continue_run(tmp_path, dataclasses.replace(SMALL, seed=1), dataset)
     with pytest.raises(ConfigError, match="checksum differs"):
         check_continuation(tmp_path, SMALL, dataclasses.replace(dataset, checksum="0"))
     cosine = dataclasses.replace(SMALL, schedule="cosine")
