@@ -28,7 +28,7 @@ def active_units(
     guide: Program, *batch: Tensor, site: str = "z", threshold: float = 0.01
 ) -> Bool[Tensor, " latent"]:
     """Which dimensions are active: the variance over data of their posterior mean is above ``threshold``."""
-    return posterior_mean(guide, *batch, site=site).var(0) > threshold
+    return posterior_mean(guide, *batch, site=site).var(0, correction=0) > threshold
 
 
 @torch.no_grad()

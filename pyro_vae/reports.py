@@ -46,8 +46,9 @@ def assess(run: Run, split: Split, num_samples: int, limit: int | None = None) -
     active = int(active_units(run.guide, x).sum())
     estimate = importance_sampling(run.model, run.guide, x, num_samples=num_samples, data=description)
     error = bound.elbo.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    name = "ELBO" if estimate.settings["scores"] == "log p(x)" else "bound on the cross-entropy, no ELBO,"
     lines = [
-        f"ELBO = {bound.elbo.mean():.2f} nats per datum ± {error:.2g} ({len(x):,} data): "
+        f"{name} = {bound.elbo.mean():.2f} nats per datum ± {error:.2g} ({len(x):,} data): "
         f"log-likelihood {bound.log_likelihood.mean():.2f} - KL {bound.kl.mean():.2f}",
         f"{active} of {run.config.latent_dim} latent dimensions are active",
         estimate.summary(),

@@ -50,6 +50,10 @@ def start_run(folder: Path, config: Config, dataset: "Dataset") -> None:
             + (f"of another configuration ({differing})" if differing else "of this very configuration")
             + f". Go on with it by --resume {folder}, or choose another folder with --out"
         )
+    if any((folder / name).exists() for name in ("checkpoint.pt", "best.pt", "metrics.jsonl")):
+        raise ConfigError(
+            f"{folder} holds what a run left, but no config.json: put that back, or choose another --out"
+        )
     record = {
         "config": config.to_dict(),
         "data": {

@@ -2,7 +2,8 @@
 
     python scripts/estimate.py runs/mnist --num-samples 5000 --limit 1000
 
-Writes log_marginal.json, with a value and an error for every datum, and two figures into the run folder.
+Writes log_marginal.json (log_marginal_train.json, ... for other splits), with a value and an error for every
+datum, in place of an earlier one, and figures into the run folder.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ from pyro_vae import command_line, experiment, runs
 class Arguments:
     """Estimate log p(x) of a trained run, with its errors.
 
-    Writes log_marginal.json, with a value and an error for every datum, and figures into the run folder.
+    Writes log_marginal.json (log_marginal_train.json, ... for other splits), with a value and an error for
+    every datum, in place of an earlier one, and figures into the run folder.
     """
 
     run: tyro.conf.Positional[Path]
@@ -49,7 +51,8 @@ def main() -> None:
         raise experiment.ConfigError(f"{run.dataset.name} has no split {arguments.split!r}")
     print(f"{arguments.run}, weights of epoch {run.epoch}")
     quality = reports.assess(run, split, arguments.num_samples, arguments.limit)
-    quality.log_marginal.save(arguments.run / "log_marginal.json")
+    name = "log_marginal" if arguments.split == "test" else f"log_marginal_{arguments.split}"
+    quality.log_marginal.save(arguments.run / f"{name}.json")
     print(quality.text)
     print(f"figures in {reports.save_figures(arguments.run, run)}")
 

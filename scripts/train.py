@@ -9,12 +9,15 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from pyro_vae import command_line, experiment, runs
 from pyro_vae.experiment import Config
+
+if TYPE_CHECKING:
+    from pyro_vae import SVI, Callback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,27 +57,29 @@ def main() -> None:
     dataset = experiment.load_data(config)
     model, guide = experiment.build_pair(config, dataset.train)
     experiment.check_data(model, config, dataset)
+    run = runs.Run(config, dataset.to(device), model.to(device), guide.to(device))
+    svi, callbacks = experiment.build_training(config, run.model, run.guide, run.dataset, folder)
     if arguments.resume:
         runs.continue_run(folder, config, dataset)
     else:
         runs.start_run(folder, config, dataset)
-    run = runs.Run(config, dataset.to(device), model.to(device), guide.to(device))
     print(f"{dataset.train.description}; on {device}; run folder {folder}")
     try:
-        train_and_test(run, folder, resume=bool(arguments.resume))
+        train_and_test(run, svi, callbacks, folder, resume=bool(arguments.resume))
     except KeyboardInterrupt:
         again = f"python {sys.argv[0]} --resume {folder}"
         print(f"\ninterrupted; go on from the last whole epoch by\n    {again}", file=sys.stderr)
         sys.exit(command_line.INTERRUPTED)
 
 
-def train_and_test(run: runs.Run, folder: Path, *, resume: bool) -> None:
+def train_and_test(
+    run: runs.Run, svi: "SVI", callbacks: "list[Callback]", folder: Path, *, resume: bool
+) -> None:
     """Train, look at the test data once, and draw."""
     from pyro_vae import batches, fit, reports, training
 
     # Training
     config, dataset = run.config, run.dataset
-    svi, callbacks = experiment.build_training(config, run.model, run.guide, dataset, folder)
     checkpoint = training.Checkpoint(folder, resume=resume)
     minibatches = batches(dataset.train, config.batch_size, seed=config.seed)
     history = fit(svi, minibatches, config.epochs, [*callbacks, checkpoint])

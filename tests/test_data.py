@@ -333,6 +333,19 @@ def test_a_folder_of_images(tmp_path):
     assert (len(dataset.train), dataset.valid, len(dataset.test)) == (7, None, 3)
 
 
+def test_images_of_sixteen_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match=r"deep.png.*more than 8 bits"):
+        load(tmp_path, binarization="none")
+
+
+def test_splits_in_two_units_are_refused(tmp_path):
+    grey = np.arange(24, dtype=np.uint8).reshape(6, 4)
+    np.savez(tmp_path / "x.npz", train=grey, test=grey / 255)
+    with pytest.raises(DataError, match="all in one unit"):
+        load(tmp_path / "x.npz", binarization="none")
+
+
 def test_images_of_two_sizes_are_named(tmp_path):
     save_images(tmp_path, 3)
     save_images(tmp_path / "z", 1, size=(9, 9))

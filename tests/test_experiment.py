@@ -234,6 +234,14 @@ def test_a_run_folder_is_not_used_twice(tmp_path):
         start_run(tmp_path, other, dataset)
 
 
+def test_what_a_run_left_is_not_taken_over_by_another(tmp_path):
+    _, _, dataset = trained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"no config\.json: put that back"):
+        start_run(tmp_path, SMALL, dataset)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_a_run_keeps_its_configuration_and_data(tmp_path):
     _, _, dataset = trained(tmp_path)
     check_continuation(tmp_path, dataclasses.replace(SMALL, epochs=9, device="cpu"), dataset)

@@ -99,7 +99,8 @@ def test_estimate_says_how_good_a_run_is(finished):
     folder, _ = finished
     done = run("estimate", folder, "--num-samples", 100, "--limit", 50, "--split", "valid", cwd=folder)
     assert "digits valid, 200 data, binarization dynamic (one draw, seed 1), the first 50" in done.stdout
-    record = json.loads((folder / "log_marginal.json").read_text())
+    assert len(json.loads((folder / "log_marginal.json").read_text())["values"]) == 300
+    record = json.loads((folder / "log_marginal_valid.json").read_text())
     assert len(record["values"]) == len(record["std_error"]) == len(record["khat"]) == 50
     assert record["settings"]["num_samples"] == 100
 

@@ -263,6 +263,15 @@ def test_checkpoints_hold_no_pickled_classes(tmp_path):
     check(state)
 
 
+def test_a_lost_checkpoint_does_not_start_the_run_again(tmp_path):
+    train(make(), 2, [Checkpoint(tmp_path)])
+    (tmp_path / "checkpoint.pt").unlink()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(CheckpointError, match=r"no checkpoint\.pt to go on from"):
+        train(make(), 2, [Checkpoint(tmp_path, resume=True)])
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(make(), 1, [Checkpoint(tmp_path)])
     model, guide = vae(64, 3, hidden=(16,))
@@ -349,6 +358,20 @@ def test_a_loss_that_becomes_nan_names_the_site_and_the_step(tmp_path):
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["algorithm"]["guide"].values())
+
+
+def test_the_likelihood_is_named_if_it_is_what_is_not_finite():
+    algorithm = make()
+    algorithm.step(DIGITS.train.x[:9])
+    with torch.no_grad():
+        algorithm.model.likelihood.net.layers[-1].bias[3] = torch.nan
+    before = parameters(algorithm)
+    with (
+        pytest.warns(UserWarning, match="NaN"),
+        pytest.raises(NonFiniteError, match=r"step 1 of epoch 1.*model's site 'x'"),
+    ):
+        train(algorithm, 1)
+    assert torch.equal(before.nan_to_num(), parameters(algorithm).nan_to_num())
 
 
 def test_parameters_that_become_nan_in_the_last_step_are_not_kept(tmp_path):

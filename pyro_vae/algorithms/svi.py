@@ -80,6 +80,8 @@ class SVI:
             loss, metrics = loss_and_metrics(self.loss, self.model, self.guide, *batch)
         if parameters is not None:
             self._check_store(parameters.trace)
+        if loss.device.type == "cpu" and not bool(torch.isfinite(loss)):
+            return metrics  # without an update: whoever looks at them finds the parameters that led here
         loss.backward()
         self.optimizer.step()
         self._validate = False

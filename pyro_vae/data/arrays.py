@@ -93,6 +93,8 @@ def check_splits(splits: Arrays, name: str) -> tuple[Arrays, tuple[int, ...]]:
         if labels is not None and len(labels) != len(x):
             raise DataError(f"{name}:{part} has {len(x)} data but {len(labels)} labels")
     if len({x.dtype for x, _ in splits.values()}) > 1:
+        if any(x.dtype == np.uint8 and x.max() > 1 for x, _ in splits.values()):
+            raise DataError(f"some splits of {name} hold bytes and others floats: give all in one unit")
         splits = {part: (x.astype(np.float32), labels) for part, (x, labels) in splits.items()}
     return splits, shapes["train"]
 

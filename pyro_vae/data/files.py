@@ -66,6 +66,8 @@ def _read_images(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
     def read(path: Path, mode: str | None = None) -> np.ndarray:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{path} has more than 8 bits a pixel: convert it to 8 bits, or give a .npy")
             mode = mode or ("L" if image.mode in ("1", "L", "LA", "I", "I;16") else "RGB")
             return np.asarray(image.convert(mode))
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.marginal_likelihood import elbo
 from pyro_vae.training.loop import Callback, Row, Training
 
@@ -121,6 +122,10 @@ class KLWarmup(Callback):
         training.row["beta"] = self.objective.beta
 
 
+class MissingExtraError(UserError, ImportError):
+    """An optional dependency is not installed; the message says how to get it."""
+
+
 class TensorBoard(Callback):
     """Writes every row for TensorBoard (``pip install 'pyro_vae[tensorboard]'``); the step is ``samples``."""
 
@@ -128,7 +133,9 @@ class TensorBoard(Callback):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError("TensorBoard is not installed: pip install 'pyro_vae[tensorboard]'") from error
+            raise MissingExtraError(
+                "TensorBoard is not installed: pip install 'pyro_vae[tensorboard]'"
+            ) from error
         self._open = SummaryWriter
         self.folder = Path(folder)
         self.writer = None

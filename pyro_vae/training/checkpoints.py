@@ -48,6 +48,11 @@ class Checkpoint(Callback):
             raise CheckpointError(
                 f"{self.folder} holds a checkpoint already: resume it, or use another folder"
             )
+        if not path.exists() and (read_metrics(self.folder) or (self.folder / "best.pt").exists()):
+            raise CheckpointError(
+                f"{self.folder} holds metrics or best.pt but no checkpoint.pt to go on from: put it back, or "
+                "use another folder"
+            )
         if path.exists():
             state = load_checkpoint(path)
             try:

@@ -1,6 +1,7 @@
 """The loop, its state, and what a callback is."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -157,7 +158,7 @@ def fit(
         callback.start(training)
     steps = len(batches) if hasattr(batches, "__len__") else 1
     with progress_bar(num_epochs * steps, "training", "step", show=progress) as bar:
-        bar.update(training.epoch * steps)
+        bar.n = bar.initial = training.epoch * steps
         while training.epoch < num_epochs and training.stop is None:
             for callback in callbacks:
                 callback.epoch_start(training)
@@ -168,6 +169,8 @@ def fit(
             bar.set_postfix(_shown(training.row), refresh=False)
             if not hasattr(batches, "__len__"):
                 bar.update()
+        if training.stop is not None:
+            bar.write(f"stopped: {training.stop}", file=sys.stderr)
     return training.history
 
 
