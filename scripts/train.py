@@ -99,6 +99,7 @@ def train_and_test(
         "test/active_units": quality.active,
         "test/num_samples": config.test_samples,
         "test/data": dataset.test.description,
+        "test/scores": quality.log_marginal.settings["scores"],
     }
     training.append_row(row, folder)
     quality.log_marginal.save(folder / "log_marginal.json")
