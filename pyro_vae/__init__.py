@@ -6,7 +6,8 @@ Names are imported when they are first used, so that ``import pyro_vae`` and ``-
 import importlib
 
 _HOMES = {
-    "algorithms": ["SVI"],
+    "algorithms": ["SVI", "PyroSVI"],
+    "compiled": ["CompiledFunction", "NotCompiledWarning"],
     "data": ["DataError", "Dataset", "batches", "from_array", "load"],
     "distributions": [
         "Bernoulli",

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_vae.compiled import CompiledFunction
 from pyro_vae.distributions import BernoulliCrossEntropy, base_distribution
 from pyro_vae.files import write_atomically
 from pyro_vae.progress import progress_bar
@@ -155,14 +156,22 @@ def importance_sampling(
     keep = min(num_samples, 6 * tail)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("values", "std_error", "ess", "khat")}
     bar = progress_bar(num_data * num_samples, "importance sampling", "sample", show=progress)
+    score = CompiledFunction(
+        lambda *block, count: {"log_weights": log_weights(model, guide, *block, num_samples=count)},
+        roots=(model, guide),
+    )
+    score.planned_calls = sum(len(list(_counts(num_samples, block))) for block in _blocks(batch))
     with bar, _evaluation(model, guide):
         scores = _what_is_scored(model, guide, *(argument[:1] for argument in batch))
         for block in _blocks(batch):
             size = len(block[0])
+            if score.is_compiled:  # and no longer checks the data
+                with torch.random.fork_rng():
+                    log_weights(model, guide, *block, num_samples=1)
             log_sum = log_sum_squares = torch.full((size,), -math.inf, dtype=torch.float64)
             largest = torch.empty((size, 0))
             for count in _counts(num_samples, block):
-                weights = log_weights(model, guide, *block, num_samples=count).T.cpu()
+                weights = score(*block, count=count)[0]["log_weights"].T.cpu()
                 log_w = weights.double()
                 log_sum = torch.logaddexp(log_sum, log_w.logsumexp(1))
                 log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(1))

@@ -122,17 +122,29 @@ class BetaELBO(Objective):
 
     def __init__(self, beta: float = 1.0, bound: ELBO | None = None) -> None:
         super().__init__(bound)
-        if beta < 0:
-            raise ValueError(f"beta must not be negative: {beta}")
+        # A tensor, changed in place: steps that were compiled go on with the new value.
+        self._weight = torch.ones((), dtype=torch.float64)
         self.beta = beta
+
+    @property
+    def beta(self) -> float:
+        """Weight of every latent site."""
+        return self._weight.item()
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        if value < 0:
+            raise ValueError(f"beta must not be negative: {value}")
+        self._weight.fill_(value)
+        self._is_bound = value == 1
 
     def loss_and_metrics(
         self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """See :func:`loss_and_metrics`."""
-        if self.beta == 1:
+        if self._is_bound:
             return loss_and_metrics(self.bound, model, guide, *batch)
-        with _ScaleLatents(self.beta):
+        with _ScaleLatents(self._weight):
             loss, _ = loss_and_metrics(self.bound, model, guide, *batch)
         with torch.no_grad():
             _, metrics = loss_and_metrics(self.bound, model, guide, *batch)
@@ -142,7 +154,7 @@ class BetaELBO(Objective):
 class _ScaleLatents(Messenger):
     """Scales the log-probability of every site that is not observed, in model and guide alike."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: Tensor) -> None:
         super().__init__()
         self.factor = scale
 

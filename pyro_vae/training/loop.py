@@ -157,6 +157,8 @@ def fit(
     for callback in callbacks:
         callback.start(training)
     steps = len(batches) if hasattr(batches, "__len__") else 1
+    if hasattr(algorithm, "expect") and hasattr(batches, "__len__"):
+        algorithm.expect((num_epochs - training.epoch) * steps)
     with progress_bar(num_epochs * steps, "training", "step", show=progress) as bar:
         bar.n = bar.initial = training.epoch * steps
         while training.epoch < num_epochs and training.stop is None:

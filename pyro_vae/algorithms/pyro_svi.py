@@ -1,0 +1,92 @@
+"""``pyro.infer.SVI`` for programs written for Pyro's parameter store, compiled."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from pyro_vae.compiled import CompiledStep, Outputs
+
+
+class PyroSVI:
+    """The drop-in for ``pyro.infer.SVI(model, guide, pyro.optim.Adam({...}), Trace_ELBO())``, compiled.
+
+    Model and guide are any Pyro programs: functions with ``pyro.param`` and ``pyro.module``, bound methods,
+    modules. Parameters stay in Pyro's store and their optimisers in ``optim``, where ``optim.get_state()``
+    and ``pyro.get_param_store().save()`` find them. See :mod:`pyro_vae.compiled` for what can be captured.
+
+    Args:
+        model: The model.
+        guide: The guide, with the same arguments.
+        optim: An optimiser of ``pyro.optim``.
+        loss: An ELBO object with ``differentiable_loss``.
+        compile: Compile once that is worth the seconds it costs; ``"always"`` from the second step on, False
+            never.
+
+    Raises:
+        TypeError: If the optimiser or the loss is something else.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: Any,
+        loss: Any,
+        *,
+        compile: bool | Literal["always"] = True,  # noqa: A002
+    ) -> None:
+        if not isinstance(optim, PyroOptim):
+            raise TypeError(
+                f"optim must be one of pyro.optim, such as pyro.optim.Adam({{'lr': 1e-3}}), not {optim!r}; "
+                "with an optimiser of torch.optim use pyro_vae.SVI"
+            )
+        if not (isinstance(loss, ELBO) and hasattr(loss, "differentiable_loss")):
+            raise TypeError(f"loss must be an ELBO object with differentiable_loss, not {loss!r}")
+        self.model = model
+        self.guide = guide
+        self.optim = optim
+        self.loss = loss
+        self._svi = pyro.infer.SVI(model, guide, optim, loss)
+        self._compiled = None
+        if compile:
+            self._compiled = CompiledStep(
+                self._losses, (model, guide, loss), self._optimizers, self._update, always=compile == "always"
+            )
+        self._is_first = True
+
+    def step(self, *args: Any, **kwargs: Any) -> float | Tensor:
+        """One update; returns the loss before it: minus the ELBO, summed over the batch, in nats.
+
+        From the second step on it is a tensor that has not been looked at yet; ``float()`` does.
+        """
+        if self._is_first or self._compiled is None:
+            self._is_first = False  # makes the parameters and their optimisers, and checks the programs
+            return self._svi.step(*args, **kwargs)
+        return self._compiled.step(*args, **kwargs)["loss"]
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """The loss, without an update."""
+        return self._svi.evaluate_loss(*args, **kwargs)
+
+    def _losses(self, *args: Any, **kwargs: Any) -> Outputs:
+        with pyro.validation_enabled(False):
+            loss = self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs)
+        return {"loss": torch.as_tensor(loss)}
+
+    def _optimizers(self) -> list[Any] | None:
+        own = self.optim.optim_objs
+        params = self._compiled.function.trainable
+        if any(self.optim.grad_clip.values()) or any(p not in own for p in params):
+            return None
+        return [getattr(own[p], "optimizer", own[p]) for p in params]  # schedulers have one
+
+    def _update(self, params: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = gradient
+        self.optim(params)
+        pyro.infer.util.zero_grads(params)

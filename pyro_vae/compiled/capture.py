@@ -1,0 +1,301 @@
+r"""A Pyro program run once under a tracer becomes a graph of ATen operators.
+
+``make_fx`` runs the function on tensors without values (fake tensors) and records what torch computes,
+derivatives included; handlers, plates and Python are gone from the result, and random draws stay operators of
+the graph, so every call draws anew. A program that looks at a value while it runs has no such graph: with
+fake tensors there is no value to see, and the attempt is reported with its line.
+"""
+
+import contextlib
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
+
+import numpy as np
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.compiled.state import ProgramState
+
+Outputs = dict[str, Tensor]
+
+
+class CaptureError(Exception):
+    """A program that has no graph: why, and where."""
+
+
+class Graph:
+    """A captured graph and what it needs.
+
+    Attributes:
+        module: ATen operators; inputs are the state's tensors, then ``constants``, then the arguments.
+        constants: Tensors that the program found elsewhere than in modules, the store and arguments.
+        names: Of the outputs; gradients by the trainable tensors follow them.
+    """
+
+    def __init__(self, module: fx.GraphModule, constants: list[Tensor], names: list[str]) -> None:
+        self.module = module
+        self.constants = constants
+        self.names = names
+
+
+def capture(
+    function: Callable[..., Outputs],
+    state: ProgramState,
+    leaves: Sequence[Tensor],
+    trainable: Sequence[Tensor] = (),
+) -> Graph:
+    """The graph of ``function(*leaves)``, captured twice to see whether it is the same both times.
+
+    Args:
+        function: From tensors to named tensors; may run any Pyro programs.
+        state: What the programs read.
+        leaves: The arguments.
+        trainable: Tensors of the state by which output ``"loss"`` is differentiated.
+
+    Raises:
+        CaptureError: If there is no graph, or not one for all runs.
+    """
+    generators = random.getstate(), _numpy_state()
+    first, names, sites = _trace(function, state, leaves, trainable)
+    drawn = [a != b for a, b in zip(generators, (random.getstate(), _numpy_state()), strict=True)]
+    changed = state.changed()
+    state.remember()
+    if changed:
+        raise CaptureError(f"running it changes what it depends on ({changed})")
+    second, _, _ = _trace(function, state, leaves, trainable)
+    where = _first_difference(first, second)
+    if drawn[1]:
+        raise CaptureError(f"it draws from NumPy's random generator: {_DRAW_OTHERWISE}")
+    line = _who_draws(lambda: _trace(function, state, leaves, trainable)) if drawn[0] else None
+    if line is not None:
+        raise CaptureError(f"it draws from Python's random generator at {line}: {_DRAW_OTHERWISE}")
+    if where is not None:
+        raise CaptureError(
+            "it does not do the same twice: run again with the same arguments it takes another path or uses "
+            f"other numbers {_site_of(sites, where)}"
+        )
+    return Graph(first, _lift_constants(first, len(leaves)), names)
+
+
+_DRAW_OTHERWISE = "draw by pyro.sample or torch"
+
+
+def _who_draws(run: Callable[[], object]) -> str | None:
+    """The line that draws from the module ``random``; None if only a checker of types does (beartype)."""
+    lines: list[str] = []
+
+    def profile(frame: types.FrameType, event: str, function: object) -> None:
+        if event == "c_call" and isinstance(getattr(function, "__self__", None), random.Random):
+            while frame.f_globals.get("__name__") == "random":
+                frame = frame.f_back
+            if _asks(frame):
+                lines.append(_line_of(frame))
+
+    sys.setprofile(profile)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return lines[0] if lines else None
+
+
+def _site_of(sites: list[tuple[int, str]], position: int) -> str:
+    """The site that had begun when the graph had so many nodes."""
+    return next((text for count, text in reversed(sites) if count <= position), "before the first site")
+
+
+def _numpy_state() -> tuple:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return (kind, keys.tobytes(), *rest)
+
+
+def _trace(
+    function: Callable[..., Outputs],
+    state: ProgramState,
+    leaves: Sequence[Tensor],
+    trainable: Sequence[Tensor],
+) -> tuple[fx.GraphModule, list[str], list[tuple[int, str]]]:
+    names: list[str] = []
+    tensors = state.tensors
+    sites = _Sites()
+
+    def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
+        own = [
+            fake.detach().requires_grad_() if tensor.requires_grad else fake
+            for tensor, fake in zip(tensors, inputs, strict=False)
+        ]
+        replacement = dict(zip(tensors, own, strict=True))
+        with state.swapped(replacement), sites, torch.set_grad_enabled(bool(trainable)):
+            outputs = function(*inputs[len(tensors) :])
+        names[:] = outputs
+        gradients = ()
+        if trainable:
+            wanted = [replacement[tensor] for tensor in trainable]
+            gradients = torch.autograd.grad(outputs["loss"], wanted, materialize_grads=True)
+        # The fused kernels of optimisers take gradients for contiguous without looking.
+        return tuple(t.detach() for t in (*outputs.values(), *(g.contiguous() for g in gradients)))
+
+    inputs = [tensor.detach() for tensor in tensors] + [leaf.detach() for leaf in leaves]
+    try:
+        with _without_looking_at_values():
+            module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    except CaptureError as error:
+        raise CaptureError(f"{error} {sites.last}") from None
+    except Exception as error:
+        line = user_line(error)
+        reason = str(error).strip().splitlines() or [""]
+        raise CaptureError(
+            f"{type(error).__name__}: {reason[0]}" + (f" at {line}" if line else "") + f" {sites.last}"
+        ) from error
+    for position, node in enumerate(module.graph.nodes):
+        value = node.meta.get("val")
+        sizes = value.shape if isinstance(value, Tensor) else (value,)
+        if any(isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) for size in sizes):
+            where = _site_of(sites.seen, position)
+            raise CaptureError(f"a shape or a Python number in it depends on values of tensors {where}")
+    module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs and outputs
+    module.recompile()
+    return module, names, sites.seen
+
+
+# ------------------------------------------------------------------------------------ looking at values
+
+_LOOKS = {
+    torch.Tensor.item: "item()",
+    torch.Tensor.__bool__: "a comparison in if or while",
+    torch.Tensor.__float__: "float()",
+    torch.Tensor.__int__: "int()",
+    torch.Tensor.__index__: "use as an index or a size",
+    torch.Tensor.tolist: "tolist()",
+    torch.Tensor.numpy: "numpy()",
+    torch.Tensor.__array__: "numpy()",
+}
+
+
+class _NoValues(TorchFunctionMode):
+    """Lets Pyro's own looks at values pass, which only report or check, and names the user's."""
+
+    def __torch_function__(self, func, _, args=(), kwargs=None):  # noqa: ANN001, ANN204, D102
+        if func in _LOOKS:
+            frame = sys._getframe(1)
+            while not _asks(frame):
+                frame = frame.f_back
+            caller = frame.f_globals["__name__"]
+            if caller.startswith("pyro.infer") and func is torch.Tensor.item:
+                return args[0].detach()  # the loss as a number
+            if caller == "pyro.infer.util" and func is torch.Tensor.__bool__:
+                return True  # whether no probability is 0, in which case nothing need be left out
+            raise CaptureError(f"it looks at the value of a tensor by {_LOOKS[func]} at {_line_of(frame)}")
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _without_looking_at_values() -> Iterator[None]:
+    with (
+        _NoValues(),
+        pyro.validation_enabled(False),
+        # Checks for nan in hooks of the backward pass, where the mode above is off.
+        mock.patch("pyro.util.torch_isnan", lambda _: False),
+        mock.patch("pyro.util.torch_isinf", lambda _: False),
+    ):
+        yield
+
+
+# ------------------------------------------------------------------------------------ where
+
+_LIBRARIES = ("torch", "pyro", "pyro_vae", "contextlib", "functools", "unittest", "jaxtyping", "beartype")
+
+
+def _asks(frame: types.FrameType) -> bool:
+    """Whether this is the code that asked: not a mode or a check of types through which the call came."""
+    library = frame.f_globals.get("__name__", "").split(".")[0]
+    return library not in ("torch", "pyro_vae", "beartype", "jaxtyping") and frame.f_code.co_filename[0] != "<"
+
+
+def _line_of(frame: types.FrameType | None) -> str:
+    while frame is not None:
+        if frame.f_code.co_filename[0] != "<" and frame.f_globals.get("__name__", "").split(".")[0] not in _LIBRARIES:
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "an unknown line"
+
+
+def user_line(error: BaseException) -> str | None:
+    """File and line of the innermost frame outside of the libraries."""
+    line, step = None, error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_globals.get("__name__", "").split(".")[0] not in _LIBRARIES:
+            line = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
+        step = step.tb_next
+    return line
+
+
+class _Sites(Messenger):
+    """Notes where in the graph each sample site begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, str]] = []
+
+    @property
+    def last(self) -> str:
+        return self.seen[-1][1] if self.seen else "before the first site"
+
+    def _pyro_sample(self, msg: dict) -> None:
+        mode = get_proxy_mode()
+        count = len(mode.tracer.graph.nodes) if mode else 0
+        self.seen.append((count, f"(site {msg['name']!r}, {_line_of(sys._getframe(1))})"))
+
+
+# ------------------------------------------------------------------------------------ graphs
+
+
+def _first_difference(first: fx.GraphModule, second: fx.GraphModule) -> int | None:
+    """Position of the first node in which two graphs differ."""
+    one, two = ([_described(m, node) for node in m.graph.nodes] for m in (first, second))
+    for position, (a, b) in enumerate(zip(one, two, strict=False)):
+        if a != b:
+            return position
+    return None if len(one) == len(two) else min(len(one), len(two))
+
+
+def _described(module: fx.GraphModule, node: fx.Node) -> tuple:
+    value = node.meta.get("val")
+    shape = tuple(value.shape) if isinstance(value, Tensor) else None
+    content = None
+    if node.op == "get_attr":
+        tensor = getattr(module, node.target)
+        # Literals are made anew by every run.
+        content = str(tensor.tolist()) if _is_literal(node) else id(tensor)
+    return node.op, str(node.target), str(node.args), str(node.kwargs), shape, content
+
+
+def _is_literal(node: fx.Node) -> bool:
+    return all(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users)
+
+
+def _lift_constants(module: fx.GraphModule, num_leaves: int) -> list[Tensor]:
+    """Make tensors that the program found somewhere inputs of the graph: their values may change."""
+    graph, constants = module.graph, {}
+    first_leaf = [n for n in graph.nodes if n.op == "placeholder"][-num_leaves] if num_leaves else None
+    for node in list(graph.nodes):
+        if node.op != "get_attr" or _is_literal(node):
+            continue
+        tensor = getattr(module, node.target)
+        if not isinstance(tensor, Tensor):
+            continue
+        if id(tensor) not in constants:
+            with graph.inserting_before(first_leaf or next(iter(graph.nodes))):
+                constants[id(tensor)] = (tensor, graph.placeholder(f"constant_{len(constants)}"))
+                constants[id(tensor)][1].meta.update(node.meta)
+        node.replace_all_uses_with(constants[id(tensor)][1])
+        graph.erase_node(node)
+    module.recompile()
+    return [tensor for tensor, _ in constants.values()]

@@ -1,0 +1,96 @@
+r"""Matrix products of a captured graph, each by the faster of two libraries.
+
+On a CPU torch sends ``mm`` and ``addmm`` to MKL, which runs float32 at half the speed of oneDNN on some
+machines and at about the same on others. Both compute in float32. They are timed once for each size, when a
+graph is captured, and the products of the graph are rewritten where oneDNN is faster.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx
+
+_aten = torch.ops.aten
+_MIN_FLOPS = 1e6  # below, calling the operator costs more than there is to gain
+_CLEARLY_FASTER = 0.95
+
+_library = torch.library.Library("pyro_vae", "DEF")
+_library.define("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    r"""oneDNN's :math:`x W^T + b`. (Inductor takes its operator only with constant weights, hence ours.)"""
+    return torch.ops.mkldnn._linear_pointwise.default(inputs, weight, bias, "none", [], "")
+
+
+def _linear_shape(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return inputs.new_empty(inputs.shape[0], weight.shape[0])
+
+
+_library.impl("linear", _linear, "CPU")
+_library.impl("linear", _linear_shape, "Meta")
+
+
+def choose_products(graph: fx.Graph, choices: dict[str, str]) -> None:
+    """Rewrite the products of a graph that oneDNN computes faster.
+
+    Args:
+        graph: Of ATen operators, with shapes in ``node.meta["val"]``; changed in place.
+        choices: ``"onednn"`` or ``"mkl"`` by the sizes of a product; sizes that are not there are timed and
+            added, so that a run that goes on later computes by the same libraries.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return
+    for node in list(graph.nodes):
+        if node.target is _aten.mm.default:
+            bias, (left, right) = None, node.args[:2]
+        elif node.target is _aten.addmm.default and not node.kwargs and node.args[0].meta["val"].ndim == 1:
+            bias, left, right = node.args
+        else:
+            continue
+        a, b = left.meta["val"], right.meta["val"]
+        if a.device.type != "cpu" or a.dtype != torch.float32:
+            continue
+        if 2 * a.shape[0] * a.shape[1] * b.shape[1] < _MIN_FLOPS:
+            continue
+        # Strides matter: a product of transposed matrices is another piece of work.
+        size = f"{a.shape[0]}x{a.shape[1]}x{b.shape[1]} {a.stride()} {b.stride()} {bias is not None}"
+        if size not in choices:
+            choices[size] = _time(a, b, bias)
+        if choices[size] == "onednn":
+            with graph.inserting_before(node):
+                weight = graph.call_function(_aten.t.default, (right,))
+                product = graph.call_function(torch.ops.pyro_vae.linear.default, (left, weight, bias))
+            product.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(product)
+            graph.erase_node(node)
+
+
+def _time(a: Tensor, b: Tensor, bias: fx.Node | None) -> str:
+    def filled(like: Tensor) -> Tensor:
+        return torch.empty_strided(like.shape, like.stride()).fill_(0.5)
+
+    left, right = filled(a), filled(b)
+    vector = None if bias is None else filled(bias.meta["val"])
+    if vector is None:
+        mkl = lambda: torch.mm(left, right)  # noqa: E731
+    else:
+        mkl = lambda: torch.addmm(vector, left, right)  # noqa: E731
+    onednn = lambda: torch.ops.pyro_vae.linear(left, right.t(), vector)  # noqa: E731
+    flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
+    repeat = int(min(30, max(3, 3e9 // flops)))
+    best = {mkl: float("inf"), onednn: float("inf")}
+    with torch.no_grad():
+        for _ in range(5):  # in turn, so that a disturbance meets both
+            for library in best:
+                best[library] = min(best[library], _seconds(library, repeat))
+    return "onednn" if best[onednn] < _CLEARLY_FASTER * best[mkl] else "mkl"
+
+
+def _seconds(function: Callable[[], Tensor], repeat: int) -> float:
+    function()
+    started = time.perf_counter()
+    for _ in range(repeat):
+        function()
+    return time.perf_counter() - started

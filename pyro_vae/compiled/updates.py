@@ -1,0 +1,145 @@
+"""One call of torch's fused kernels updates all parameters; the state stays in the optimisers.
+
+SGD, Adagrad, Adam and AdamW of ``torch.optim`` have such kernels. Their state lives where it always does, so
+``state_dict``, checkpoints and schedulers work as before; every other optimiser takes its own ``step``.
+"""
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+
+_STATES = {
+    SGD: ("momentum_buffer",),
+    Adagrad: ("sum", "step"),
+    Adam: ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"),
+    AdamW: ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"),
+}
+
+
+def has_fused_update(optimizer: Optimizer) -> bool:
+    """Whether :class:`FusedUpdate` does what this optimiser's next ``step`` would do."""
+    return (
+        type(optimizer) in _STATES
+        and not optimizer._optimizer_step_pre_hooks
+        and not optimizer._optimizer_step_post_hooks
+        and all(map(_is_ready, [optimizer] * len(optimizer.param_groups), optimizer.param_groups))
+    )
+
+
+def _is_ready(optimizer: Optimizer, group: dict) -> bool:
+    """Of contiguous floats only, and after the first step, which makes the state (plain SGD has none)."""
+    plain = type(optimizer) is SGD and not group["momentum"]
+    return not group.get("differentiable") and all(
+        p.is_floating_point() and p.is_contiguous() and (plain or any(map(torch.is_tensor, optimizer.state.get(p, {}).values())))
+        for p in group["params"]
+        if p.requires_grad
+    )
+
+
+class FusedUpdate:
+    """The step of several optimisers in one call for all groups of equal settings.
+
+    Args:
+        optimizers: Each has taken a step before, so that its state exists.
+        params: Parameters with gradients, in the order of the gradients that will come.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], params: Sequence[Tensor]) -> None:
+        self._params = list(params)
+        position = {id(param): i for i, param in enumerate(params)}
+        self._states = []
+        groups: dict[tuple, list] = {}
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                own = [p for p in group["params"] if id(p) in position]
+                if own:
+                    key = (type(optimizer), own[0].device, own[0].dtype, str(_settings(group)))
+                    groups.setdefault(key, []).append((optimizer, group, own))
+                self._states += [(optimizer, p, optimizer.state.get(p)) for p in own]
+        self._groups = []
+        for members in groups.values():
+            own = [p for _, _, params in members for p in params]
+            states = [optimizer.state.get(p, {}) for optimizer, _, params in members for p in params]
+            columns = {
+                name: [state[name] for state in states]
+                for name in _STATES[type(members[0][0])]
+                if all(isinstance(state.get(name), Tensor) for state in states)
+            }
+            steps = _share_steps(states, own[0].device) if "step" in columns else None
+            if steps is not None:
+                columns["step"] = [state["step"] for state in states]
+            index = [position[id(p)] for p in own]
+            self._groups.append((type(members[0][0]), [m[1] for m in members], own, index, columns, steps))
+
+    def is_current(self, params: Sequence[Tensor]) -> bool:
+        """False once an optimiser's state was replaced, as by ``load_state_dict``, or equal groups differ."""
+        return (
+            len(params) == len(self._params)
+            and all(map(operator.is_, params, self._params))
+            and all(optimizer.state.get(p) is state for optimizer, p, state in self._states)
+            and all(
+                _settings(group) == _settings(groups[0])
+                for _, groups, *_ in self._groups
+                for group in groups[1:]
+            )
+        )
+
+    @torch.no_grad()
+    def __call__(self, gradients: Sequence[Tensor]) -> None:
+        """Update the parameters in place."""
+        for kind, (group, *_), params, index, columns, steps in self._groups:
+            grads = [gradients[i] for i in index]
+            common = {name: group[name] for name in ("lr", "weight_decay", "maximize")}
+            if steps is not None:
+                steps.add_(1)
+            if kind is SGD:
+                torch._fused_sgd_(
+                    params,
+                    grads,
+                    columns.get("momentum_buffer", []),
+                    momentum=group["momentum"],
+                    dampening=group["dampening"],
+                    nesterov=group["nesterov"],
+                    is_first_step=False,
+                    **common,
+                )
+            elif kind is Adagrad:
+                torch._fused_adagrad_(
+                    params,
+                    grads,
+                    columns["sum"],
+                    columns["step"],
+                    lr_decay=group["lr_decay"],
+                    eps=group["eps"],
+                    **common,
+                )
+            else:
+                decoupled = kind is AdamW or group.get("decoupled_weight_decay", False)
+                (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
+                    params,
+                    grads,
+                    columns["exp_avg"],
+                    columns["exp_avg_sq"],
+                    columns.get("max_exp_avg_sq", []),
+                    columns["step"],
+                    amsgrad=group["amsgrad"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    eps=group["eps"],
+                    **common,
+                )
+
+
+def _settings(group: dict) -> dict:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _share_steps(states: Sequence[dict], device: torch.device) -> Tensor:
+    """Let the step counters be views of one vector on the device, which takes one operation to raise."""
+    steps = torch.stack([state["step"].to(device) for state in states])
+    for state, step in zip(states, steps.unbind(), strict=True):
+        state["step"] = step
+    return steps

@@ -1,0 +1,537 @@
+"""Compiled programs against eager ones: the same numbers for the same noise."""
+
+import copy
+import functools
+import random
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI as EagerSVI
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from torch import nn
+from torch.distributions import constraints
+
+from pyro_vae import MAP, SVI, BetaELBO, MixtureOfNormals, NotCompiledWarning, PyroSVI, vae
+from pyro_vae.compiled import CompiledFunction
+
+# ------------------------------------------------------------------------------------- programs
+
+
+def vae_pair():
+    return vae(6, 2, hidden=(5,)), Trace_ELBO()
+
+
+def vae_mean_field():
+    return vae(6, 2, hidden=(5,)), TraceMeanField_ELBO()
+
+
+def vae_particles():
+    elbo = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    return vae(6, 2, hidden=(5,), prior=MixtureOfNormals(2, 3)), elbo
+
+
+def vae_map():
+    return vae(6, 2, hidden=(5,)), MAP(100)
+
+
+def vae_beta():
+    return vae(6, 2, hidden=(5,)), BetaELBO(0.3)
+
+
+class Hierarchical(nn.Module):
+    """Two latent sites, the upper one not reparameterised; masked and scaled."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 6))
+        self.prior = nn.Linear(3, 2)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)), poutine.scale(scale=0.7):
+            k = pyro.sample("k", dist.OneHotCategorical(logits=torch.zeros(3)))
+            z = pyro.sample("z", dist.Normal(self.prior(k), 1.0).to_event(1))
+            with poutine.mask(mask=x[:, 0] > 0.5):
+                pyro.sample("x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=x)
+
+
+class HierarchicalGuide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.k, self.z = nn.Linear(6, 3), nn.Linear(9, 4)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)), poutine.scale(scale=0.7):
+            k = pyro.sample("k", dist.OneHotCategorical(logits=self.k(x)))
+            loc, scale = self.z(torch.cat([x, k], -1)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+
+def score_function():
+    return (Hierarchical(), HierarchicalGuide()), Trace_ELBO()
+
+
+class Noisy(nn.Module):
+    """Dropout, and batch normalisation with its running statistics."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(inputs, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, outputs)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def dropout_and_batch_norm():
+    return vae(6, 2, encoder=Noisy(6, 4), decoder=Noisy(2, 6)), Trace_ELBO()
+
+
+MODULE_PROGRAMS = [
+    vae_pair,
+    vae_mean_field,
+    vae_particles,
+    vae_map,
+    vae_beta,
+    score_function,
+    dropout_and_batch_norm,
+]
+
+
+def enumerated():
+    """M2-like: a label that is summed over, beside a latent that is drawn."""
+    decoder, encoder = nn.Linear(5, 6), nn.Linear(6, 7)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros(3)))
+            shape = torch.broadcast_shapes(z.shape[:-1], y.shape[:-1])
+            inputs = torch.cat([z.expand(*shape, 2), y.expand(*shape, 3)], -1)
+            pyro.sample("x", dist.Bernoulli(logits=decoder(inputs)).to_event(1), obs=x)
+
+    @config_enumerate
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            loc, scale, logits = encoder(x).split([2, 2, 3], -1)
+            pyro.sample("y", dist.OneHotCategorical(logits=logits))
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    return model, guide, TraceEnum_ELBO(max_plate_nesting=1)
+
+
+def constrained_params():
+    def model(x):
+        rate = pyro.param("rate", torch.tensor(2.0), constraint=constraints.positive)
+        weights = pyro.param("weights", torch.ones(3) / 3, constraint=constraints.simplex)
+        scale = pyro.sample("scale", dist.Gamma(rate, 1.0))
+        with pyro.plate("data", len(x)):
+            mean = (weights * x[:, :3]).sum(-1)
+            pyro.sample("x", dist.Normal(mean, scale + 0.1), obs=x[:, 3])
+
+    def guide(x):
+        alpha = pyro.param("alpha", torch.tensor(1.5), constraint=constraints.greater_than(0.1))
+        pyro.sample("scale", dist.Gamma(alpha, 2.0))
+
+    return model, guide, Trace_ELBO()
+
+
+def subsampled():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x), subsample_size=3) as index:
+            pyro.sample("x", dist.Normal(loc, 1.0).expand([6]).to_event(1), obs=x[index])
+
+    def guide(x):
+        loc = pyro.param("loc_q", torch.tensor(0.3))
+        scale = pyro.param("scale_q", torch.tensor(0.5), constraint=constraints.positive)
+        pyro.sample("loc", dist.Normal(loc, scale))
+
+    return model, guide, Trace_ELBO(num_particles=2)
+
+
+def flow():
+    transform = dist.transforms.affine_autoregressive(2, hidden_dims=[4])
+    decoder, loc = nn.Linear(2, 6), torch.tensor([0.1, 0.2])
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+            for _ in range(2):  # control flow that depends on no value
+                z = torch.tanh(z) if len(x) > 2 else z
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("flow", transform)
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(base, [transform]))
+
+    return model, guide, Trace_ELBO()
+
+
+class PyroExample(nn.Module):
+    """The style of Pyro's own examples: bound methods of one module."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(6, 4), nn.Linear(2, 6)
+
+    def model(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("obs", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", x.shape[0]):
+            loc, scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("latent", dist.Normal(loc, scale.exp()).to_event(1))
+
+
+def bound_methods():
+    pair = PyroExample()
+    return pair.model, pair.guide, TraceMeanField_ELBO()
+
+
+STORE_PROGRAMS = [enumerated, constrained_params, subsampled, flow, bound_methods]
+
+
+def data(rows=8):
+    return (torch.rand(rows, 6, generator=torch.Generator().manual_seed(3)) < 0.4).to(
+        torch.get_default_dtype()
+    )
+
+
+def close(a, b):
+    tolerance = 1e-10 if a.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+# ------------------------------------------------------------------------------------- the same numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("program", MODULE_PROGRAMS, ids=lambda program: program.__name__)
+def test_steps_equal_eager_ones(program, dtype):
+    torch.set_default_dtype(dtype)
+    torch.manual_seed(1)
+    (model, guide), loss = program()
+    pairs = [(model, guide, loss), copy.deepcopy((model, guide, loss))]
+    metrics = []
+    for (model, guide, loss), compile in zip(pairs, [False, "always"], strict=True):
+        # Adam would divide rounding errors of gradients that are 0 by their size.
+        optimizer = torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.02)
+        svi = SVI(model, guide, optimizer, loss, compile=compile)
+        torch.manual_seed(2)
+        metrics.append([svi.step(data()) for _ in range(5)])
+    assert svi._compiled.function.is_compiled
+    for eager, compiled in zip(*metrics, strict=True):
+        assert eager.keys() == compiled.keys()
+        for name in eager:
+            close(compiled[name], eager[name])
+    for eager, compiled in zip(pairs[0][:2], pairs[1][:2], strict=True):
+        for (name, value), other in zip(
+            eager.state_dict().items(), compiled.state_dict().values(), strict=True
+        ):
+            close(other, value) if value.is_floating_point() else torch.testing.assert_close(other, value)
+            assert name
+    # Fresh noise at every call.
+    assert len({float(row["elbo"]) for row in metrics[1]}) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("program", STORE_PROGRAMS, ids=lambda program: program.__name__)
+def test_programs_of_the_parameter_store(program, dtype):
+    torch.set_default_dtype(dtype)
+    results = []
+    for make in EagerSVI, functools.partial(PyroSVI, compile="always"):
+        pyro.clear_param_store()
+        torch.manual_seed(1)
+        model, guide, loss = program()
+        svi = make(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
+        torch.manual_seed(2)
+        losses = [float(svi.step(data())) for _ in range(5)]
+        values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+        results.append((losses, values))
+    assert svi._compiled.function.is_compiled
+    (losses, values), (compiled_losses, compiled_values) = results
+    close(torch.tensor(compiled_losses), torch.tensor(losses))
+    assert values.keys() == compiled_values.keys()
+    for name in values:
+        close(compiled_values[name], values[name])
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, lr_decay=0.1, initial_accumulator_value=0.2),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.02, betas=(0.8, 0.95), weight_decay=0.01),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.02, amsgrad=True, maximize=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.3),
+    "groups": lambda p: torch.optim.Adam([{"params": p[:2], "lr": 0.1}, {"params": p[2:]}], lr=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_and_their_state(name, double):
+    states = []
+    torch.manual_seed(0)
+    pair = vae(6, 2, hidden=(3,))
+    for compile in False, "always":
+        model, guide = copy.deepcopy(pair)
+        optimizer = OPTIMIZERS[name]([*model.parameters(), *guide.parameters()])
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        svi = SVI(model, guide, optimizer, compile=compile)
+        torch.manual_seed(0)
+        for step in range(8):
+            svi.step(data())
+            if step % 3 == 2:
+                schedule.step()
+            if step == 5:  # a restored checkpoint
+                svi.load_state_dict(copy.deepcopy(svi.state_dict()))
+        states.append(svi.state_dict())
+    eager, compiled = states
+    for p, q in zip(eager["model"].values(), compiled["model"].values(), strict=True):
+        close(q, p)
+    assert eager["optimizer"]["param_groups"] == compiled["optimizer"]["param_groups"]
+    for index, state in eager["optimizer"]["state"].items():
+        other = compiled["optimizer"]["state"][index]
+        assert state.keys() == other.keys()
+        for key, value in state.items():
+            if torch.is_tensor(value):
+                close(other[key], value)
+    # Either goes on with what the other saved.
+    assert svi._compiled.function.is_compiled
+
+
+# ------------------------------------------------------------------------------------- never silently wrong
+
+
+def compiled_svi(model=None, guide=None):
+    pair = vae(6, 2, hidden=(3,))
+    model, guide = model or pair[0], guide or pair[1]
+    optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=0.01)
+    return SVI(model, guide, optimizer, compile="always")
+
+
+def eager_copy(svi):
+    model, guide, optimizer, loss = copy.deepcopy((svi.model, svi.guide, svi.optimizer, svi.loss))
+    return SVI(model, guide, optimizer, loss, compile=False)
+
+
+class Wrapped(nn.Module):
+    """A model with something in front of it."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.model = vae(6, 2, hidden=(3,))[0]
+        self.before = before
+        self.calls = 0
+
+    def forward(self, x):
+        self.before(self, x)
+        self.model(x)
+
+
+def looks_by_item(module, x):
+    x.sum().item()
+
+
+def looks_by_if(module, x):
+    if x.sum() > 3:
+        pyro.sample("extra", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+
+def looks_by_numpy(module, x):
+    x.numpy()
+
+
+def indexes_by_data(module, x):
+    x[x > 0.5]
+
+
+def draws_in_python(module, x):
+    pyro.factor("noise", torch.tensor(1.0) * random.random())
+
+
+def draws_in_numpy(module, x):
+    pyro.factor("noise", torch.tensor(1.0) * float(np.random.rand()))  # noqa: NPY002
+
+
+def counts_calls(module, x):
+    module.calls += 1
+
+
+def counts_in_a_list(module, x, log=[]):  # noqa: B006
+    log.append(1)
+    if len(log) % 2:
+        pyro.factor("odd", torch.tensor(1.0))
+
+
+def goes_by_a_list(module, x, log=[]):  # noqa: B006
+    log.append(1)
+    pyro.factor("count", torch.tensor(float(len(log))))
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        (looks_by_item, r"item\(\) at .*test_compiled.py:\d+ \(site 'z'"),
+        (looks_by_if, r"if or while at .*test_compiled.py:\d+"),
+        (looks_by_numpy, r"numpy\(\) at .*test_compiled.py:\d+"),
+        (indexes_by_data, r"test_compiled.py:\d+"),
+        (draws_in_python, r"Python's random generator at .*test_compiled.py:\d+"),
+        (draws_in_numpy, "NumPy's random generator"),
+        (counts_calls, "changes what it depends on"),
+        (counts_in_a_list, "not do the same twice"),
+        (goes_by_a_list, "not do the same twice"),
+    ],
+)
+def test_what_cannot_be_captured_runs_eagerly(before, message):
+    svi = compiled_svi(Wrapped(before))
+    svi.step(data())
+    svi.step(data())
+    with pytest.warns(NotCompiledWarning, match=message):
+        svi.step(data())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one warning is enough
+        svi.step(data())
+        if before in (looks_by_item, looks_by_if, looks_by_numpy, indexes_by_data):
+            equals_eager(svi, data())
+
+
+def test_hidden_state_is_found_by_comparing_with_eager():
+    hidden = {"offset": 0.0}
+
+    class Model(Wrapped):
+        def forward(self, x):
+            pyro.factor("hidden", torch.tensor(1.0) * hidden["offset"])
+            self.model(x)
+
+    svi = compiled_svi(Model(None))
+    for _ in range(3):
+        svi.step(data())
+    hidden["offset"] = 50.0
+    with pytest.warns(NotCompiledWarning, match="compiled and eager results differ in loss"):
+        svi.step(data())
+    assert not svi._compiled.function.is_compiled
+
+
+def equals_eager(svi, *batch):
+    """The next step of an SVI is what an eager copy of it does."""
+    other = eager_copy(svi)
+    torch.manual_seed(5)
+    expected = other.step(*batch)["elbo"]
+    torch.manual_seed(5)
+    close(svi.step(*batch)["elbo"], expected)
+    for p, q in zip(svi.model.parameters(), other.model.parameters(), strict=True):
+        close(p, q)
+
+
+def run(svi, steps=4):
+    for _ in range(steps):
+        svi.step(data())
+    assert svi._compiled.function.is_compiled
+
+
+def test_other_batch_shapes_modes_parameters_and_states_are_noticed():
+    (model, guide), _ = dropout_and_batch_norm()
+    svi = compiled_svi(model, guide)
+    run(svi)
+    for rows in 5, 8:
+        equals_eager(svi, data(rows))
+    for mode in False, True, False, True:
+        model.train(mode)
+        guide.train(mode)
+        equals_eager(svi, data())
+    assert len(svi._compiled.function._variants) == 2
+    # A loaded state
+    state = {name: value + 0.1 for name, value in model.state_dict().items() if value.is_floating_point()}
+    model.load_state_dict(state, strict=False)
+    equals_eager(svi, data())
+    # requires_grad
+    decoder = model.likelihood.net.net
+    decoder[0].weight.requires_grad_(False)
+    frozen = decoder[0].weight.clone()
+    run(svi)
+    assert torch.equal(decoder[0].weight, frozen)
+    decoder[0].weight.requires_grad_(True)
+    run(svi)
+    assert not torch.equal(decoder[0].weight, frozen)
+    # A replaced parameter
+    decoder[0].weight = nn.Parameter(torch.zeros(5, 2))
+    equals_eager(svi, data())
+
+
+def test_beta_may_change_without_a_new_graph():
+    model, guide = vae(6, 2, hidden=(3,))
+    loss = BetaELBO(0.1)
+    svi = SVI(model, guide, torch.optim.SGD([*model.parameters(), *guide.parameters()], 1e-3), loss)
+    svi._compiled.function.always = True
+    run(svi)
+    graphs = dict(svi._compiled.function._graphs)
+    for beta in 0.5, 0.9:
+        loss.beta = beta
+        equals_eager(svi, data())
+    assert svi._compiled.function._graphs == graphs
+    loss.beta = 1.0
+    equals_eager(svi, data())
+
+
+def test_closure_values_and_found_tensors_are_noticed():
+    scale, offset = 1.0, torch.zeros(())
+
+    def function(x):
+        return {"y": x * scale + offset}
+
+    compiled = CompiledFunction(function, (function,), always=True)
+    x = torch.ones(3)
+    for _ in range(3):
+        assert compiled(x)[0]["y"].tolist() == [1, 1, 1]
+    assert compiled.is_compiled
+    offset.fill_(2.0)
+    assert compiled(x)[0]["y"].tolist() == [3, 3, 3]
+    scale = 5.0
+    assert compiled(x)[0]["y"].tolist() == [7, 7, 7]
+
+
+def test_a_seed_reproduces_a_run():
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        svi = compiled_svi()
+        losses.append([float(svi.step(data())["elbo"]) for _ in range(6)])
+    assert losses[0] == losses[1]
+
+
+def test_without_a_compiler_it_runs_eagerly(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr("torch._inductor.compile", broken)
+    svi = compiled_svi()
+    svi.step(data())
+    svi.step(data())
+    with pytest.warns(NotCompiledWarning, match="could not compile.*no C\\+\\+ compiler found.*g\\+\\+"):
+        svi.step(data())
+    svi.step(data())
+
+
+def test_short_runs_do_not_compile():
+    model, guide = vae(6, 2, hidden=(3,))
+    svi = SVI(model, guide, torch.optim.Adam([*model.parameters(), *guide.parameters()]))
+    svi.expect(150)
+    for _ in range(150):
+        svi.step(data())
+    assert not svi._compiled.function.is_compiled
