@@ -169,15 +169,16 @@ def importance_sampling(
                 with torch.random.fork_rng():
                     log_weights(model, guide, *block, num_samples=1)
             log_sum = log_sum_squares = torch.full((size,), -math.inf, dtype=torch.float64)
-            largest = torch.empty((size, 0))
+            largest = [torch.empty((size, 0))]
             for count in _counts(num_samples, block):
                 weights = score(*block, count=count)[0]["log_weights"].T.cpu()
                 log_w = weights.double()
                 log_sum = torch.logaddexp(log_sum, log_w.logsumexp(1))
                 log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(1))
                 if num_samples >= MIN_SAMPLES_FOR_KHAT:
-                    largest = torch.cat([largest, weights], 1)
-                    largest = largest.topk(min(keep, largest.shape[1]), 1).values
+                    largest.append(weights)
+                    if sum(part.shape[1] for part in largest) > 2 * keep:  # sorting is slow, so rarely
+                        largest = [_largest(largest, keep)]
                 bar.update(size * count)
             ess = (2 * log_sum - log_sum_squares).exp()
             columns["values"].append(log_sum - math.log(num_samples))
@@ -185,7 +186,7 @@ def importance_sampling(
             variance = (1 / ess - 1 / num_samples).clamp(min=0)
             # One sample says nothing about its own error.
             columns["std_error"].append(variance.sqrt() if num_samples > 1 else variance + math.nan)
-            columns["khat"].append(pareto_khat(largest, num_samples))
+            columns["khat"].append(pareto_khat(_largest(largest, keep), num_samples))
     result = {name: torch.cat(parts) for name, parts in columns.items()}
     if num_samples < MIN_SAMPLES_FOR_KHAT:
         result["khat"] = None
@@ -285,6 +286,12 @@ def _counts(num_samples: int, block: tuple[Tensor, ...]) -> Iterator[int]:
     most = max(1, _rows(block) // len(block[0]))
     for start in range(0, num_samples, most):
         yield min(most, num_samples - start)
+
+
+def _largest(parts: list[Tensor], count: int) -> Tensor:
+    """The largest numbers of every row of all parts."""
+    row = torch.cat(parts, 1)
+    return row.topk(min(count, row.shape[1]), 1).values
 
 
 @contextlib.contextmanager

@@ -11,13 +11,24 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI as EagerSVI
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vae import MAP, SVI, BetaELBO, MixtureOfNormals, NotCompiledWarning, PyroSVI, vae
+from pyro_vae import (
+    MAP,
+    SVI,
+    BetaELBO,
+    MixtureOfNormals,
+    NotCompiledWarning,
+    PyroSVI,
+    SupportError,
+    importance_sampling,
+    log_weights,
+    vae,
+)
 from pyro_vae.compiled import CompiledFunction
+from pyro_vae.compiled.rewrites import bernoulli_log_prob, fast_tanh
 
 # ------------------------------------------------------------------------------------- programs
 
@@ -81,7 +92,11 @@ class Noisy(nn.Module):
     def __init__(self, inputs, outputs):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(inputs, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, outputs)
+            nn.Linear(inputs, 5, bias=False),
+            nn.BatchNorm1d(5),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(5, outputs),
         )
 
     def forward(self, x):
@@ -228,10 +243,10 @@ def test_steps_equal_eager_ones(program, dtype):
     (model, guide), loss = program()
     pairs = [(model, guide, loss), copy.deepcopy((model, guide, loss))]
     metrics = []
-    for (model, guide, loss), compile in zip(pairs, [False, "always"], strict=True):
+    for (model, guide, loss), when in zip(pairs, [False, "always"], strict=True):
         # Adam would divide rounding errors of gradients that are 0 by their size.
         optimizer = torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.02)
-        svi = SVI(model, guide, optimizer, loss, compile=compile)
+        svi = SVI(model, guide, optimizer, loss, compile=when)
         torch.manual_seed(2)
         metrics.append([svi.step(data()) for _ in range(5)])
     assert svi._compiled.function.is_compiled
@@ -254,7 +269,7 @@ def test_steps_equal_eager_ones(program, dtype):
 def test_programs_of_the_parameter_store(program, dtype):
     torch.set_default_dtype(dtype)
     results = []
-    for make in EagerSVI, functools.partial(PyroSVI, compile="always"):
+    for make in pyro.infer.SVI, functools.partial(PyroSVI, compile="always"):
         pyro.clear_param_store()
         torch.manual_seed(1)
         model, guide, loss = program()
@@ -288,11 +303,11 @@ def test_optimizers_and_their_state(name, double):
     states = []
     torch.manual_seed(0)
     pair = vae(6, 2, hidden=(3,))
-    for compile in False, "always":
+    for when in False, "always":
         model, guide = copy.deepcopy(pair)
         optimizer = OPTIMIZERS[name]([*model.parameters(), *guide.parameters()])
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-        svi = SVI(model, guide, optimizer, compile=compile)
+        svi = SVI(model, guide, optimizer, compile=when)
         torch.manual_seed(0)
         for step in range(8):
             svi.step(data())
@@ -366,7 +381,7 @@ def draws_in_python(module, x):
 
 
 def draws_in_numpy(module, x):
-    pyro.factor("noise", torch.tensor(1.0) * float(np.random.rand()))  # noqa: NPY002
+    pyro.factor("noise", torch.tensor(1.0) * float(np.random.rand()))
 
 
 def counts_calls(module, x):
@@ -535,3 +550,56 @@ def test_short_runs_do_not_compile():
     for _ in range(150):
         svi.step(data())
     assert not svi._compiled.function.is_compiled
+
+
+# ------------------------------------------------------------------------------------- cheaper forms
+
+
+def test_fast_tanh_is_tanh_to_float32_rounding():
+    h = torch.cat([torch.randn(20_000) * 10**exponent for exponent in torch.linspace(-6, 2, 30)])
+    exact = torch.tanh(h.double())
+    assert ((fast_tanh(h) - exact) / exact).abs().max() < 6e-7
+    assert fast_tanh(torch.tensor([0.0, float("inf"), -float("inf")])).tolist() == [0, 1, -1]
+
+
+@pytest.mark.parametrize("size", [784, 560, 64, 20, 8])
+def test_bernoulli_log_prob_in_groups(size):
+    logits, x = 20 * torch.randn(50, size), (torch.rand(50, size) < 0.5).float()
+    exact = dist.Bernoulli(logits=logits.double()).to_event(1).log_prob(x.double())
+    torch.testing.assert_close(bernoulli_log_prob(logits, x).double(), exact, rtol=3e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("library", ["onednn", "mkl"])
+def test_estimates_are_the_same_compiled_whichever_library_multiplies(library, monkeypatch):
+    monkeypatch.setattr("pyro_vae.compiled.products.faster", lambda *_: library)
+    model, guide = vae(56, 3, hidden=(64,))
+    x = (torch.rand(32, 56) < 0.3).float()
+
+    def function(x, count):
+        return {"log_weights": log_weights(model, guide, x, num_samples=count)}
+
+    compiled = CompiledFunction(function, (model, guide), always=True)
+    for _ in range(3):
+        torch.manual_seed(0)
+        weights = compiled(x, count=20)[0]["log_weights"]
+    assert set(compiled.products.values()) == {library}
+    assert compiled.is_compiled
+    torch.manual_seed(0)
+    eager = function(x, 20)["log_weights"].detach()
+    torch.testing.assert_close(weights, eager, rtol=1e-5, atol=1e-4)
+
+
+def test_importance_sampling_is_the_same_compiled(monkeypatch):
+    model, guide = vae(16, 2, hidden=(8,))
+    x = (torch.rand(300, 16) < 0.3).float()
+    torch.manual_seed(0)
+    eager = importance_sampling(model, guide, x, num_samples=1500, progress=False)
+    monkeypatch.setattr("pyro_vae.compiled.function._WORTH_SECONDS", 0.0)
+    monkeypatch.setattr("pyro_vae.compiled.function._EAGER_CALLS", 2)
+    torch.manual_seed(0)
+    compiled = importance_sampling(model, guide, x, num_samples=1500, progress=False)
+    torch.testing.assert_close(compiled.values, eager.values, rtol=1e-6, atol=1e-5)
+    # Its data are still checked, in every block.
+    x[290, 3] = 0.5
+    with pytest.raises(SupportError, match=r"0\.5"):
+        importance_sampling(model, guide, x, num_samples=1500, progress=False)

@@ -112,7 +112,7 @@ def _site_of(sites: list[tuple[int, str]], position: int) -> str:
 
 
 def _numpy_state() -> tuple:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = np.random.get_state()
     return (kind, keys.tobytes(), *rest)
 
 
@@ -182,7 +182,7 @@ _LOOKS = {
 class _NoValues(TorchFunctionMode):
     """Lets Pyro's own looks at values pass, which only report or check, and names the user's."""
 
-    def __torch_function__(self, func, _, args=(), kwargs=None):  # noqa: ANN001, ANN204, D102
+    def __torch_function__(self, func, _, args=(), kwargs=None):
         if func in _LOOKS:
             frame = sys._getframe(1)
             while not _asks(frame):
@@ -202,8 +202,8 @@ def _without_looking_at_values() -> Iterator[None]:
         _NoValues(),
         pyro.validation_enabled(False),
         # Checks for nan in hooks of the backward pass, where the mode above is off.
-        mock.patch("pyro.util.torch_isnan", lambda _: False),
-        mock.patch("pyro.util.torch_isinf", lambda _: False),
+        mock.patch("pyro.util.torch_isnan", return_value=False),
+        mock.patch("pyro.util.torch_isinf", return_value=False),
     ):
         yield
 
@@ -216,12 +216,17 @@ _LIBRARIES = ("torch", "pyro", "pyro_vae", "contextlib", "functools", "unittest"
 def _asks(frame: types.FrameType) -> bool:
     """Whether this is the code that asked: not a mode or a check of types through which the call came."""
     library = frame.f_globals.get("__name__", "").split(".")[0]
-    return library not in ("torch", "pyro_vae", "beartype", "jaxtyping") and frame.f_code.co_filename[0] != "<"
+    return (
+        library not in ("torch", "pyro_vae", "beartype", "jaxtyping") and frame.f_code.co_filename[0] != "<"
+    )
 
 
 def _line_of(frame: types.FrameType | None) -> str:
     while frame is not None:
-        if frame.f_code.co_filename[0] != "<" and frame.f_globals.get("__name__", "").split(".")[0] not in _LIBRARIES:
+        if (
+            frame.f_code.co_filename[0] != "<"
+            and frame.f_globals.get("__name__", "").split(".")[0] not in _LIBRARIES
+        ):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return "an unknown line"

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_vae.compiled.capture import CaptureError, Graph, Outputs, capture
 from pyro_vae.compiled.products import choose_products
+from pyro_vae.compiled.rewrites import rewrite
 from pyro_vae.compiled.state import ProgramState
 
 # Compiling costs 5 to 20 s on two cores and saves about half of the time that is still to come.
@@ -172,9 +173,10 @@ class CompiledFunction:
     def _compile(self, leaves: list, spec: pytree.TreeSpec) -> "_Compiled":
         if len(self._graphs) >= _MAX_GRAPHS:
             raise CaptureError(
-                f"its arguments have come in more than {_MAX_GRAPHS} shapes or values: give batches of few sizes"
+                f"its arguments came in more than {_MAX_GRAPHS} shapes or values: give batches of few sizes"
             )
-        unfit = [type(v).__name__ for v in leaves if not isinstance(v, Tensor | bool | int | float | str | None)]
+        plain = (Tensor, bool, int, float, str, type(None))
+        unfit = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, plain)]
         if unfit:
             raise CaptureError(f"an argument is a {unfit[0]}: pass tensors and plain values")
         tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
@@ -238,6 +240,7 @@ class _Compiled:
     ) -> None:
         import torch._inductor
 
+        rewrite(graph.module.graph)
         choose_products(graph.module.graph, products)
         graph.module.recompile()
         self.num_calls = 0

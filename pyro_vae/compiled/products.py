@@ -20,7 +20,7 @@ _library.define("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    r"""oneDNN's :math:`x W^T + b`. (Inductor takes its operator only with constant weights, hence ours.)"""
+    r""":math:`x W^T + b` by oneDNN, whose own operator Inductor takes only with constant weights."""
     return torch.ops.mkldnn._linear_pointwise.default(inputs, weight, bias, "none", [], "")
 
 
@@ -57,7 +57,9 @@ def choose_products(graph: fx.Graph, choices: dict[str, str]) -> None:
         # Strides matter: a product of transposed matrices is another piece of work.
         size = f"{a.shape[0]}x{a.shape[1]}x{b.shape[1]} {a.stride()} {b.stride()} {bias is not None}"
         if size not in choices:
-            choices[size] = _time(a, b, bias)
+            choices[size] = faster(
+                *(_filled(n) for n in (left, right)), None if bias is None else _filled(bias)
+            )
         if choices[size] == "onednn":
             with graph.inserting_before(node):
                 weight = graph.call_function(_aten.t.default, (right,))
@@ -67,18 +69,21 @@ def choose_products(graph: fx.Graph, choices: dict[str, str]) -> None:
             graph.erase_node(node)
 
 
-def _time(a: Tensor, b: Tensor, bias: fx.Node | None) -> str:
-    def filled(like: Tensor) -> Tensor:
-        return torch.empty_strided(like.shape, like.stride()).fill_(0.5)
+def _filled(node: fx.Node) -> Tensor:
+    like = node.meta["val"]
+    return torch.empty_strided(like.shape, like.stride()).fill_(0.5)
 
-    left, right = filled(a), filled(b)
-    vector = None if bias is None else filled(bias.meta["val"])
-    if vector is None:
-        mkl = lambda: torch.mm(left, right)  # noqa: E731
-    else:
-        mkl = lambda: torch.addmm(vector, left, right)  # noqa: E731
-    onednn = lambda: torch.ops.pyro_vae.linear(left, right.t(), vector)  # noqa: E731
-    flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+def faster(left: Tensor, right: Tensor, bias: Tensor | None = None) -> str:
+    """``"onednn"`` or ``"mkl"``, whichever computes this product (plus bias) in less time."""
+
+    def mkl() -> Tensor:
+        return torch.mm(left, right) if bias is None else torch.addmm(bias, left, right)
+
+    def onednn() -> Tensor:
+        return torch.ops.pyro_vae.linear(left, right.t(), bias)
+
+    flops = 2 * left.shape[0] * left.shape[1] * right.shape[1]
     repeat = int(min(30, max(3, 3e9 // flops)))
     best = {mkl: float("inf"), onednn: float("inf")}
     with torch.no_grad():

@@ -33,7 +33,9 @@ def _is_ready(optimizer: Optimizer, group: dict) -> bool:
     """Of contiguous floats only, and after the first step, which makes the state (plain SGD has none)."""
     plain = type(optimizer) is SGD and not group["momentum"]
     return not group.get("differentiable") and all(
-        p.is_floating_point() and p.is_contiguous() and (plain or any(map(torch.is_tensor, optimizer.state.get(p, {}).values())))
+        p.is_floating_point()
+        and p.is_contiguous()
+        and (plain or any(map(torch.is_tensor, optimizer.state.get(p, {}).values())))
         for p in group["params"]
         if p.requires_grad
     )
