@@ -55,7 +55,12 @@ class PyroSVI:
         self._compiled = None
         if compile:
             self._compiled = CompiledStep(
-                self._losses, (model, guide, loss), self._optimizers, self._update, always=compile == "always"
+                self._losses,
+                (model, guide, loss),
+                self._optimizers,
+                self._update,
+                lambda *args, **kwargs: {"loss": torch.as_tensor(self._svi.step(*args, **kwargs))},
+                always=compile == "always",
             )
         self._is_first = True
 

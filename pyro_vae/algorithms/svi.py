@@ -68,7 +68,12 @@ class SVI:
             roots = (model, guide, self.loss)
             always = compile == "always"
             self._compiled = CompiledStep(
-                self._metrics, roots, lambda: [self.optimizer], self._update_by, always=always
+                self._metrics,
+                roots,
+                lambda: [self.optimizer],
+                self._update_by,
+                self._eager_step,
+                always=always,
             )
 
     def step(self, *batch: Tensor) -> dict[str, Tensor]:
@@ -85,10 +90,10 @@ class SVI:
             SupportError, ValueError: On the first step, if the data do not suit the programs, or a program
                 has a ``pyro.param`` that the optimiser does not see.
         """
-        if self._compiled is not None and not self._validate:
-            metrics = self._compiled.step(*batch)
+        if self._validate:
+            metrics = self._first_step(*batch)
         else:
-            metrics = self._first_step(*batch) if self._validate else self._update(self._metrics(*batch))
+            metrics = (self._compiled.step if self._compiled else self._eager_step)(*batch)
         metrics.pop("loss")
         return metrics
 
@@ -103,6 +108,9 @@ class SVI:
         self._check_store(parameters.trace)
         self._validate = False
         return self._update(metrics)
+
+    def _eager_step(self, *batch: Tensor) -> dict[str, Tensor]:
+        return self._update(self._metrics(*batch))
 
     def _update(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         self.optimizer.zero_grad()

@@ -39,14 +39,14 @@ class CompiledFunction:
         function: From tensors (and plain values) to named tensors.
         roots: What it runs: modules, functions, ELBO objects.
         differentiate: Also return the gradients of output ``"loss"``, in the order of :attr:`trainable`.
-        always: Compile at the second call, whether it is worth it or not.
-        products: Choices of ``choose_products`` to take over.
+        eager: What runs instead while nothing is compiled; by default ``function``.
+        always: Compile at once, whether it is worth it or not.
 
     Attributes:
         planned_calls: How many more calls will come, if somebody knows.
         compiling: Shapes of the arguments for which compiling was found to be worth it.
-        trainable: Tensors by which is differentiated: those that the loss of the first call depends on.
-        products: Which library computes products of which size.
+        trainable: Tensors by which is differentiated: those that the loss depends on.
+        products: Which library computes products of which size (``products.choose_products``).
         refused: Why the function runs eagerly, if it cannot be compiled.
     """
 
@@ -56,17 +56,18 @@ class CompiledFunction:
         roots: tuple[object, ...],
         *,
         differentiate: bool = False,
+        eager: Callable[..., Outputs] | None = None,
         always: bool = False,
-        products: dict[str, str] | None = None,
     ) -> None:
         self.function = function
         self.roots = roots
         self.differentiate = differentiate
+        self.eager = eager or function
         self.always = always
         self.planned_calls: int | None = None
         self.compiling: set[str] = set()
         self.trainable: list[Tensor] = []
-        self.products: dict[str, str] = {} if products is None else products
+        self.products: dict[str, str] = {}
         self.refused: str | None = None
         self._state: ProgramState | None = None
         self._graphs: dict[str, _Compiled] = {}
@@ -79,7 +80,7 @@ class CompiledFunction:
         return bool(self._graphs)
 
     def state_dict(self) -> dict[str, Any]:
-        """When what was compiled, for a run that goes on elsewhere and shall compute the same."""
+        """What is compiled, for a run that goes on elsewhere and shall compute the same."""
         return {"compiling": sorted(self.compiling), "products": dict(self.products)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -87,71 +88,33 @@ class CompiledFunction:
         self.compiling = set(state["compiling"])
         self.products.update(state["products"])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Outputs, tuple[Tensor, ...]]:
-        """Named outputs, detached, and gradients."""
-        given = (args, kwargs)
-        if self._state is None:
-            return self._first_call(given)
-        if self.refused is not None:
-            return self._eager(given)
-        if self._state.replaced() is not None:
-            return self._first_call(given)
-        changed = self._state.changed()
-        if changed is not None:
-            self._change_variant(changed)
-        if self.refused is not None or torch.is_autocast_enabled():
-            return self._eager(given)
-        leaves, spec = pytree.tree_flatten(given)
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Outputs, tuple[Tensor, ...] | None]:
+        """Named outputs, and their gradients; None in place of gradients if ``eager`` ran."""
+        if self.planned_calls:
+            self.planned_calls -= 1
+        if self._state is not None:
+            self._notice_changes()
+        if self.refused is not None or _autocast():
+            return self.eager(*args, **kwargs), None
+        leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         key = _key(leaves, spec)
         graph = self._graphs.get(key)
         if graph is None:
             if not self._worth_it(key):
-                return self._timed(given, key)
+                started = time.perf_counter()
+                outputs = self.eager(*args, **kwargs)
+                self._seconds.setdefault(key, []).append(time.perf_counter() - started)
+                return outputs, None
             try:
-                graph = self._compile(leaves, spec)
+                graph = self._graphs[key] = self._compile(leaves, spec)
             except CaptureError as error:
                 self._refuse(str(error))
-                return self._eager(given)
-            self._graphs[key] = graph
-        if graph.num_calls in _CHECKED_CALLS:
-            return self._checked(graph, tensors, given)
+                return self.eager(*args, **kwargs), None
+        if graph.num_calls in _CHECKED_CALLS and not self._is_right(graph, tensors, args, kwargs):
+            return self.eager(*args, **kwargs), None
+        graph.num_calls += 1
         return graph(tensors)
-
-    # ------------------------------------------------------------------------------ eager
-
-    def _first_call(self, given: tuple) -> tuple[Outputs, tuple[Tensor, ...]]:
-        """Eager; finds out what the programs read, at first and when tensors were replaced."""
-        with torch.set_grad_enabled(self.differentiate):
-            self._state = ProgramState(self.roots, lambda: self._run(given))
-            outputs = self._state.__dict__.pop("result")
-        self._graphs, self.trainable = {}, []
-        self._variants = {self._state.signature(): self._graphs}
-        gradients: tuple[Tensor, ...] = ()
-        if self.differentiate and outputs["loss"].requires_grad:
-            tensors = [tensor for tensor in self._state.tensors if tensor.requires_grad]
-            found = torch.autograd.grad(outputs["loss"], tensors, allow_unused=True)
-            self.trainable = [t for t, gradient in zip(tensors, found, strict=True) if gradient is not None]
-            gradients = tuple(gradient for gradient in found if gradient is not None)
-        return _detached(outputs), gradients
-
-    def _run(self, given: tuple) -> Outputs:
-        args, kwargs = given
-        return self.function(*args, **kwargs)
-
-    def _eager(self, given: tuple) -> tuple[Outputs, tuple[Tensor, ...]]:
-        with torch.set_grad_enabled(self.differentiate):
-            outputs = self._run(given)
-        gradients: tuple[Tensor, ...] = ()
-        if self.trainable:
-            gradients = torch.autograd.grad(outputs["loss"], self.trainable, materialize_grads=True)
-        return _detached(outputs), gradients
-
-    def _timed(self, given: tuple, key: str) -> tuple[Outputs, tuple[Tensor, ...]]:
-        started = time.perf_counter()
-        result = self._eager(given)
-        self._seconds.setdefault(key, []).append(time.perf_counter() - started)
-        return result
 
     def _worth_it(self, key: str) -> bool:
         """Whether the calls of this shape that are to come take so long that compiling saves time.
@@ -168,8 +131,6 @@ class CompiledFunction:
             self.compiling.add(key)
         return key in self.compiling
 
-    # ------------------------------------------------------------------------------ compiled
-
     def _compile(self, leaves: list, spec: pytree.TreeSpec) -> "_Compiled":
         if len(self._graphs) >= _MAX_GRAPHS:
             raise CaptureError(
@@ -184,51 +145,74 @@ class CompiledFunction:
         def function(*values: Tensor) -> Outputs:
             remaining = iter(values)
             filled = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return self._run(pytree.tree_unflatten(filled, spec))
+            args, kwargs = pytree.tree_unflatten(filled, spec)
+            return self.function(*args, **kwargs)
 
         with _without_drawing():
+            if self._state is None:
+                self._find_state(lambda: function(*tensors))
             graph = capture(function, self._state, tensors, self.trainable)
             return _Compiled(graph, self._state, tensors, self.products)
 
-    def _checked(
-        self, graph: "_Compiled", tensors: list[Tensor], given: tuple
-    ) -> tuple[Outputs, tuple[Tensor, ...]]:
-        """The compiled result after comparing it with the eager one of the same random numbers."""
+    def _find_state(self, run: Callable[[], Outputs]) -> None:
+        found_by = ProgramState.found_by(self.roots, run)
+        with torch.set_grad_enabled(self.differentiate), found_by as (state, outputs):
+            if self.differentiate and outputs["loss"].requires_grad:
+                tensors = [tensor for tensor in state.tensors if tensor.requires_grad]
+                gradients = torch.autograd.grad(outputs["loss"], tensors, allow_unused=True)
+                self.trainable = [t for t, g in zip(tensors, gradients, strict=True) if g is not None]
+        self._state, self._variants = state, {state.signature(): self._graphs}
+
+    def _notice_changes(self) -> None:
+        if self._state.replaced():
+            self._state, self.trainable, self._graphs, self._variants = None, [], {}, {}
+            return
+        changed = self._state.changed()
+        if changed is not None:
+            # Plain values such as ``training`` have graphs of their own for all that they have been.
+            self._state.remember()
+            self._graphs = self._variants.setdefault(self._state.signature(), {})
+            if len(self._variants) > _MAX_VARIANTS:
+                self._refuse(f"a value that it depends on changes again and again ({changed})")
+
+    def _is_right(self, graph: "_Compiled", tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
+        """Compare with the eager function, at the same random numbers; refuse if they differ."""
         state = self._state
-        buffers = [(tensor, tensor.detach().clone()) for tensor in state.tensors if not tensor.requires_grad]
-        with _without_drawing():
-            outputs, gradients = self._eager(given)
-        after = [tensor.detach().clone() for tensor, _ in buffers]
-        with torch.no_grad():
-            for tensor, before in buffers:
-                tensor.copy_(before)
-        result = graph(tensors)
-        got = [*result[0].values(), *result[1], *(tensor for tensor, _ in buffers)]
-        expected = [*outputs.values(), *gradients, *after]
-        names = [*outputs, *(f"the gradient of {state.names[t]}" for t in self.trainable)]
-        names += [f"buffer {state.names[tensor]}" for tensor, _ in buffers]
-        for name, a, b in zip(names, got, expected, strict=True):
-            if not _agree(a, b):
-                with torch.no_grad():
-                    for (tensor, _), value in zip(buffers, after, strict=True):
-                        tensor.copy_(value)
+        buffers = [tensor for tensor in state.tensors if not tensor.requires_grad]
+        before = [buffer.detach().clone() for buffer in buffers]
+
+        def outcome(run: Callable[[], tuple[Outputs, tuple[Tensor, ...]]]) -> dict[str, Tensor]:
+            with _without_drawing():
+                outputs, gradients = run()
+            found = {name: value.detach() for name, value in outputs.items()}
+            for parameter, gradient in zip(self.trainable, gradients, strict=True):
+                found[f"the gradient of {state.names[parameter]}"] = gradient
+            with torch.no_grad():
+                for buffer, value in zip(buffers, before, strict=True):
+                    found[f"buffer {state.names[buffer]}"] = buffer.clone()
+                    buffer.copy_(value)
+            return found
+
+        def eager() -> tuple[Outputs, tuple[Tensor, ...]]:
+            with torch.set_grad_enabled(self.differentiate):
+                outputs = self.function(*args, **kwargs)
+            if not self.trainable:
+                return outputs, ()
+            return outputs, torch.autograd.grad(outputs["loss"], self.trainable, materialize_grads=True)
+
+        compiled, expected = outcome(lambda: graph(tensors)), outcome(eager)
+        for name, value in expected.items():
+            if not _agree(compiled[name], value):
                 self._refuse(
                     f"compiled and eager results differ in {name}: the program depends on something that is "
                     "not in its arguments, modules or parameters"
                 )
-                return outputs, gradients
-        return result
-
-    def _change_variant(self, changed: str) -> None:
-        """Plain values such as ``training`` have graphs of their own for all that they have been."""
-        self._state.remember()
-        self._graphs = self._variants.setdefault(self._state.signature(), {})
-        if len(self._variants) > _MAX_VARIANTS:
-            self._refuse(f"a value that it depends on changes again and again ({changed})")
+                return False
+        return True
 
     def _refuse(self, reason: str) -> None:
         self.refused = reason
-        self._graphs, self._variants = {}, {}
+        self._state, self.trainable, self._graphs, self._variants = None, [], {}, {}
         warnings.warn(f"not compiled, running eagerly: {reason}", NotCompiledWarning, stacklevel=4)
 
 
@@ -259,7 +243,6 @@ class _Compiled:
             ) from error
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Outputs, tuple[Tensor, ...]]:
-        self.num_calls += 1
         with torch.no_grad():
             results = self._run(*self._own, *tensors)
         count = len(self._names)
@@ -277,8 +260,8 @@ class _without_drawing:  # noqa: N801
         self._fork.__exit__(*error)
 
 
-def _detached(outputs: Outputs) -> Outputs:
-    return {name: value.detach() for name, value in outputs.items()}
+def _autocast() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:

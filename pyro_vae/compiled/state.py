@@ -6,17 +6,20 @@ in an attribute, a closure or a global that the program names are compared, at t
 each.
 """
 
+import contextlib
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from typing import Any, TypeVar
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 _PLAIN = (bool, int, float, complex, str, type(None))
 _MISSING = object()
@@ -30,41 +33,60 @@ def _is_plain(value: object) -> bool:
 
 
 class ProgramState:
-    """The tensors and plain values that programs read, found by running them once.
+    """The tensors and plain values that programs read.
 
     Args:
-        roots: Model, guide, objective: modules, functions, bound methods, ELBO objects.
-        run: Runs the programs once, eagerly; whatever modules and parameters of the store it uses belong
-            to the state too.
+        objects: Modules, functions and ELBO objects: the programs and what they call.
+        params: Names of the parameters in Pyro's store that they use.
 
     Attributes:
-        modules: All modules of the programs.
         names: Every tensor that is kept in a module or in Pyro's store, with a name for messages.
     """
 
-    def __init__(self, roots: tuple[object, ...], run: Callable[[], object]) -> None:
-        objects = list(_reachable(roots))
-        called = []
-        hook = nn.modules.module.register_module_forward_pre_hook(lambda module, _: called.append(module))
+    def __init__(self, objects: list[object], params: Iterable[str]) -> None:
+        modules = [o for o in objects if isinstance(o, nn.Module)]
+        self._objects = list(dict.fromkeys([*objects, *(m for module in modules for m in module.modules())]))
+        store = pyro.get_param_store()._params
+        self._slots: list[tuple[MutableMapping, str]] = [(store, name) for name in params if name in store]
+        self.names: dict[Tensor, str] = {store[name]: name for _, name in self._slots}
+        for module in self._objects:
+            if isinstance(module, nn.Module):
+                for holder in module._parameters, module._buffers:
+                    for name, value in holder.items():
+                        if value is not None:
+                            self._slots.append((holder, name))
+                            self.names.setdefault(value, f"{name} of {type(module).__name__}")
+        self.remember()
+
+    @classmethod
+    @contextlib.contextmanager
+    def found_by(cls, roots: tuple[object, ...], run: Callable[[], T]) -> Iterator["tuple[ProgramState, T]"]:
+        """The state of programs, found by running them once, and what the run returned.
+
+        Buffers that the run changes are put back when the context ends: autograd may need them before.
+
+        Args:
+            roots: Model, guide, objective: modules, functions, bound methods, ELBO objects.
+            run: Runs the programs, eagerly.
+        """
+        called: list[nn.Module] = []
+        before: dict[Tensor, Tensor] = {}
+
+        def note(module: nn.Module, _: object) -> None:
+            called.append(module)
+            for buffer in module.buffers():
+                before.setdefault(buffer, buffer.detach().clone())
+
+        hook = nn.modules.module.register_module_forward_pre_hook(note)
         try:
             with poutine.trace(param_only=True) as params:
-                self.result = run()
+                result = run()
         finally:
             hook.remove()
-        modules = [o for o in objects if isinstance(o, nn.Module)] + called
-        self.modules = list(dict.fromkeys(m for module in modules for m in module.modules()))
-        store = pyro.get_param_store()._params
-        used = {name: store for name in params.trace.param_nodes if name in store}
-        self._slots: list[tuple[MutableMapping, str]] = [(store, name) for name in used]
-        self.names: dict[Tensor, str] = {store[name]: name for name in used}
-        for module in self.modules:
-            for holder in module._parameters, module._buffers:
-                for name, value in holder.items():
-                    if value is not None:
-                        self._slots.append((holder, name))
-                        self.names.setdefault(value, f"{name} of {type(module).__name__}")
-        self._objects = objects + called
-        self.remember()
+        yield cls([*_reachable(roots), *called], params.trace.param_nodes), result
+        with torch.no_grad():
+            for buffer, value in before.items():
+                buffer.copy_(value)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -75,7 +97,7 @@ class ProgramState:
         """Take the present values as those to compare with."""
         watched: list[tuple[Any, str, object]] = [(d, name, d[name]) for d, name in self._slots]
         self._cells = []
-        for thing in dict.fromkeys([*self._objects, *self.modules]):
+        for thing in self._objects:
             if isinstance(thing, types.FunctionType):
                 watched += [
                     (thing.__globals__, name, thing.__globals__[name])

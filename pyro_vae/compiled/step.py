@@ -28,6 +28,7 @@ class CompiledStep:
         roots: What it runs: modules, functions, ELBO objects.
         optimizers: The torch optimisers of all parameters at present; None if there are others.
         update: The update of these parameters by these gradients for optimisers without fused kernels.
+        eager: A whole step, update included, that runs while nothing is compiled.
         always: Compile at once, whether it is worth it or not.
     """
 
@@ -37,10 +38,11 @@ class CompiledStep:
         roots: tuple[object, ...],
         optimizers: Callable[[], list[Optimizer] | None],
         update: Callable[[Sequence[Tensor], Sequence[Tensor]], None],
+        eager: Callable[..., Outputs],
         *,
         always: bool = False,
     ) -> None:
-        self.function = CompiledFunction(function, roots, differentiate=True, always=always)
+        self.function = CompiledFunction(function, roots, differentiate=True, eager=eager, always=always)
         self._optimizers = optimizers
         self._update = update
         self._fused: FusedUpdate | None = None
@@ -48,8 +50,6 @@ class CompiledStep:
     def step(self, *args: Any, **kwargs: Any) -> Outputs:
         """One update; the outputs as they were before it."""
         outputs, gradients = self.function(*args, **kwargs)
-        if self.function.planned_calls:
-            self.function.planned_calls -= 1
         if gradients and can_update(outputs["loss"]):
             params = self.function.trainable
             if self._fused is None or not self._fused.is_current(params):
@@ -61,7 +61,7 @@ class CompiledStep:
         return outputs
 
     def _make_fused(self, params: list[Tensor]) -> FusedUpdate | None:
-        optimizers = self._optimizers() if self.function.is_compiled else None
+        optimizers = self._optimizers()
         if optimizers is None or not all(map(has_fused_update, optimizers)):
             return None
         return FusedUpdate(optimizers, params)
