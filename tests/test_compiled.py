@@ -596,7 +596,8 @@ def test_bernoulli_log_prob_in_groups(size):
 
 
 @pytest.mark.parametrize("library", ["onednn", "mkl"])
-def test_estimates_are_the_same_compiled_whichever_library_multiplies(library, monkeypatch):
+def test_estimates_are_the_same_compiled_whichever_library_multiplies(library, monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr("pyro_vae.compiled.products.faster", lambda *_: library)
     model, guide = vae(56, 3, hidden=(64,))
     x = (torch.rand(32, 56) < 0.3).float()
@@ -609,6 +610,7 @@ def test_estimates_are_the_same_compiled_whichever_library_multiplies(library, m
         torch.manual_seed(0)
         weights = compiled(x, count=20)[0]["log_weights"]
     assert set(compiled.products.values()) == {library}
+    assert library in caplog.text  # which was chosen is said
     assert compiled.is_compiled
     torch.manual_seed(0)
     eager = function(x, 20)["log_weights"].detach()
