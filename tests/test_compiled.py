@@ -15,16 +15,22 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import nn
 from torch.distributions import constraints
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae import (
     MAP,
     SVI,
     BetaELBO,
+    LearningRate,
     MixtureOfNormals,
     NotCompiledWarning,
     PyroSVI,
     SupportError,
+    batches,
+    fit,
     importance_sampling,
+    load,
     log_weights,
     vae,
 )
@@ -631,3 +637,120 @@ def test_importance_sampling_is_the_same_compiled(monkeypatch):
     x[290, 3] = 0.5
     with pytest.raises(SupportError, match=r"0\.5"):
         importance_sampling(model, guide, x, num_samples=1500, progress=False)
+
+
+# ------------------------------------------------------------------------------------- launches
+
+
+class RecordedGraph:
+    """What a CUDA graph does, on a CPU: operators are recorded, without effect, and replayed as they were."""
+
+    def __init__(self):
+        self.tape = []
+
+    def register_generator_state(self, generator):
+        self.generator = generator
+
+    @torch.no_grad()
+    def replay(self):
+        for function, args, kwargs, results in self.tape:
+            found = pytree.tree_leaves(function(*args, **kwargs))
+            for old, new in zip(results, found, strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class recording(TorchDispatchMode):  # noqa: N801
+    def __init__(self, graph):
+        super().__init__()
+        self.graph = graph
+
+    def __enter__(self):
+        self.states = torch.get_rng_state(), self.graph.generator.get_state()
+        self.before = {}
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        torch.set_rng_state(self.states[0])
+        self.graph.generator.set_state(self.states[1])
+        with torch.no_grad():
+            for tensor, value in reversed(self.before.values()):  # the first values last
+                tensor.copy_(value)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.is_view is False and function._schema.is_mutable:
+            for leaf in pytree.tree_leaves((args, kwargs)):
+                if isinstance(leaf, torch.Tensor):
+                    self.before.setdefault(id(leaf), (leaf, leaf.clone()))
+        results = function(*args, **kwargs)
+        self.graph.tape.append((function, args, kwargs, pytree.tree_leaves(results)))
+        return results
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Launches of recorded steps, without a GPU; counts recordings."""
+    graphs = []
+
+    def graph():
+        graphs.append(RecordedGraph())
+        return graphs[-1]
+
+    monkeypatch.setattr("torch.cuda.CUDAGraph", graph)
+    monkeypatch.setattr("torch.cuda.graph", recording)
+    monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
+    monkeypatch.setattr("pyro_vae.compiled.launch._default_generator", lambda device: torch.default_generator)
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: True)
+    return graphs
+
+
+def fitted(kind=torch.optim.Adam, device="cpu", gamma=1.0):
+    pyro.set_rng_seed(0)
+    data = load("digits", binarization="dynamic").to(device)
+    model, guide = (module.to(device) for module in vae(64, 2, hidden=(8,)))
+    optimizer = kind([*model.parameters(), *guide.parameters()], lr=1e-3)
+    schedule = LearningRate(torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma))
+    svi = SVI(model, guide, optimizer, compile="always")
+    rows = fit(svi, batches(data.train, 20, seed=1), 2, [schedule], progress=False)
+    elbos = torch.tensor([row["train/elbo"] for row in rows])
+    return elbos, torch.cat([p.detach().flatten().cpu() for m in (model, guide) for p in m.parameters()])
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD])
+def test_several_steps_in_a_launch_are_those_one_by_one(launches, monkeypatch, optimizer):
+    elbos, parameters = fitted(optimizer)
+    assert len(launches) == 1
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    expected, expected_parameters = fitted(optimizer)
+    torch.testing.assert_close(elbos, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parameters, expected_parameters, rtol=1e-5, atol=1e-6)
+
+
+def test_launches_follow_a_schedule_of_the_learning_rate(launches, monkeypatch):
+    _, parameters = fitted(gamma=0.5)
+    assert len(launches) == 2
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    _, expected = fitted(gamma=0.5)
+    torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_recording_that_computes_something_else_is_not_used(launches, monkeypatch):
+    monkeypatch.setattr(RecordedGraph, "replay", lambda self: None)
+    with pytest.warns(NotCompiledWarning, match="one by one: .*something else"):
+        _, parameters = fitted()
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    _, expected = fitted()
+    torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_several_steps_in_a_launch_of_a_gpu(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NotCompiledWarning)
+        elbos, parameters = fitted(device="cuda")
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    expected, expected_parameters = fitted(device="cuda")
+    torch.testing.assert_close(elbos, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(parameters, expected_parameters, rtol=1e-3, atol=1e-3)

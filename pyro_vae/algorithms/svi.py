@@ -7,7 +7,7 @@ parameters, which stay in their modules, in checking values on the first step on
 trainings as compiled graphs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import pyro
@@ -97,6 +97,27 @@ class SVI:
         metrics.pop("loss")
         return metrics
 
+    def steps(self, batches: Any) -> Iterator[tuple[dict[str, Tensor], tuple[Tensor, ...]]]:
+        """``step`` for every batch of an epoch; on a GPU, once compiled, several in one launch.
+
+        Args:
+            batches: Minibatches that are drawn by operations of torch on the device, such as
+                :func:`pyro_vae.batches`: ``indices()`` are the positions of an epoch's data,
+                ``draw(index)`` makes arguments of both programs of them, and ``generator`` is where it
+                takes random numbers from.
+
+        Yields:
+            Metrics of one or several steps, a vector for each, and a batch of as many data as theirs.
+        """
+        if self._compiled is None:
+            for batch in batches:
+                yield {name: value[None] for name, value in self.step(*batch).items()}, batch
+            return
+        taken = self._compiled.steps(self.step, batches.draw, batches.indices(), [batches.generator])
+        for metrics, batch in taken:
+            metrics.pop("loss", None)
+            yield metrics, batch
+
     def _metrics(self, *batch: Tensor) -> dict[str, Tensor]:
         with local_parameters(self.model, self.guide), pyro.validation_enabled(self._validate):
             loss, metrics = loss_and_metrics(self.loss, self.model, self.guide, *batch)
@@ -134,7 +155,7 @@ class SVI:
             if id(value.unconstrained() if hasattr(value, "unconstrained") else value) not in known:
                 raise ValueError(
                     f"parameter {name!r} lives in Pyro's store, where the optimiser does not see it: make it "
-                    "an nn.Parameter of the module, or use pyro.infer.SVI"
+                    "an nn.Parameter of the module, or use pyro_vae.PyroSVI"
                 )
 
     def state_dict(self) -> dict:
@@ -143,7 +164,7 @@ class SVI:
             "model": self.model.state_dict(),
             "guide": self.guide.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "compiled": self._compiled and self._compiled.state_dict(),
+            "compiled": self._compiled and self._compiled.function.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -152,9 +173,9 @@ class SVI:
         self.guide.load_state_dict(state["guide"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._compiled is not None and state.get("compiled"):
-            self._compiled.load_state_dict(state["compiled"])
+            self._compiled.function.load_state_dict(state["compiled"])
 
     def expect(self, num_steps: int) -> None:
         """Say how many steps are to come, by which it is decided whether compiling is worth it."""
         if self._compiled is not None:
-            self._compiled.expect(num_steps)
+            self._compiled.function.planned_calls = num_steps

@@ -90,15 +90,20 @@ _DRAW_OTHERWISE = "draw by pyro.sample or torch"
 def _who_draws(run: Callable[[], object]) -> str | None:
     """The line that draws from the module ``random``; None if only a checker of types does (beartype)."""
     lines: list[str] = []
+    shared = random.random.__self__
 
-    def profile(frame: types.FrameType, event: str, function: object) -> None:
-        if event == "c_call" and isinstance(getattr(function, "__self__", None), random.Random):
-            while frame.f_globals.get("__name__") == "random":
-                frame = frame.f_back
-            if _asks(frame):
-                lines.append(_line_of(frame))
+    def note(frame: types.FrameType) -> None:
+        while frame.f_globals.get("__name__") == "random":
+            frame = frame.f_back
+        if _asks(frame):
+            lines.append(_line_of(frame))
 
-    sys.setprofile(profile)
+    # Of everything that is called, so this is kept short.
+    sys.setprofile(
+        lambda frame, event, function: (
+            event == "c_call" and getattr(function, "__self__", None) is shared and note(frame)
+        )
+    )
     try:
         run()
     finally:

@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -73,8 +73,8 @@ class CompiledFunction:
         self.products: dict[str, str] = {}
         self.refused: str | None = None
         self._state: ProgramState | None = None
-        self._graphs: dict[str, _Compiled] = {}
-        self._variants: dict[tuple, dict[str, _Compiled]] = {}
+        self._graphs: dict[tuple, _Compiled] = {}
+        self._variants: dict[tuple, dict[tuple, _Compiled]] = {}
         self._seconds: dict[str, list[float]] = {}
 
     @property
@@ -91,7 +91,7 @@ class CompiledFunction:
         self.compiling = set(state["compiling"])
         self.products.update(state["products"])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Outputs, tuple[Tensor, ...] | None]:
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Outputs, Sequence[Tensor] | None]:
         """Named outputs, and their gradients; None in place of gradients if ``eager`` ran."""
         if self.planned_calls:
             self.planned_calls -= 1
@@ -99,18 +99,20 @@ class CompiledFunction:
             self._notice_changes()
         if self.refused is not None or _autocast():
             return self.eager(*args, **kwargs), None
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, spec = args, None  # by far the most common arguments, in less time than pytree takes
+        if kwargs or not all(map(torch.is_tensor, args)):
+            leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         key = _key(leaves, spec)
         graph = self._graphs.get(key)
         if graph is None:
-            if not self._worth_it(key):
+            if not self._worth_it(str(key)):
                 started = time.perf_counter()
                 outputs = self.eager(*args, **kwargs)
-                self._seconds.setdefault(key, []).append(time.perf_counter() - started)
+                self._seconds.setdefault(str(key), []).append(time.perf_counter() - started)
                 return outputs, None
             try:
-                graph = self._graphs[key] = self._compile(leaves, spec)
+                graph = self._graphs[key] = self._compile(leaves, spec, tensors)
             except CaptureError as error:
                 self._refuse(str(error))
                 return self.eager(*args, **kwargs), None
@@ -118,6 +120,16 @@ class CompiledFunction:
             return self.eager(*args, **kwargs), None
         graph.num_calls += 1
         return graph(tensors)
+
+    def ready(self, args: tuple, num_calls: int) -> "_Compiled | None":
+        """The graph that the next calls on such tensors will run; None if a check comes before."""
+        state = self._state
+        if state is None or _autocast() or state.replaced() or state.changed() is not None:
+            return None
+        graph = self._graphs.get(_key(args, None))
+        if graph is None or any(0 <= n - graph.num_calls < num_calls for n in _CHECKED_CALLS):
+            return None
+        return graph
 
     def _worth_it(self, key: str) -> bool:
         """Whether the calls of this shape that are to come take so long that compiling saves time.
@@ -134,7 +146,9 @@ class CompiledFunction:
             self.compiling.add(key)
         return key in self.compiling
 
-    def _compile(self, leaves: list, spec: pytree.TreeSpec) -> "_Compiled":
+    def _compile(
+        self, leaves: Sequence[Any], spec: pytree.TreeSpec | None, tensors: list[Tensor]
+    ) -> "_Compiled":
         if len(self._graphs) >= _MAX_GRAPHS:
             raise CaptureError(
                 f"its arguments came in more than {_MAX_GRAPHS} shapes or values: give batches of few sizes"
@@ -143,16 +157,15 @@ class CompiledFunction:
         unfit = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, plain)]
         if unfit:
             raise CaptureError(f"an argument is a {unfit[0]}: pass tensors and plain values")
-        tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
 
         def function(*values: Tensor) -> Outputs:
             remaining = iter(values)
             filled = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            args, kwargs = pytree.tree_unflatten(filled, spec)
+            args, kwargs = (filled, {}) if spec is None else pytree.tree_unflatten(filled, spec)
             return self.function(*args, **kwargs)
 
         started = time.perf_counter()
-        with _without_drawing():
+        with torch.random.fork_rng():
             if self._state is None:
                 self._find_state(lambda: function(*tensors))
             graph = capture(function, self._state, tensors, self.trainable)
@@ -191,8 +204,8 @@ class CompiledFunction:
         buffers = [tensor for tensor in state.tensors if not tensor.requires_grad]
         before = [buffer.detach().clone() for buffer in buffers]
 
-        def outcome(run: Callable[[], tuple[Outputs, tuple[Tensor, ...]]]) -> dict[str, Tensor]:
-            with _without_drawing():
+        def outcome(run: Callable[[], tuple[Outputs, Sequence[Tensor]]]) -> dict[str, Tensor]:
+            with torch.random.fork_rng():
                 outputs, gradients = run()
             found = {name: value.detach() for name, value in outputs.items()}
             for parameter, gradient in zip(self.trainable, gradients, strict=True):
@@ -203,7 +216,7 @@ class CompiledFunction:
                     buffer.copy_(value)
             return found
 
-        def eager() -> tuple[Outputs, tuple[Tensor, ...]]:
+        def eager() -> tuple[Outputs, Sequence[Tensor]]:
             with torch.set_grad_enabled(self.differentiate):
                 outputs = self.function(*args, **kwargs)
             if not self.trainable:
@@ -212,7 +225,7 @@ class CompiledFunction:
 
         compiled, expected = outcome(lambda: graph(tensors)), outcome(eager)
         for name, value in expected.items():
-            if not _agree(compiled[name], value):
+            if not agree(compiled[name], value):
                 self._refuse(
                     f"compiled and eager results differ in {name}: the program depends on something that is "
                     "not in its arguments, modules or parameters"
@@ -239,12 +252,12 @@ class _Compiled:
         graph.module.recompile()
         self.num_calls = 0
         self._names = graph.names
-        self._own = [*state.tensors, *graph.constants]
+        self.own = [*state.tensors, *graph.constants]
         # Inductor then draws by torch's own generators: the numbers that eager Pyro draws.
         options = {"fallback_random": True, "size_asserts": False}
         try:
             with torch.no_grad():
-                self._run = torch._inductor.compile(graph.module, [*self._own, *tensors], options=options)
+                self._run = torch._inductor.compile(graph.module, [*self.own, *tensors], options=options)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             raise CaptureError(
@@ -252,29 +265,19 @@ class _Compiled:
                 "compiler such as g++ is needed on a CPU"
             ) from error
 
-    def __call__(self, tensors: list[Tensor]) -> tuple[Outputs, tuple[Tensor, ...]]:
+    def __call__(self, tensors: list[Tensor]) -> tuple[Outputs, Sequence[Tensor]]:
         with torch.no_grad():
-            results = self._run(*self._own, *tensors)
+            results = self._run(*self.own, *tensors)
         count = len(self._names)
-        return dict(zip(self._names, results, strict=False)), tuple(results[count:])
-
-
-class _without_drawing:  # noqa: N801
-    """Leaves torch's random generators as they were."""
-
-    def __enter__(self) -> None:
-        self._fork = torch.random.fork_rng()
-        self._fork.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._fork.__exit__(*error)
+        return dict(zip(self._names, results, strict=False)), results[count:]
 
 
 def _autocast() -> bool:
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
-def _agree(a: Tensor, b: Tensor) -> bool:
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two results are equal to rounding."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point():
@@ -285,9 +288,9 @@ def _agree(a: Tensor, b: Tensor) -> bool:
     return bool(error <= _TOLERANCE.get(a.dtype, 5e-2) * size + 1e-5)
 
 
-def _key(leaves: list, spec: pytree.TreeSpec) -> str:
+def _key(leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> tuple:
+    """What a graph is good for: shapes and types of tensors, and other values."""
     described = [
-        f"{tuple(leaf.shape)} {leaf.dtype} {leaf.device}" if isinstance(leaf, Tensor) else repr(leaf)
-        for leaf in leaves
+        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
     ]
-    return f"{spec} {described} {torch.get_default_dtype()}"
+    return (torch.get_default_dtype(), spec, *described)

@@ -4,7 +4,6 @@ SGD, Adagrad, Adam and AdamW of ``torch.optim`` have such kernels. Their state l
 ``state_dict``, checkpoints and schedulers work as before; every other optimiser takes its own ``step``.
 """
 
-import operator
 from collections.abc import Sequence
 
 import torch
@@ -25,7 +24,7 @@ def has_fused_update(optimizer: Optimizer) -> bool:
         type(optimizer) in _STATES
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks
-        and all(map(_is_ready, [optimizer] * len(optimizer.param_groups), optimizer.param_groups))
+        and all(_is_ready(optimizer, group) for group in optimizer.param_groups)
     )
 
 
@@ -35,6 +34,7 @@ def _is_ready(optimizer: Optimizer, group: dict) -> bool:
     return not group.get("differentiable") and all(
         p.is_floating_point()
         and p.is_contiguous()
+        and p.device.type in ("cpu", "cuda")
         and (plain or any(map(torch.is_tensor, optimizer.state.get(p, {}).values())))
         for p in group["params"]
         if p.requires_grad
@@ -47,12 +47,15 @@ class FusedUpdate:
     Args:
         optimizers: Each has taken a step before, so that its state exists.
         params: Parameters with gradients, in the order of the gradients that will come.
+
+    Attributes:
+        state: Tensors that an update changes, besides the parameters.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], params: Sequence[Tensor]) -> None:
-        self._params = list(params)
+        self._params = params
         position = {id(param): i for i, param in enumerate(params)}
-        self._states = []
+        self._optimizers = [(o, o.state, len(o.state), len(o.param_groups)) for o in optimizers]
         groups: dict[tuple, list] = {}
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -60,8 +63,8 @@ class FusedUpdate:
                 if own:
                     key = (type(optimizer), own[0].device, own[0].dtype, str(_settings(group)))
                     groups.setdefault(key, []).append((optimizer, group, own))
-                self._states += [(optimizer, p, optimizer.state.get(p)) for p in own]
         self._groups = []
+        self.state: list[Tensor] = []
         for members in groups.values():
             own = [p for _, _, params in members for p in params]
             states = [optimizer.state.get(p, {}) for optimizer, _, params in members for p in params]
@@ -73,21 +76,33 @@ class FusedUpdate:
             steps = _share_steps(states, own[0].device) if "step" in columns else None
             if steps is not None:
                 columns["step"] = [state["step"] for state in states]
+            self.state += [tensor for column in columns.values() for tensor in column]
             index = [position[id(p)] for p in own]
             self._groups.append((type(members[0][0]), [m[1] for m in members], own, index, columns, steps))
 
     def is_current(self, params: Sequence[Tensor]) -> bool:
-        """False once an optimiser's state was replaced, as by ``load_state_dict``, or equal groups differ."""
+        """False for other parameters, and once an optimiser was changed.
+
+        That is: its state was replaced, as by ``load_state_dict``, or it has more groups, or groups that were
+        equal are no longer.
+        """
         return (
-            len(params) == len(self._params)
-            and all(map(operator.is_, params, self._params))
-            and all(optimizer.state.get(p) is state for optimizer, p, state in self._states)
+            params is self._params
+            and all(
+                o.state is state and len(state) == size and len(o.param_groups) == num_groups
+                for o, state, size, num_groups in self._optimizers
+            )
             and all(
                 _settings(group) == _settings(groups[0])
                 for _, groups, *_ in self._groups
                 for group in groups[1:]
             )
         )
+
+    @property
+    def settings(self) -> str:
+        """Learning rates and all else that the optimisers' groups say."""
+        return str([_settings(group) for _, groups, *_ in self._groups for group in groups])
 
     @torch.no_grad()
     def __call__(self, gradients: Sequence[Tensor]) -> None:

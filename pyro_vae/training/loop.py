@@ -1,9 +1,11 @@
 """The loop, its state, and what a callback is."""
 
 import dataclasses
+import math
+import operator
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -178,25 +180,23 @@ def fit(
 
 def _epoch(training: Training, bar: Any) -> Row:
     started = time.perf_counter()
-    algorithm, metrics, sizes = training.algorithm, [], []
-    for batch in training.batches:
-        if not isinstance(batch, tuple | list):
-            raise TypeError(
-                "batches must yield tuples of the programs' arguments, such as (x,), not a "
-                f"{type(batch).__name__}"
-            )
-        metrics.append(algorithm.step(*batch))
-        sizes.append(len(batch[0]))
+    algorithm, metrics, unseen, sizes, num_seen = training.algorithm, [], [], [], 0
+    for taken, batch in _steps(algorithm, training.batches):
+        num_steps = len(next(iter(taken.values())))
+        metrics.append(taken)
+        unseen.append(taken)
+        sizes += [len(batch[0])] * num_steps
         # Looking at a number of the GPU waits for it, so there this is done rarely.
-        if batch[0].device.type == "cpu" or len(metrics) % 100 == 0:
-            _check_finite(training, metrics, batch)
+        if batch[0].device.type == "cpu" or len(sizes) - num_seen >= 100:
+            _check_finite(training, unseen, num_seen, batch)
+            unseen, num_seen = [], len(sizes)
         if bar is not None:
-            bar.update()
+            bar.update(num_steps)
     if not metrics:
         raise ValueError(
             "batches is empty: an iterator gives one epoch only, use something that can be repeated"
         )
-    _check_finite(training, metrics, batch)
+    _check_finite(training, unseen, num_seen, batch)
     for module in (algorithm.model, algorithm.guide):
         for name, parameter in module.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
@@ -206,9 +206,7 @@ def _epoch(training: Training, bar: Any) -> Row:
                 )
     weights = torch.tensor(sizes, dtype=torch.float64)
     means = {
-        f"train/{name}": float(
-            torch.stack([m[name] for m in metrics]).double().cpu() @ weights / weights.sum()
-        )
+        f"train/{name}": float(torch.cat([m[name] for m in metrics]).double().cpu() @ weights / weights.sum())
         for name in metrics[0]
     }
     training.epoch += 1
@@ -228,19 +226,36 @@ _ADVICE = (
 )
 
 
-def _check_finite(training: Training, metrics: list[dict[str, Tensor]], batch: Sequence[Tensor]) -> None:
-    """Raise if a metric since the last look is not finite, naming the step and the site."""
-    recent = metrics[-1:] if batch[0].device.type == "cpu" else metrics[-100:]
-    names = list(recent[0])
-    values = torch.stack([torch.stack([m[name].double() for name in names]) for m in recent])
-    bad = (~torch.isfinite(values)).nonzero()
-    if len(bad):
-        step, column = bad[0].tolist()
-        algorithm = training.algorithm
-        site = first_nonfinite(algorithm.model, algorithm.guide, *batch)
+def _steps(algorithm: Any, batches: Iterable[Any]) -> Iterator[tuple[dict[str, Tensor], Sequence[Tensor]]]:
+    """Metrics of one or several steps at a time, a vector for each, and a batch of as many data as theirs."""
+    if hasattr(algorithm, "steps") and hasattr(batches, "draw"):
+        yield from algorithm.steps(batches)
+        return
+    for batch in batches:
+        if not isinstance(batch, tuple | list):
+            raise TypeError(
+                "batches must yield tuples of the programs' arguments, such as (x,), not a "
+                f"{type(batch).__name__}"
+            )
+        yield {name: value[None] for name, value in algorithm.step(*batch).items()}, batch
+
+
+def _check_finite(
+    training: Training, metrics: Sequence[dict[str, Tensor]], first: int, batch: Sequence[Tensor]
+) -> None:
+    """Raise if one of these metrics, of step ``first`` and later, is not finite, naming step and site."""
+    values = {name: torch.cat([m[name] for m in metrics]).tolist() for name in (metrics or [{}])[0]}
+    bad = [
+        (step, name, value)
+        for name, column in values.items()
+        for step, value in enumerate(column, first)
+        if not math.isfinite(value)
+    ]
+    if bad:
+        step, name, value = min(bad, key=operator.itemgetter(0))
+        site = first_nonfinite(training.algorithm.model, training.algorithm.guide, *batch)
         raise NonFiniteError(
-            f"{names[column]} became {values[step, column].item()} at step "
-            f"{len(metrics) - len(recent) + step + 1} of epoch {training.epoch + 1}: "
+            f"{name} became {value} at step {step + 1} of epoch {training.epoch + 1}: "
             f"{site or 'all sites are finite by now'}; {_ADVICE}"
         )
 
