@@ -160,10 +160,10 @@ def importance_sampling(
         lambda *block, count: {"log_weights": log_weights(model, guide, *block, num_samples=count)},
         roots=(model, guide),
     )
-    score.planned_calls = sum(len(list(_counts(num_samples, block))) for block in _blocks(batch))
+    score.planned_calls = sum(len(list(_counts(num_samples, block))) for block in _blocks(batch, num_samples))
     with bar, _evaluation(model, guide):
         scores = _what_is_scored(model, guide, *(argument[:1] for argument in batch))
-        for block in _blocks(batch):
+        for block in _blocks(batch, num_samples):
             size = len(block[0])
             if score.is_compiled:  # and no longer checks the data
                 with torch.random.fork_rng():
@@ -228,7 +228,7 @@ def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -
     _check_sizes(batch, num_samples)
     blocks = []
     with _evaluation(model, guide):
-        for block in _blocks(batch):
+        for block in _blocks(batch, num_samples):
             total = torch.zeros(2, len(block[0]), dtype=torch.float64)
             for count in _counts(num_samples, block):
                 draws = draw(model, guide, *block, num_samples=count)
@@ -276,8 +276,8 @@ def _rows(batch: tuple[Tensor, ...]) -> int:
     return max(1, min(most, numbers // max(1, batch[0][0].numel())))
 
 
-def _blocks(batch: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
-    size = max(1, _rows(batch) // 32)
+def _blocks(batch: tuple[Tensor, ...], num_samples: int) -> Iterator[tuple[Tensor, ...]]:
+    size = max(1, _rows(batch) // min(32, num_samples))
     return zip(*(argument.split(size) for argument in batch), strict=True)
 
 

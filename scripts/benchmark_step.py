@@ -7,7 +7,7 @@ Every variant has the same networks, data, batch, optimiser (Adam) and number fo
 a process of its own, so that the threads of one library do not disturb another's, and they take turns, a few
 steps each, so that a disturbance from outside meets all of them. Medians over the turns and their ratios
 are printed and written. NumPyro comes with `pip install -e ".[bench]"` and is left out without it; its epoch
-is one `lax.scan` inside `jit`.
+is one `lax.scan` inside `jit`. On a GPU the compiled steps of this package are launched several at a time.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+_PATIENCE = 180  # seconds to compile and take the first steps
 Work = Literal["mnist", "mnist_20", "frey", "m2", "conv"]
 
 
@@ -56,7 +57,7 @@ def main() -> None:
                 try:
                     workers[key] = Worker(name, key, arguments.steps, arguments.device)
                 except RuntimeError as error:
-                    print(f"{name}: {key} fails: {error}", file=sys.stderr)
+                    print(f"{name}: {key}: {error}", file=sys.stderr)
         times: dict[str, list[float]] = {key: [] for key in workers}
         for _ in range(arguments.rounds):
             for key, worker in workers.items():
@@ -81,6 +82,9 @@ class Worker:
         arguments = (other, work, key, steps, device)
         self._process = context.Process(target=_work, args=arguments, daemon=False)
         self._process.start()
+        if not self._pipe.poll(_PATIENCE):
+            self._process.kill()
+            raise RuntimeError(f"not ready after {_PATIENCE} s, so it is left out")
         ready = self._pipe.recv()
         if isinstance(ready, str):
             self._process.join()

@@ -107,7 +107,7 @@ def test_blocks_do_not_matter(double, num_samples, monkeypatch):
 
     monkeypatch.setattr(module, "log_weights", scripted)
     monkeypatch.setattr(module, "_rows", lambda batch: 100)
-    monkeypatch.setattr(module, "_blocks", lambda batch: [batch])
+    monkeypatch.setattr(module, "_blocks", lambda batch, _: [batch])
     oracle = LinearGaussian.random(2, 1)
     result = estimate(*oracle.pair(), oracle.sample(3), num_samples=num_samples)
     assert position == num_samples

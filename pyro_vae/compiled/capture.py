@@ -218,20 +218,20 @@ def _without_looking_at_values() -> Iterator[None]:
 _LIBRARIES = ("torch", "pyro", "pyro_vae", "contextlib", "functools", "unittest", "jaxtyping", "beartype")
 
 
+def _is_of(frame: types.FrameType, libraries: Sequence[str]) -> bool:
+    """Whether the frame runs code of one of these libraries, or was generated."""
+    library = frame.f_globals.get("__name__", "").split(".")[0]
+    return library in libraries or frame.f_code.co_filename.startswith("<@beartype")
+
+
 def _asks(frame: types.FrameType) -> bool:
     """Whether this is the code that asked: not a mode or a check of types through which the call came."""
-    library = frame.f_globals.get("__name__", "").split(".")[0]
-    return (
-        library not in ("torch", "pyro_vae", "beartype", "jaxtyping") and frame.f_code.co_filename[0] != "<"
-    )
+    return not _is_of(frame, ("torch", "pyro_vae", "beartype", "jaxtyping"))
 
 
 def _line_of(frame: types.FrameType | None) -> str:
     while frame is not None:
-        if (
-            frame.f_code.co_filename[0] != "<"
-            and frame.f_globals.get("__name__", "").split(".")[0] not in _LIBRARIES
-        ):
+        if not _is_of(frame, _LIBRARIES):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return "an unknown line"
@@ -241,7 +241,7 @@ def user_line(error: BaseException) -> str | None:
     """File and line of the innermost frame outside of the libraries."""
     line, step = None, error.__traceback__
     while step is not None:
-        if step.tb_frame.f_globals.get("__name__", "").split(".")[0] not in _LIBRARIES:
+        if not _is_of(step.tb_frame, _LIBRARIES):
             line = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
         step = step.tb_next
     return line
