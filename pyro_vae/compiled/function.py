@@ -17,9 +17,9 @@ from pyro_vae.compiled.state import ProgramState
 
 _log = logging.getLogger(__name__)
 
-# Compiling costs 5 to 20 s on two cores and saves about half of the time that is still to come.
+# Compiling costs 3 to 15 s on two cores and saves about half of the time that is still to come.
 _EAGER_CALLS = 20
-_WORTH_SECONDS = 30.0
+_WORTH_SECONDS = 20.0
 # Calls of a compiled function that are compared with an eager one, which costs nothing so rarely.
 _CHECKED_CALLS = {0, 1, 1_000, 100_000}
 _MAX_GRAPHS = 16
