@@ -499,17 +499,43 @@ def test_other_batch_shapes_modes_parameters_and_states_are_noticed():
     equals_eager(svi, data())
 
 
+class Gated(nn.Module):
+    """Uses some of its parameters only if a flag says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.extra = nn.Linear(2, 6), nn.Linear(2, 6)
+        self.use_extra = False
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            logits = self.net(z) + self.extra(z) if self.use_extra else self.net(z)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+def test_parameters_come_and_go_with_a_flag():
+    model, (_, guide) = Gated(), vae(6, 2, hidden=(3,))
+    svi = compiled_svi(model, guide)
+    run(svi)
+    for use_extra in True, False, True:
+        model.use_extra = use_extra
+        for _ in range(3):
+            equals_eager(svi, data())
+    assert len(svi._compiled.function._variants) == 2
+
+
 def test_beta_may_change_without_a_new_graph():
     model, guide = vae(6, 2, hidden=(3,))
     loss = BetaELBO(0.1)
     svi = SVI(model, guide, torch.optim.SGD([*model.parameters(), *guide.parameters()], 1e-3), loss)
     svi._compiled.function.always = True
     run(svi)
-    graphs = dict(svi._compiled.function._graphs)
+    graphs = dict(svi._compiled.function._variant.graphs)
     for beta in 0.5, 0.9:
         loss.beta = beta
         equals_eager(svi, data())
-    assert svi._compiled.function._graphs == graphs
+    assert svi._compiled.function._variant.graphs == graphs
     loss.beta = 1.0
     equals_eager(svi, data())
 

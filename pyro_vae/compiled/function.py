@@ -48,7 +48,6 @@ class CompiledFunction:
     Attributes:
         planned_calls: How many more calls will come, if somebody knows.
         compiling: Shapes of the arguments for which compiling was found to be worth it.
-        trainable: Tensors by which is differentiated: those that the loss depends on.
         products: Which library computes products of which size (``products.choose_products``).
         refused: Why the function runs eagerly, if it cannot be compiled.
     """
@@ -69,18 +68,21 @@ class CompiledFunction:
         self.always = always
         self.planned_calls: int | None = None
         self.compiling: set[str] = set()
-        self.trainable: list[Tensor] = []
         self.products: dict[str, str] = {}
         self.refused: str | None = None
-        self._state: ProgramState | None = None
-        self._graphs: dict[tuple, _Compiled] = {}
-        self._variants: dict[tuple, dict[tuple, _Compiled]] = {}
+        self._variant: _Variant | None = None
+        self._variants: list[_Variant] = []
         self._seconds: dict[str, list[float]] = {}
 
     @property
     def is_compiled(self) -> bool:
         """Whether there is a compiled graph."""
-        return bool(self._graphs)
+        return self._variant is not None and bool(self._variant.graphs)
+
+    @property
+    def trainable(self) -> list[Tensor]:
+        """Tensors by which is differentiated: those that the loss depends on."""
+        return self._variant.trainable if self._variant is not None else []
 
     def state_dict(self) -> dict[str, Any]:
         """What is compiled, for a run that goes on elsewhere and shall compute the same."""
@@ -95,7 +97,7 @@ class CompiledFunction:
         """Named outputs, and their gradients; None in place of gradients if ``eager`` ran."""
         if self.planned_calls:
             self.planned_calls -= 1
-        if self._state is not None:
+        if self._variant is not None:
             self._notice_changes()
         if self.refused is not None or _autocast():
             return self.eager(*args, **kwargs), None
@@ -104,7 +106,7 @@ class CompiledFunction:
             leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         key = _key(leaves, spec)
-        graph = self._graphs.get(key)
+        graph = self._variant and self._variant.graphs.get(key)
         if graph is None:
             if not self._worth_it(str(key)):
                 started = time.perf_counter()
@@ -112,7 +114,8 @@ class CompiledFunction:
                 self._seconds.setdefault(str(key), []).append(time.perf_counter() - started)
                 return outputs, None
             try:
-                graph = self._graphs[key] = self._compile(leaves, spec, tensors)
+                graph = self._compile(leaves, spec, tensors)
+                self._variant.graphs[key] = graph
             except CaptureError as error:
                 self._refuse(str(error))
                 return self.eager(*args, **kwargs), None
@@ -123,10 +126,10 @@ class CompiledFunction:
 
     def ready(self, args: tuple, num_calls: int) -> "_Compiled | None":
         """The graph that the next calls on such tensors will run; None if a check comes before."""
-        state = self._state
-        if state is None or _autocast() or state.replaced() or state.changed() is not None:
+        variant = self._variant
+        if variant is None or _autocast() or not variant.is_current():
             return None
-        graph = self._graphs.get(_key(args, None))
+        graph = variant.graphs.get(_key(args, None))
         if graph is None or any(0 <= n - graph.num_calls < num_calls for n in _CHECKED_CALLS):
             return None
         return graph
@@ -149,7 +152,7 @@ class CompiledFunction:
     def _compile(
         self, leaves: Sequence[Any], spec: pytree.TreeSpec | None, tensors: list[Tensor]
     ) -> "_Compiled":
-        if len(self._graphs) >= _MAX_GRAPHS:
+        if self._variant is not None and len(self._variant.graphs) >= _MAX_GRAPHS:
             raise CaptureError(
                 f"its arguments came in more than {_MAX_GRAPHS} shapes or values: give batches of few sizes"
             )
@@ -166,10 +169,12 @@ class CompiledFunction:
 
         started = time.perf_counter()
         with torch.random.fork_rng():
-            if self._state is None:
-                self._find_state(lambda: function(*tensors))
-            graph = capture(function, self._state, tensors, self.trainable)
-            compiled = _Compiled(graph, self._state, tensors, self.products)
+            if self._variant is None:
+                self._variant = self._find_variant(lambda: function(*tensors))
+                self._variants.append(self._variant)
+            state = self._variant.state
+            graph = capture(function, state, tensors, self.trainable)
+            compiled = _Compiled(graph, state, tensors, self.products)
         _log.info(
             "compiled in %.1f s; matrix products by the faster library: %s",
             time.perf_counter() - started,
@@ -177,30 +182,27 @@ class CompiledFunction:
         )
         return compiled
 
-    def _find_state(self, run: Callable[[], Outputs]) -> None:
+    def _find_variant(self, run: Callable[[], Outputs]) -> "_Variant":
+        trainable: list[Tensor] = []
         found_by = ProgramState.found_by(self.roots, run)
         with torch.set_grad_enabled(self.differentiate), found_by as (state, outputs):
             if self.differentiate and outputs["loss"].requires_grad:
                 tensors = [tensor for tensor in state.tensors if tensor.requires_grad]
                 gradients = torch.autograd.grad(outputs["loss"], tensors, allow_unused=True)
-                self.trainable = [t for t, g in zip(tensors, gradients, strict=True) if g is not None]
-        self._state, self._variants = state, {state.signature(): self._graphs}
+                trainable = [t for t, g in zip(tensors, gradients, strict=True) if g is not None]
+        return _Variant(state, trainable)
 
     def _notice_changes(self) -> None:
-        if self._state.replaced():
-            self._state, self.trainable, self._graphs, self._variants = None, [], {}, {}
-            return
-        changed = self._state.changed()
-        if changed is not None:
-            # Plain values such as ``training`` have graphs of their own for all that they have been.
-            self._state.remember()
-            self._graphs = self._variants.setdefault(self._state.signature(), {})
-            if len(self._variants) > _MAX_VARIANTS:
+        if self._variant.state.replaced():
+            self._variant, self._variants = None, []
+        elif (changed := self._variant.state.changed()) is not None:
+            self._variant = next(filter(_Variant.is_current, self._variants), None)
+            if self._variant is None and len(self._variants) >= _MAX_VARIANTS:
                 self._refuse(f"a value that it depends on changes again and again ({changed})")
 
     def _is_right(self, graph: "_Compiled", tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
         """Compare with the eager function, at the same random numbers; refuse if they differ."""
-        state = self._state
+        state = self._variant.state
         buffers = [tensor for tensor in state.tensors if not tensor.requires_grad]
         before = [buffer.detach().clone() for buffer in buffers]
 
@@ -235,8 +237,21 @@ class CompiledFunction:
 
     def _refuse(self, reason: str) -> None:
         self.refused = reason
-        self._state, self.trainable, self._graphs, self._variants = None, [], {}, {}
+        self._variant, self._variants = None, []
         warnings.warn(f"not compiled, running eagerly: {reason}", NotCompiledWarning, stacklevel=4)
+
+
+class _Variant:
+    """What plain values such as ``training`` make of the programs: each of their combinations has its own."""
+
+    def __init__(self, state: ProgramState, trainable: list[Tensor]) -> None:
+        self.state = state
+        self.trainable = trainable
+        self.graphs: dict[tuple, _Compiled] = {}
+
+    def is_current(self) -> bool:
+        """Whether all is as it was."""
+        return self.state.replaced() is None and self.state.changed() is None
 
 
 class _Compiled:

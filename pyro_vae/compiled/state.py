@@ -134,11 +134,6 @@ class ProgramState:
                 return f"a variable of an enclosing function: {value!r} -> {now!r}"
         return None
 
-    def signature(self) -> tuple:
-        """All plain values as they were remembered."""
-        found = [value for *_, value in [*self._values, *self._cells]]
-        return tuple(value if _is_plain(value) else id(value) for value in found)
-
     def swapped(self, replacement: dict[Tensor, Tensor]) -> "_Swapped":
         """A context in which the programs find these tensors in place of their own."""
         return _Swapped(self._slots, replacement)
