@@ -219,9 +219,9 @@ _LIBRARIES = ("torch", "pyro", "pyro_vae", "contextlib", "functools", "unittest"
 
 
 def _is_of(frame: types.FrameType, libraries: Sequence[str]) -> bool:
-    """Whether the frame runs code of one of these libraries, or was generated."""
-    library = frame.f_globals.get("__name__", "").split(".")[0]
-    return library in libraries or frame.f_code.co_filename.startswith("<@beartype")
+    """Whether the frame runs code of one of these libraries, or generated code, which no file has."""
+    library, file = frame.f_globals.get("__name__", "").split(".")[0], frame.f_code.co_filename
+    return library in libraries or (file[0] == "<" and not file.startswith(("<stdin", "<ipython")))
 
 
 def _asks(frame: types.FrameType) -> bool:
