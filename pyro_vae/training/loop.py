@@ -228,7 +228,8 @@ _ADVICE = (
 
 def _steps(algorithm: Any, batches: Iterable[Any]) -> Iterator[tuple[dict[str, Tensor], Sequence[Tensor]]]:
     """Metrics of one or several steps at a time, a vector for each, and a batch of as many data as theirs."""
-    if hasattr(algorithm, "steps") and hasattr(batches, "draw"):
+    drawn = all(hasattr(batches, name) for name in ("indices", "draw", "generator"))
+    if drawn and hasattr(algorithm, "steps"):
         yield from algorithm.steps(batches)
         return
     for batch in batches:
