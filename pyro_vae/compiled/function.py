@@ -271,7 +271,8 @@ class _Compiled:
         # Inductor then draws by torch's own generators: the numbers that eager Pyro draws.
         options = {"fallback_random": True, "size_asserts": False}
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of modules of torch among themselves
                 self._run = torch._inductor.compile(graph.module, [*self.own, *tensors], options=options)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
