@@ -115,7 +115,7 @@ def _work(pipe: "multiprocessing.connection.Connection", *arguments: str) -> Non
         epoch()
         epoch()
     except Exception as error:
-        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0][:100]}")
+        pipe.send(f"{type(error).__name__}: {str(error)[:100].partition(chr(10))[0]}")
         return
     pipe.send(time.perf_counter() - started)
     while pipe.recv() == "go":

@@ -499,6 +499,20 @@ def test_other_batch_shapes_modes_parameters_and_states_are_noticed():
     equals_eager(svi, data())
 
 
+def test_a_reset_optimizer_is_noticed():
+    svi = compiled_svi()
+    run(svi)
+    for parameter in svi.optimizer.state:
+        svi.optimizer.state[parameter] = {}
+    for _ in range(3):
+        equals_eager(svi, data())
+    for parameter, state in svi.optimizer.state.items():
+        svi.optimizer.state[parameter] = {name: value.clone() for name, value in state.items()}
+    before = [state["step"].item() for state in svi.optimizer.state.values()]
+    svi.step(data())
+    assert [state["step"].item() for state in svi.optimizer.state.values()] == [n + 1 for n in before]
+
+
 class Gated(nn.Module):
     """Uses some of its parameters only if a flag says so."""
 

@@ -4,6 +4,7 @@ SGD, Adagrad, Adam and AdamW of ``torch.optim`` have such kernels. Their state l
 ``state_dict``, checkpoints and schedulers work as before; every other optimiser takes its own ``step``.
 """
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +56,7 @@ class FusedUpdate:
     def __init__(self, optimizers: Sequence[Optimizer], params: Sequence[Tensor]) -> None:
         self._params = params
         position = {id(param): i for i, param in enumerate(params)}
-        self._optimizers = [(o, o.state, len(o.state), len(o.param_groups)) for o in optimizers]
+        self._optimizers = [(o, list(o.state.values()), len(o.param_groups)) for o in optimizers]
         groups: dict[tuple, list] = {}
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -83,14 +84,16 @@ class FusedUpdate:
     def is_current(self, params: Sequence[Tensor]) -> bool:
         """False for other parameters, and once an optimiser was changed.
 
-        That is: its state was replaced, as by ``load_state_dict``, or it has more groups, or groups that were
-        equal are no longer.
+        That is: the state of a parameter was replaced, as by ``load_state_dict``, or it has more groups, or
+        groups that were equal are no longer.
         """
         return (
             params is self._params
             and all(
-                o.state is state and len(state) == size and len(o.param_groups) == num_groups
-                for o, state, size, num_groups in self._optimizers
+                len(o.state) == len(states)
+                and all(map(operator.is_, o.state.values(), states))
+                and len(o.param_groups) == num_groups
+                for o, states, num_groups in self._optimizers
             )
             and all(
                 _settings(group) == _settings(groups[0])
