@@ -36,6 +36,7 @@ from pyro_vae import (
 )
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.compiled.rewrites import bernoulli_log_prob, fast_tanh
+from pyro_vae.data import Batches
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="Inductor needs a C++ compiler"
@@ -701,7 +702,7 @@ class RecordedGraph:
 
 
 class recording(TorchDispatchMode):  # noqa: N801
-    def __init__(self, graph):
+    def __init__(self, graph, capture_error_mode):
         super().__init__()
         self.graph = graph
 
@@ -740,6 +741,7 @@ def launches(monkeypatch):
 
     monkeypatch.setattr("torch.cuda.CUDAGraph", graph)
     monkeypatch.setattr("torch.cuda.graph", recording)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
     monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
     monkeypatch.setattr("pyro_vae.compiled.launch._default_generator", lambda device: torch.default_generator)
     monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: True)
@@ -783,6 +785,38 @@ def test_a_recording_that_computes_something_else_is_not_used(launches, monkeypa
     monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
     _, expected = fitted()
     torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_recorded_goes_on_step_by_step(launches, monkeypatch):
+    class failing(recording):  # noqa: N801
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    stopped = []
+    monkeypatch.setattr("torch.cuda.graph", failing)
+    monkeypatch.setattr("pyro_vae.compiled.launch._stop_recording", stopped.append)
+    with pytest.warns(NotCompiledWarning, match=r"one by one: .*recorded .*\(operation .* capturing\)$"):
+        _, parameters = fitted()
+    assert len(launches) == len(stopped) == 1
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    _, expected = fitted()
+    torch.testing.assert_close(parameters, expected, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_goes_on_after_a_recording_that_failed(monkeypatch):
+    def unrecordable(self, row, draw=Batches.draw):
+        if torch.cuda.is_current_stream_capturing():
+            row.sum().item()
+        return draw(self, row)
+
+    monkeypatch.setattr(Batches, "draw", unrecordable)
+    with pytest.warns(NotCompiledWarning, match="one by one: .*cannot be recorded"):
+        _, parameters = fitted(device="cuda")
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    _, expected = fitted(device="cuda")
+    torch.testing.assert_close(parameters, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vae.compiled.capture import CaptureError, Outputs
+from pyro_vae.compiled.capture import Outputs
 from pyro_vae.compiled.function import CompiledFunction, NotCompiledWarning
 from pyro_vae.compiled.launch import Launch, can_launch
 from pyro_vae.compiled.updates import FusedUpdate, has_fused_update
@@ -124,23 +124,19 @@ class CompiledStep:
                 return outputs
 
             self._launch = None  # and its memory
-            try:
-                launch = Launch(step, index, state, generators)
-            except CaptureError as error:
-                return self._never_launch(str(error))
-            if launch.is_right:
+            launch = Launch(step, index, state, generators)
+            if launch.refused is None:
                 self._launch, self._recorded = launch, recorded
             else:
-                self._never_launch("recorded as a CUDA graph they compute something else")
+                self._launches = False
+                warnings.warn(
+                    f"steps are launched one by one: {launch.refused}", NotCompiledWarning, stacklevel=4
+                )
             outputs = launch.first
         else:
             outputs = self._launch(index)
         graph.num_calls += len(rows)
         return outputs
-
-    def _never_launch(self, reason: str) -> None:
-        self._launches = False
-        warnings.warn(f"steps are launched one by one: {reason}", NotCompiledWarning, stacklevel=5)
 
 
 def _equal_neighbours(indices: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:
