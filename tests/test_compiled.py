@@ -22,6 +22,7 @@ from pyro_vae import (
     MAP,
     SVI,
     BetaELBO,
+    KLWarmup,
     LearningRate,
     MixtureOfNormals,
     NotCompiledWarning,
@@ -35,6 +36,7 @@ from pyro_vae import (
     vae,
 )
 from pyro_vae.compiled import CompiledFunction
+from pyro_vae.compiled.launch import taken_as_is
 from pyro_vae.compiled.rewrites import bernoulli_log_prob, fast_tanh
 from pyro_vae.data import Batches
 
@@ -688,12 +690,15 @@ class RecordedGraph:
 
     def __init__(self):
         self.tape = []
+        self.num_replays = 0
+        self.generators = [torch.default_generator]
 
     def register_generator_state(self, generator):
-        self.generator = generator
+        self.generators.append(generator)
 
     @torch.no_grad()
     def replay(self):
+        self.num_replays += 1
         for function, args, kwargs, results in self.tape:
             found = pytree.tree_leaves(function(*args, **kwargs))
             for old, new in zip(results, found, strict=True):
@@ -707,14 +712,14 @@ class recording(TorchDispatchMode):  # noqa: N801
         self.graph = graph
 
     def __enter__(self):
-        self.states = torch.get_rng_state(), self.graph.generator.get_state()
+        self.states = [generator.get_state() for generator in self.graph.generators]
         self.before = {}
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        torch.set_rng_state(self.states[0])
-        self.graph.generator.set_state(self.states[1])
+        for generator, state in zip(self.graph.generators, self.states, strict=True):
+            generator.set_state(state)
         with torch.no_grad():
             for tensor, value in reversed(self.before.values()):  # the first values last
                 tensor.copy_(value)
@@ -744,18 +749,20 @@ def launches(monkeypatch):
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
     monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
     monkeypatch.setattr("pyro_vae.compiled.launch._default_generator", lambda device: torch.default_generator)
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: True)
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: True)
     return graphs
 
 
-def fitted(kind=torch.optim.Adam, device="cpu", gamma=1.0):
+def fitted(kind=torch.optim.Adam, device="cpu", gamma=1.0, warm_up=1):
     pyro.set_rng_seed(0)
     data = load("digits", binarization="dynamic").to(device)
     model, guide = (module.to(device) for module in vae(64, 2, hidden=(8,)))
     optimizer = kind([*model.parameters(), *guide.parameters()], lr=1e-3)
     schedule = LearningRate(torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma))
-    svi = SVI(model, guide, optimizer, compile="always")
-    rows = fit(svi, batches(data.train, 20, seed=1), 2, [schedule], progress=False)
+    objective = BetaELBO()
+    svi = SVI(model, guide, optimizer, objective, compile="always")
+    callbacks = [schedule, KLWarmup(objective, warm_up)]
+    rows = fit(svi, batches(data.train, 20, seed=1), 2, callbacks, progress=False)
     elbos = torch.tensor([row["train/elbo"] for row in rows])
     return elbos, torch.cat([p.detach().flatten().cpu() for m in (model, guide) for p in m.parameters()])
 
@@ -763,17 +770,62 @@ def fitted(kind=torch.optim.Adam, device="cpu", gamma=1.0):
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD])
 def test_several_steps_in_a_launch_are_those_one_by_one(launches, monkeypatch, optimizer):
     elbos, parameters = fitted(optimizer)
-    assert len(launches) == 1
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    # Epochs of 3 x 20 + 4 + 1 steps. Of twenties, all after the second; of single steps those after the 23rd.
+    assert sorted(graph.num_replays for graph in launches) == [1 + 3, 17 + 4 + 4]
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
     expected, expected_parameters = fitted(optimizer)
     torch.testing.assert_close(elbos, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(parameters, expected_parameters, rtol=1e-5, atol=1e-6)
 
 
+def stepped(num_steps, every=None):
+    """``PyroSVI`` on its own minibatches, whose learning rate may fall after ``every`` so many."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+    def model(x, y):
+        pyro.sample(
+            "x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0).expand([8]).to_event(1), obs=x
+        )
+        pyro.sample("y", dist.Normal(torch.zeros(8), 1.0).to_event(1), obs=y)
+
+    def guide(x, y):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), scale))
+
+    optim = pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.9}
+    )
+    svi = PyroSVI(model, guide, optim, Trace_ELBO(), compile="always")
+    losses = []
+    for i in range(num_steps):
+        losses.append(float(svi.step(torch.randn(8) + 1, torch.randn(8))))
+        if every and i % every == 0:
+            optim.step()
+    return torch.tensor(losses), pyro.param("loc").item(), pyro.param("scale").item()
+
+
+def test_a_single_step_is_a_launch(launches, monkeypatch):
+    found = stepped(60)
+    assert [graph.num_replays for graph in launches] == [60 - 1 - 2 - 20]  # the trial is a replay, too
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
+    for a, b in zip(found, stepped(60), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("every", "num_recordings"), [(1, 0), (25, 3)])
+def test_what_changes_at_every_step_is_not_recorded(launches, monkeypatch, every, num_recordings):
+    found = stepped(90, every)
+    assert len(launches) == num_recordings
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
+    for a, b in zip(found, stepped(90, every), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_launches_follow_a_schedule_of_the_learning_rate(launches, monkeypatch):
     _, parameters = fitted(gamma=0.5)
-    assert len(launches) == 2
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    assert len(launches) == 4
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
     _, expected = fitted(gamma=0.5)
     torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
 
@@ -782,7 +834,7 @@ def test_a_recording_that_computes_something_else_is_not_used(launches, monkeypa
     monkeypatch.setattr(RecordedGraph, "replay", lambda self: None)
     with pytest.warns(NotCompiledWarning, match="one by one: .*something else"):
         _, parameters = fitted()
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
     _, expected = fitted()
     torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
 
@@ -798,8 +850,8 @@ def test_what_cannot_be_recorded_goes_on_step_by_step(launches, monkeypatch):
     monkeypatch.setattr("pyro_vae.compiled.launch._stop_recording", stopped.append)
     with pytest.warns(NotCompiledWarning, match=r"one by one: .*recorded .*\(operation .* capturing\)$"):
         _, parameters = fitted()
-    assert len(launches) == len(stopped) == 1
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    assert len(launches) == len(stopped) == 2  # one step, and several
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
     _, expected = fitted()
     torch.testing.assert_close(parameters, expected, rtol=0, atol=0)
 
@@ -814,17 +866,26 @@ def test_a_gpu_goes_on_after_a_recording_that_failed(monkeypatch):
     monkeypatch.setattr(Batches, "draw", unrecordable)
     with pytest.warns(NotCompiledWarning, match="one by one: .*cannot be recorded"):
         _, parameters = fitted(device="cuda")
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
     _, expected = fitted(device="cuda")
     torch.testing.assert_close(parameters, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_recording_takes_values_of_other_devices_as_they_are():
+    number, device = torch.tensor(0.5), torch.device("cuda", 0)
+    before = taken_as_is([number], device), taken_as_is([number], number.device)
+    number.fill_(1.0)
+    assert taken_as_is([number], device) != before[0]
+    assert taken_as_is([number], number.device) == before[1]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_several_steps_in_a_launch_of_a_gpu(monkeypatch):
+@pytest.mark.parametrize("settings", [{}, {"gamma": 0.5}, {"warm_up": 2}])
+def test_several_steps_in_a_launch_of_a_gpu(monkeypatch, settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error", NotCompiledWarning)
-        elbos, parameters = fitted(device="cuda")
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda device: False)
-    expected, expected_parameters = fitted(device="cuda")
+        elbos, parameters = fitted(device="cuda", **settings)
+    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
+    expected, expected_parameters = fitted(device="cuda", **settings)
     torch.testing.assert_close(elbos, expected, rtol=1e-4, atol=0)
     torch.testing.assert_close(parameters, expected_parameters, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Several steps in one launch of a GPU: a CUDA graph, with the draw of every minibatch inside.
+"""Steps in one launch of a GPU: a CUDA graph, with the draw of their minibatches inside if it can be.
 
 A step of a small model keeps a GPU busy for 0.05 ms, and Python needs ten times as long to order its kernels
 one by one. A CUDA graph is recorded once and ordered as a whole.
@@ -13,70 +13,74 @@ from pyro_vae.compiled.capture import Outputs
 from pyro_vae.compiled.function import agree
 
 
-def can_launch(device: torch.device) -> bool:
-    """Whether there are CUDA graphs."""
-    return device.type == "cuda" and torch.version.hip is None
+def can_launch(tensors: Sequence[Tensor]) -> bool:
+    """Whether CUDA graphs can take these tensors."""
+    return bool(tensors) and all(t.device.type == "cuda" for t in tensors) and torch.version.hip is None
+
+
+def taken_as_is(tensors: Sequence[Tensor], device: torch.device) -> list:
+    """What a recording takes as it is: where tensors of the GPU are, and values of the others."""
+    return [tensor.data_ptr() if tensor.device == device else tensor.tolist() for tensor in tensors]
 
 
 class Launch:
-    """Steps on as many minibatches as there are rows in ``index``, recorded as one CUDA graph.
+    """One or several steps, recorded as one CUDA graph.
 
     They are taken one by one first. The recording is then tried: from the same state and the same random
     numbers it shall lead to the same outputs and the same ``state``.
 
     Args:
-        step: From a row of ``index`` to outputs; updates ``state`` in place, without looking at a value.
-        index: Positions of the data of each minibatch, (num_steps, batch), on the GPU.
-        state: All tensors that a step changes.
-        generators: Where the random numbers come from, besides the GPU's own generator.
+        steps: From tensors to outputs; updates ``state`` in place, without looking at a value.
+        inputs: The tensors, on the GPU.
+        state: All tensors that the steps change.
+        generators: Where random numbers come from, besides the GPU's own generator.
 
     Attributes:
-        first: Outputs of the steps on ``index``, one by one.
+        first: Outputs of the steps on ``inputs``, one by one.
         refused: Why the recording cannot be used, if it cannot.
     """
 
     def __init__(
         self,
-        step: Callable[[Tensor], Outputs],
-        index: Tensor,
+        steps: Callable[..., Outputs],
+        inputs: Sequence[Tensor],
         state: Sequence[Tensor],
         generators: Sequence[torch.Generator],
     ) -> None:
-        def steps(rows: Tensor) -> Outputs:
-            taken = [step(row) for row in rows.unbind()]
-            return {name: torch.stack([outputs[name] for outputs in taken]) for name in taken[0]}
-
         self.refused: str | None = None
-        self._index = index.clone()
+        self._inputs = [tensor.detach().clone() for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
         for generator in generators:
             self._graph.register_generator_state(generator)
-        generators = [_default_generator(index.device), *generators]
+        device = inputs[0].device
+        generators = [_default_generator(device), *generators]
         before = _Moment(state, generators)
-        self.first = steps(index)  # which loads all that they run: it could not be loaded while recording
+        self.first = steps(*inputs)  # which loads all that they run: it could not be loaded while recording
         after = _Moment(state, generators)
         try:
             # After a failure torch leaves the stream of the recording in place, but for the outer context.
             with (
-                torch.cuda.stream(torch.cuda.current_stream(index.device)),
+                torch.cuda.stream(torch.cuda.current_stream(device)),
                 torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
             ):
-                self._outputs = steps(self._index)
+                self._outputs = steps(*self._inputs)
         except RuntimeError as error:
             _stop_recording(generators)
             reason = str(error).strip().splitlines()[0]
             self.refused = f"they cannot be recorded as a CUDA graph ({reason})"
             return
         before.restore()
-        recorded = self(index)
+        recorded = self(*inputs)
         pairs = [(recorded[name], value) for name, value in self.first.items()]
         if not all(agree(*pair) for pair in [*pairs, *zip(state, after.values, strict=True)]):
             self.refused = "recorded as a CUDA graph they compute something else"
         after.restore()
 
-    def __call__(self, index: Tensor) -> Outputs:
-        """The outputs of the steps, a vector for each."""
-        self._index.copy_(index)
+    @torch.no_grad()
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """Outputs of the steps on these tensors."""
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
         self._graph.replay()
         return {name: value.clone() for name, value in self._outputs.items()}
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from pyro_vae.compiled.capture import Outputs
 from pyro_vae.compiled.function import CompiledFunction, NotCompiledWarning
-from pyro_vae.compiled.launch import Launch, can_launch
+from pyro_vae.compiled.launch import Launch, can_launch, taken_as_is
 from pyro_vae.compiled.updates import FusedUpdate, has_fused_update
 
 _STEPS_A_LAUNCH = 20
@@ -52,13 +52,15 @@ class CompiledStep:
         self._optimizers = optimizers
         self._update = update
         self._fused: FusedUpdate | None = None
-        self._launches = True
-        self._launch: Launch | None = None
-        self._recorded: tuple | None = None
+        self._launches: dict[tuple, _Recorded] = {}  # by the shapes of their inputs
         self._examples: dict[int, tuple[Tensor, ...]] = {}  # batches by their size
 
     def step(self, *args: Any, **kwargs: Any) -> Outputs:
-        """One update; the outputs as they were before it."""
+        """One update; the outputs as they were before it. On a GPU it is one launch."""
+        if not kwargs and all(map(torch.is_tensor, args)) and can_launch(args):
+            outputs = self._launched(lambda step, *batch: step(*batch), args, args)
+            if outputs is not None:
+                return outputs
         outputs, gradients = self.function(*args, **kwargs)
         if gradients and can_update(outputs["loss"]):
             params = self.function.trainable
@@ -94,49 +96,86 @@ class CompiledStep:
         Yields:
             Outputs, each a vector over one or several steps, and a batch of as many data as theirs.
         """
+
+        def several(step: Callable[..., Outputs], index: Tensor) -> Outputs:
+            taken = [step(*draw(row)) for row in index.unbind()]
+            return {name: torch.stack([outputs[name] for outputs in taken]) for name in taken[0]}
+
         for rows in _equal_neighbours(indices, _STEPS_A_LAUNCH):
-            outputs = self._launched(draw, rows, generators)
-            if outputs is not None:
-                yield outputs, self._examples[len(rows[0])]
-                continue
+            batch = self._examples.get(len(rows[0]), ())
+            if len(rows) == _STEPS_A_LAUNCH and can_launch(rows):
+                inputs = (torch.stack(rows),)
+                outputs = self._launched(several, batch, inputs, len(rows), generators, draw)
+                if outputs is not None:
+                    yield outputs, batch
+                    continue
             for index in rows:
                 batch = self._examples[len(index)] = draw(index)
                 yield {name: value[None] for name, value in step(*batch).items()}, batch
 
     def _launched(
-        self, draw: Callable[..., Any], rows: list[Tensor], generators: Sequence[torch.Generator]
+        self,
+        steps: Callable[..., Outputs],
+        batch: tuple[Tensor, ...],
+        inputs: tuple[Tensor, ...],
+        num_steps: int = 1,
+        generators: Sequence[torch.Generator] = (),
+        draw: Callable | None = None,
     ) -> Outputs | None:
-        """Outputs of these steps as one CUDA graph, if there is nothing to be checked before."""
-        if not self._launches or not can_launch(rows[0].device) or len(rows) < _STEPS_A_LAUNCH:
-            return None
-        graph = self.function.ready(self._examples.get(len(rows[0]), ()), len(rows))
+        """Outputs of ``steps(step, *inputs)`` as one CUDA graph; None if they are to be taken one by one.
+
+        Args:
+            steps: From what takes a step on a batch, and the inputs, to outputs.
+            batch: One such as the steps will be on.
+            inputs: Tensors.
+            num_steps: How many steps these are.
+            generators: Where ``steps`` takes random numbers from.
+            draw: What the inputs mean.
+        """
+        graph = self.function.ready(batch, num_steps)
         if graph is None or self._fused is None or not self._fused.is_current(self.function.trainable):
             return None
-        index, state = torch.stack(rows), [*graph.own, *self._fused.state]
-        # All that a recording takes as it is.
-        addresses = [tensor.data_ptr() for tensor in state]
-        recorded = (draw, graph, self._fused, self._fused.settings, addresses, len(rows[0]))
-        if self._launch is None or self._recorded != recorded:
+        state = [*graph.own, *self._fused.state]
+        as_is = (draw, graph, self._fused, self._fused.settings, taken_as_is(state, inputs[0].device))
+        key = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs)
+        recorded = self._launches.get(key)
+        if recorded is None or recorded.as_is != as_is:
+            recorded = self._launches[key] = _Recorded(as_is)  # without the memory of the one before
+        if recorded.num_steps < _STEPS_A_LAUNCH:  # what changes at every step is not worth it
+            recorded.num_steps += num_steps
+            return None
+        if recorded.launch is not None:
+            outputs = recorded.launch(*inputs)
+        elif not recorded.is_refused:
 
-            def step(row: Tensor) -> Outputs:
-                outputs, gradients = graph([tensor.contiguous() for tensor in draw(row)])
+            def step(*batch: Tensor) -> Outputs:
+                outputs, gradients = graph([tensor.contiguous() for tensor in batch])
                 self._fused(gradients)
                 return outputs
 
-            self._launch = None  # and its memory
-            launch = Launch(step, index, state, generators)
+            launch = Launch(lambda *tensors: steps(step, *tensors), inputs, state, generators)
             if launch.refused is None:
-                self._launch, self._recorded = launch, recorded
+                recorded.launch = launch
             else:
-                self._launches = False
+                recorded.is_refused = True
                 warnings.warn(
                     f"steps are launched one by one: {launch.refused}", NotCompiledWarning, stacklevel=4
                 )
             outputs = launch.first
         else:
-            outputs = self._launch(index)
-        graph.num_calls += len(rows)
+            return None
+        graph.num_calls += num_steps
         return outputs
+
+
+class _Recorded:
+    """Steps on inputs of one shape: what a recording of them takes as it is, and the recording."""
+
+    def __init__(self, as_is: tuple) -> None:
+        self.as_is = as_is
+        self.num_steps = 0  # one by one, before the recording
+        self.launch: Launch | None = None
+        self.is_refused = False
 
 
 def _equal_neighbours(indices: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:

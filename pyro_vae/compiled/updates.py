@@ -32,7 +32,8 @@ def has_fused_update(optimizer: Optimizer) -> bool:
 def _is_ready(optimizer: Optimizer, group: dict) -> bool:
     """Of contiguous floats only, and after the first step, which makes the state (plain SGD has none)."""
     plain = type(optimizer) is SGD and not group["momentum"]
-    return not group.get("differentiable") and all(
+    settings = [group.get("differentiable"), *map(torch.is_tensor, _settings(group).values())]
+    return not any(settings) and all(
         p.is_floating_point()
         and p.is_contiguous()
         and p.device.type in ("cpu", "cuda")
@@ -103,9 +104,9 @@ class FusedUpdate:
         )
 
     @property
-    def settings(self) -> str:
+    def settings(self) -> list[dict]:
         """Learning rates and all else that the optimisers' groups say."""
-        return str([_settings(group) for _, groups, *_ in self._groups for group in groups])
+        return [_settings(groups[0]) for _, groups, *_ in self._groups]
 
     @torch.no_grad()
     def __call__(self, gradients: Sequence[Tensor]) -> None:
