@@ -276,9 +276,9 @@ class _Compiled:
                 self._run = torch._inductor.compile(graph.module, [*self.own, *tensors], options=options)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
+            advice = "; install g++ or clang++" if "InvalidCxxCompiler" in reason else ""
             raise CaptureError(
-                f"torch's Inductor could not compile its graph ({type(error).__name__}: {reason}); a C++ "
-                "compiler such as g++ is needed on a CPU"
+                f"torch's Inductor could not compile its graph ({type(error).__name__}: {reason}){advice}"
             ) from error
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Outputs, Sequence[Tensor]]:
