@@ -47,27 +47,63 @@ class PyroSVI:
             )
         if not (isinstance(loss, ELBO) and hasattr(loss, "differentiable_loss")):
             raise TypeError(f"loss must be an ELBO object with differentiable_loss, not {loss!r}")
-        self.model = model
-        self.guide = guide
-        self.optim = optim
-        self.loss = loss
         self._svi = pyro.infer.SVI(model, guide, optim, loss)
-        self._compiled = None
-        if compile:
-            self._compiled = CompiledStep(
-                self._losses,
-                (model, guide, loss),
-                self._optimizers,
-                self._update,
-                lambda *args, **kwargs: {"loss": torch.as_tensor(self._svi.step(*args, **kwargs))},
-                always=compile == "always",
-            )
+        self._loss = loss
+        self._compile = compile
+        self._compiled = self._make_compiled()
         self._is_first = True
+
+    def _make_compiled(self) -> CompiledStep | None:
+        if not self._compile:
+            return None
+        return CompiledStep(
+            self._losses,
+            (self.model, self.guide, self.loss),
+            self._optimizers,
+            self._update,
+            lambda *args, **kwargs: {"loss": torch.as_tensor(self._svi.step(*args, **kwargs))},
+            always=self._compile == "always",
+        )
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model; may be set."""
+        return self._svi.model
+
+    @model.setter
+    def model(self, model: Callable[..., Any]) -> None:
+        self._svi.model = model
+        self._compiled = self._make_compiled()
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The guide; may be set."""
+        return self._svi.guide
+
+    @guide.setter
+    def guide(self, guide: Callable[..., Any]) -> None:
+        self._svi.guide = guide
+        self._compiled = self._make_compiled()
+
+    @property
+    def optim(self) -> PyroOptim:
+        """The optimiser; may be set."""
+        return self._svi.optim
+
+    @optim.setter
+    def optim(self, optim: PyroOptim) -> None:
+        self._svi.optim = optim
+
+    @property
+    def loss(self) -> Any:
+        """The ELBO object."""
+        return self._loss
 
     def step(self, *args: Any, **kwargs: Any) -> float | Tensor:
         """One update; returns the loss before it: minus the ELBO, summed over the batch, in nats.
 
-        From the second step on it is a tensor that has not been looked at yet; ``float()`` does.
+        From the second step on it is a tensor that has not been looked at yet; ``float()`` does. Values are
+        checked as long as steps are eager, and a loss that is nan or infinite then updates nothing on a CPU.
         """
         if self._is_first or self._compiled is None:
             self._is_first = False  # makes the parameters and their optimisers, and checks the programs

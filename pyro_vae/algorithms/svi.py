@@ -33,7 +33,7 @@ class SVI:
             the paper's L.
         compile: Run the step as one compiled graph (:mod:`pyro_vae.compiled`) once that is worth the seconds
             it costs; ``"always"`` from the second step on, False never. The numbers drawn are the same, and
-            the parameters agree to rounding.
+            the parameters agree to rounding; ``grad`` of parameters is None after a compiled step.
 
     Raises:
         TypeError: If one of them is something else.
@@ -63,18 +63,30 @@ class SVI:
         self.optimizer = optimizer
         self.loss = Trace_ELBO() if loss is None else loss
         self._validate = True
-        self._compiled = None
-        if compile:
-            roots = (model, guide, self.loss)
-            always = compile == "always"
-            self._compiled = CompiledStep(
-                self._metrics,
-                roots,
-                lambda: [self.optimizer],
-                self._update_by,
-                self._eager_step,
-                always=always,
-            )
+        self._compile = compile
+        self._compiled = self._make_compiled()
+
+    def _make_compiled(self) -> CompiledStep | None:
+        if not self._compile:
+            return None
+        return CompiledStep(
+            self._metrics,
+            (self.model, self.guide, self.loss),
+            lambda: [self.optimizer],
+            self._update_by,
+            self._eager_step,
+            always=self._compile == "always",
+            clears_gradients=True,
+        )
+
+    @property
+    def _current(self) -> CompiledStep | None:
+        """What is compiled, of the present model, guide and loss."""
+        if self._compiled is not None:
+            model, guide, loss = self._compiled.roots
+            if model is not self.model or guide is not self.guide or loss is not self.loss:
+                self._compiled = self._make_compiled()
+        return self._compiled
 
     def step(self, *batch: Tensor) -> dict[str, Tensor]:
         """One update.
@@ -93,7 +105,8 @@ class SVI:
         if self._validate:
             metrics = self._first_step(*batch)
         else:
-            metrics = (self._compiled.step if self._compiled else self._eager_step)(*batch)
+            compiled = self._current
+            metrics = (compiled.step if compiled else self._eager_step)(*batch)
         metrics.pop("loss")
         return metrics
 
@@ -109,11 +122,12 @@ class SVI:
         Yields:
             Metrics of one or several steps, a vector for each, and a batch of as many data as theirs.
         """
-        if self._compiled is None:
+        compiled = self._current
+        if compiled is None:
             for batch in batches:
                 yield {name: value[None] for name, value in self.step(*batch).items()}, batch
             return
-        taken = self._compiled.steps(self.step, batches.draw, batches.indices(), [batches.generator])
+        taken = compiled.steps(self.step, batches.draw, batches.indices(), [batches.generator])
         for metrics, batch in taken:
             metrics.pop("loss", None)
             yield metrics, batch

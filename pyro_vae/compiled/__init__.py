@@ -6,20 +6,30 @@ tracer, :func:`torch.fx.experimental.proxy_tensor.make_fx`, which records the op
 derivative included; Inductor compiles the record, and later steps run it.
 
 What can be captured: programs whose sites, shapes and path through Python are the same at every run with
-arguments of the same shapes. Random draws are part of the graph. What cannot, and therefore runs eagerly with
-one :class:`NotCompiledWarning`:
+arguments of the same shapes. Random draws are part of the graph. Before anything is compiled the program is
+run on copies, to see what running it changes, and captured twice; at calls that grow rarer compiled results
+are compared with eager ones. What cannot be captured runs eagerly, with one :class:`NotCompiledWarning`:
 
 - looking at values of tensors (``.item()``, ``if tensor > 0``, ``numpy()``, sizes that depend on data);
-- randomness or counters of Python in the path: ``random``, ``numpy.random``, ``self.calls += 1``;
-- a set of sites that changes from run to run;
-- arguments of more than a few different shapes.
+- randomness or counters of Python in the path: ``random``, ``numpy.random``, generators of one's own,
+  iterators, the time, ``torch.manual_seed``;
+- side effects: ``self.calls += 1``, ``self.last_z = z``, appending to a list, changing an argument;
+- a set of sites that changes from run to run; arguments of more than a few shapes;
+- tensors that require gradients and are neither parameters of a module nor in the store; gradient hooks;
+- modules of ``torch.jit``, ``JitTrace_ELBO``, sparse arguments, and ``nn.LSTM`` on a CPU, whose derivative
+  torch does not record the same way twice.
 
-Side effects in Python (printing, appending to a list) happen while a program runs eagerly or is captured, and
-not afterwards. Values in containers (a list or dict in an attribute) are taken as they are at capture.
+What a program reads may change between calls, and is compared before each, which takes 20 µs
+(:mod:`pyro_vae.compiled.survey`): attributes and containers of modules and other objects, classes, globals,
+closures, hooks, parameters and their layout. Values of tensors are read anew and need no comparison; anything
+else that changes gets a graph of its own, up to a few. Of containers of more than 1,000 entries only the
+length is compared, and what libraries keep to themselves is not. Printing happens only while a program runs
+eagerly or is captured.
 """
 
-from pyro_vae.compiled.capture import CaptureError, Outputs
+from pyro_vae.compiled.capture import Outputs
 from pyro_vae.compiled.function import CompiledFunction, NotCompiledWarning
+from pyro_vae.compiled.state import CaptureError
 from pyro_vae.compiled.step import CompiledStep, can_update
 
 __all__ = ["CaptureError", "CompiledFunction", "CompiledStep", "NotCompiledWarning", "Outputs", "can_update"]

@@ -21,13 +21,9 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.compiled.state import ProgramState
+from pyro_vae.compiled.state import CaptureError, ProgramState
 
 Outputs = dict[str, Tensor]
-
-
-class CaptureError(Exception):
-    """A program that has no graph: why, and where."""
 
 
 class Graph:
@@ -63,13 +59,13 @@ def capture(
         CaptureError: If there is no graph, or not one for all runs.
     """
     generators = random.getstate(), _numpy_state()
-    first, names, sites = _trace(function, state, leaves, trainable)
-    drawn = [a != b for a, b in zip(generators, (random.getstate(), _numpy_state()), strict=True)]
-    changed = state.changed()
-    state.remember()
-    if changed:
-        raise CaptureError(f"running it changes what it depends on ({changed})")
-    second, _, _ = _trace(function, state, leaves, trainable)
+    before = state.snapshot()
+    try:
+        first, names, sites = _trace(function, state, leaves, trainable)
+        drawn = [a != b for a, b in zip(generators, (random.getstate(), _numpy_state()), strict=True)]
+        second, _, _ = _trace(function, state, leaves, trainable)
+    finally:
+        before.restore()  # tensors without values may have been left in it
     where = _first_difference(first, second)
     if drawn[1]:
         raise CaptureError(f"it draws from NumPy's random generator: {_DRAW_OTHERWISE}")
@@ -81,7 +77,13 @@ def capture(
             "it does not do the same twice: run again with the same arguments it takes another path or uses "
             f"other numbers {_site_of(sites, where)}"
         )
-    return Graph(first, _lift_constants(first, len(leaves)), names)
+    graph = Graph(first, _lift_constants(first, len(leaves)), names)
+    if trainable and any(constant.requires_grad for constant in graph.constants):
+        raise CaptureError(
+            "it uses a tensor that requires gradients but is neither a parameter of a module nor in Pyro's "
+            "store: make it an nn.Parameter of the model or the guide"
+        )
+    return graph
 
 
 _DRAW_OTHERWISE = "draw by pyro.sample or torch"
@@ -190,6 +192,10 @@ class _NoValues(TorchFunctionMode):
     def __torch_function__(self, func, _, args=(), kwargs=None):
         if func in _LOOKS:
             frame = sys._getframe(1)
+            while _is_of(frame, _CHECKERS) or frame.f_globals["__name__"].startswith("torch.fx."):
+                frame = frame.f_back
+            if frame.f_globals["__name__"] == "torch.distributions.distribution":
+                return True  # whether parameters and values are valid, which those of the first step were
             while not _asks(frame):
                 frame = frame.f_back
             caller = frame.f_globals["__name__"]
@@ -215,7 +221,8 @@ def _without_looking_at_values() -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------ where
 
-_LIBRARIES = ("torch", "pyro", "pyro_vae", "contextlib", "functools", "unittest", "jaxtyping", "beartype")
+_CHECKERS = ("pyro_vae", "beartype", "jaxtyping")  # these modes, and what checks the types of their calls
+_LIBRARIES = ("torch", "pyro", "contextlib", "functools", "unittest", *_CHECKERS)
 
 
 def _is_of(frame: types.FrameType, libraries: Sequence[str]) -> bool:
@@ -226,7 +233,7 @@ def _is_of(frame: types.FrameType, libraries: Sequence[str]) -> bool:
 
 def _asks(frame: types.FrameType) -> bool:
     """Whether this is the code that asked: not a mode or a check of types through which the call came."""
-    return not _is_of(frame, ("torch", "pyro_vae", "beartype", "jaxtyping"))
+    return not _is_of(frame, ("torch", *_CHECKERS))
 
 
 def _line_of(frame: types.FrameType | None) -> str:
@@ -268,23 +275,36 @@ class _Sites(Messenger):
 
 
 def _first_difference(first: fx.GraphModule, second: fx.GraphModule) -> int | None:
-    """Position of the first node in which two graphs differ."""
-    one, two = ([_described(m, node) for node in m.graph.nodes] for m in (first, second))
-    for position, (a, b) in enumerate(zip(one, two, strict=False)):
-        if a != b:
-            return position
-    return None if len(one) == len(two) else min(len(one), len(two))
+    """Position of the first node of a graph that computes what no node of the other does.
+
+    The order of nodes does not count, but for those that draw or change something.
+    """
+    described, expected = _described(first), _described(second)
+    if sorted(described) == sorted(expected):
+        return None
+    known = set(expected)
+    return next((i for i, one in enumerate(described) if one not in known), len(described) - 1)
 
 
-def _described(module: fx.GraphModule, node: fx.Node) -> tuple:
-    value = node.meta.get("val")
-    shape = tuple(value.shape) if isinstance(value, Tensor) else None
-    content = None
-    if node.op == "get_attr":
-        tensor = getattr(module, node.target)
-        # Literals are made anew by every run.
-        content = str(tensor.tolist()) if _is_literal(node) else id(tensor)
-    return node.op, str(node.target), str(node.args), str(node.kwargs), shape, content
+def _described(module: fx.GraphModule) -> list[int]:
+    """A hash of what each node computes, and from what, in a form that does not depend on their order."""
+    hashes: dict[fx.Node, int] = {}
+    count = 0
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        shape = tuple(value.shape) if isinstance(value, Tensor) else None
+        name, content = str(node.target), None
+        if node.op == "get_attr":
+            tensor = getattr(module, node.target)
+            # Literals are made anew by every run, and named by their order.
+            name, content = "", str(tensor.tolist()) if _is_literal(node) else id(tensor)
+        if isinstance(node.target, torch._ops.OpOverload) and (
+            node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+        ):
+            content = count = count + 1
+        inputs = fx.map_arg((node.args, dict(node.kwargs)), hashes.__getitem__)
+        hashes[node] = hash((node.op, name, str(inputs), shape, content))
+    return list(hashes.values())
 
 
 def _is_literal(node: fx.Node) -> bool:
@@ -294,7 +314,8 @@ def _is_literal(node: fx.Node) -> bool:
 def _lift_constants(module: fx.GraphModule, num_leaves: int) -> list[Tensor]:
     """Make tensors that the program found somewhere inputs of the graph: their values may change."""
     graph, constants = module.graph, {}
-    first_leaf = [n for n in graph.nodes if n.op == "placeholder"][-num_leaves] if num_leaves else None
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    after_state = (*inputs, *(n for n in graph.nodes if n.op != "placeholder"))[len(inputs) - num_leaves]
     for node in list(graph.nodes):
         if node.op != "get_attr" or _is_literal(node):
             continue
@@ -302,7 +323,7 @@ def _lift_constants(module: fx.GraphModule, num_leaves: int) -> list[Tensor]:
         if not isinstance(tensor, Tensor):
             continue
         if id(tensor) not in constants:
-            with graph.inserting_before(first_leaf or next(iter(graph.nodes))):
+            with graph.inserting_before(after_state):
                 constants[id(tensor)] = (tensor, graph.placeholder(f"constant_{len(constants)}"))
                 constants[id(tensor)][1].meta.update(node.meta)
         node.replace_all_uses_with(constants[id(tensor)][1])

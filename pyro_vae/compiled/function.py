@@ -1,19 +1,23 @@
 """Functions that run Pyro programs, captured and compiled when that pays, and never silently wrong."""
 
+import contextlib
 import logging
+import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_vae.compiled.capture import CaptureError, Graph, Outputs, capture
+from pyro_vae.compiled.capture import Graph, Outputs, capture
 from pyro_vae.compiled.products import choose_products
 from pyro_vae.compiled.rewrites import rewrite
-from pyro_vae.compiled.state import ProgramState
+from pyro_vae.compiled.state import CaptureError, ProgramState
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +76,8 @@ class CompiledFunction:
         self.refused: str | None = None
         self._variant: _Variant | None = None
         self._variants: list[_Variant] = []
+        self._num_short_lived = 0
+        self._handlers_noted = False
         self._seconds: dict[str, list[float]] = {}
 
     @property
@@ -99,12 +105,11 @@ class CompiledFunction:
             self.planned_calls -= 1
         if self._variant is not None:
             self._notice_changes()
-        if self.refused is not None or _autocast():
+        if self.refused is not None or _autocast() or self._is_within_others():
             return self.eager(*args, **kwargs), None
         leaves, spec = args, None  # by far the most common arguments, in less time than pytree takes
         if kwargs or not all(map(torch.is_tensor, args)):
             leaves, spec = pytree.tree_flatten((args, kwargs))
-        tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         key = _key(leaves, spec)
         graph = self._variant and self._variant.graphs.get(key)
         if graph is None:
@@ -114,11 +119,12 @@ class CompiledFunction:
                 self._seconds.setdefault(str(key), []).append(time.perf_counter() - started)
                 return outputs, None
             try:
-                graph = self._compile(leaves, spec, tensors)
+                graph = self._compile(leaves, spec)
                 self._variant.graphs[key] = graph
             except CaptureError as error:
                 self._refuse(str(error))
                 return self.eager(*args, **kwargs), None
+        tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
         if graph.num_calls in _CHECKED_CALLS and not self._is_right(graph, tensors, args, kwargs):
             return self.eager(*args, **kwargs), None
         graph.num_calls += 1
@@ -127,12 +133,24 @@ class CompiledFunction:
     def ready(self, args: tuple, num_calls: int) -> "_Compiled | None":
         """The graph that the next calls on such tensors will run; None if a check comes before."""
         variant = self._variant
-        if variant is None or _autocast() or not variant.is_current():
+        if variant is None or _autocast() or self._is_within_others() or not variant.is_current():
             return None
         graph = variant.graphs.get(_key(args, None))
         if graph is None or any(0 <= n - graph.num_calls < num_calls for n in _CHECKED_CALLS):
             return None
         return graph
+
+    def _is_within_others(self) -> bool:
+        """Whether what surrounds this call has an effect on it that a graph would not have."""
+        if _PYRO_STACK and not self._handlers_noted:
+            self._handlers_noted = True
+            warnings.warn(
+                "not compiled, running eagerly: handlers of Pyro are active around it; put them around the "
+                "model and the guide instead",
+                NotCompiledWarning,
+                stacklevel=5,
+            )
+        return bool(_PYRO_STACK) or (self.differentiate and not torch.is_grad_enabled())
 
     def _worth_it(self, key: str) -> bool:
         """Whether the calls of this shape that are to come take so long that compiling saves time.
@@ -149,17 +167,16 @@ class CompiledFunction:
             self.compiling.add(key)
         return key in self.compiling
 
-    def _compile(
-        self, leaves: Sequence[Any], spec: pytree.TreeSpec | None, tensors: list[Tensor]
-    ) -> "_Compiled":
+    def _compile(self, leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> "_Compiled":
         if self._variant is not None and len(self._variant.graphs) >= _MAX_GRAPHS:
             raise CaptureError(
-                f"its arguments came in more than {_MAX_GRAPHS} shapes or values: give batches of few sizes"
+                f"its arguments came in more than {_MAX_GRAPHS} shapes or values: give batches of few sizes, "
+                "and numbers that change as tensors"
             )
-        plain = (Tensor, bool, int, float, str, type(None))
-        unfit = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, plain)]
-        if unfit:
-            raise CaptureError(f"an argument is a {unfit[0]}: pass tensors and plain values")
+        for leaf in leaves:
+            if (unfit := _unfit(leaf, self.differentiate)) is not None:
+                raise CaptureError(f"an argument {unfit}")
+        tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
 
         def function(*values: Tensor) -> Outputs:
             remaining = iter(values)
@@ -168,10 +185,8 @@ class CompiledFunction:
             return self.function(*args, **kwargs)
 
         started = time.perf_counter()
-        with torch.random.fork_rng():
-            if self._variant is None:
-                self._variant = self._find_variant(lambda: function(*tensors))
-                self._variants.append(self._variant)
+        with torch.random.fork_rng(), _python_generators_kept():
+            self._try_eagerly(function, [tensor.detach().clone() for tensor in tensors])
             state = self._variant.state
             graph = capture(function, state, tensors, self.trainable)
             compiled = _Compiled(graph, state, tensors, self.products)
@@ -181,6 +196,23 @@ class CompiledFunction:
             self.products,
         )
         return compiled
+
+    def _try_eagerly(self, function: Callable[..., Outputs], copies: list[Tensor]) -> None:
+        """Run on copies of the arguments, which fills caches and shows what running changes."""
+        if self._variant is not None:
+            before = self._variant.state.snapshot()
+            with torch.set_grad_enabled(self.differentiate):
+                function(*copies)
+            before.restore_tensors()
+            if not self._variant.is_current():
+                self._variant = None
+        if self._variant is None:
+            self._variant = self._find_variant(lambda: function(*copies))
+            self._variants.append(self._variant)
+        if any(copy._version for copy in copies):
+            raise CaptureError("it changes an argument in place: let it work on a copy")
+        if self.differentiate and (hooked := self._variant.state.hook()):
+            raise CaptureError(f"{hooked} has a hook for its gradient, which a graph would not call")
 
     def _find_variant(self, run: Callable[[], Outputs]) -> "_Variant":
         trainable: list[Tensor] = []
@@ -193,29 +225,39 @@ class CompiledFunction:
         return _Variant(state, trainable)
 
     def _notice_changes(self) -> None:
-        if self._variant.state.replaced():
-            self._variant, self._variants = None, []
-        elif (changed := self._variant.state.changed()) is not None:
-            self._variant = next(filter(_Variant.is_current, self._variants), None)
-            if self._variant is None and len(self._variants) >= _MAX_VARIANTS:
-                self._refuse(f"a value that it depends on changes again and again ({changed})")
+        change = self._variant.state.changed()
+        if change is None:
+            return
+        words, is_replaced = change
+        if is_replaced:
+            self._variants = []
+        was_short_lived = sum(graph.num_calls for graph in self._variant.graphs.values()) < _EAGER_CALLS
+        self._variant = next(filter(_Variant.is_current, self._variants), None)
+        if self._variant is None:
+            self._num_short_lived += was_short_lived
+            if max(len(self._variants), self._num_short_lived) >= _MAX_VARIANTS:
+                self._refuse(
+                    f"what it depends on changes again and again ({words}): keep such values in a tensor, "
+                    "and change that in place"
+                )
 
     def _is_right(self, graph: "_Compiled", tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
         """Compare with the eager function, at the same random numbers; refuse if they differ."""
-        state = self._variant.state
-        buffers = [tensor for tensor in state.tensors if not tensor.requires_grad]
+        names = self._variant.state.names
+        buffers = [tensor for tensor in graph.own if not tensor.requires_grad]
         before = [buffer.detach().clone() for buffer in buffers]
 
-        def outcome(run: Callable[[], tuple[Outputs, Sequence[Tensor]]]) -> dict[str, Tensor]:
+        def outcome(run: Callable[[], tuple[Outputs, Sequence[Tensor]]]) -> list[tuple[str, Tensor]]:
             with torch.random.fork_rng():
                 outputs, gradients = run()
-            found = {name: value.detach() for name, value in outputs.items()}
+            found = [(name, value.detach()) for name, value in outputs.items()]
             for parameter, gradient in zip(self.trainable, gradients, strict=True):
-                found[f"the gradient of {state.names[parameter]}"] = gradient
+                found.append((f"the gradient of {names[parameter]}", gradient))
             with torch.no_grad():
                 for buffer, value in zip(buffers, before, strict=True):
-                    found[f"buffer {state.names[buffer]}"] = buffer.clone()
-                    buffer.copy_(value)
+                    found.append((names.get(buffer, "a tensor that is no buffer"), buffer.clone()))
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
             return found
 
         def eager() -> tuple[Outputs, Sequence[Tensor]]:
@@ -226,8 +268,8 @@ class CompiledFunction:
             return outputs, torch.autograd.grad(outputs["loss"], self.trainable, materialize_grads=True)
 
         compiled, expected = outcome(lambda: graph(tensors)), outcome(eager)
-        for name, value in expected.items():
-            if not agree(compiled[name], value):
+        for (_, found), (name, value) in zip(compiled, expected, strict=True):
+            if not agree(found, value):
                 self._refuse(
                     f"compiled and eager results differ in {name}: the program depends on something that is "
                     "not in its arguments, modules or parameters"
@@ -251,7 +293,7 @@ class _Variant:
 
     def is_current(self) -> bool:
         """Whether all is as it was."""
-        return self.state.replaced() is None and self.state.changed() is None
+        return self.state.changed() is None
 
 
 class _Compiled:
@@ -304,9 +346,34 @@ def agree(a: Tensor, b: Tensor) -> bool:
     return bool(error <= _TOLERANCE.get(a.dtype, 5e-2) * size + 1e-5)
 
 
+def _unfit(leaf: object, differentiate: bool) -> str | None:
+    """Why there is no graph for such an argument."""
+    if not isinstance(leaf, (Tensor, bool, int, float, str, type(None))):
+        return f"is a {type(leaf).__name__}: pass tensors and plain values"
+    if isinstance(leaf, Tensor):
+        if leaf.layout is not torch.strided or leaf.is_nested or leaf.is_neg() or leaf.is_conj():
+            return "is a sparse, nested, negated or conjugated view: pass a dense tensor"
+        if leaf.requires_grad and differentiate:
+            return "requires gradients: make it an nn.Parameter of the model or the guide"
+    return None
+
+
 def _key(leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> tuple:
     """What a graph is good for: shapes and types of tensors, and other values."""
     described = [
-        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
+        (t.shape, t.dtype, t.device, t.layout, t.requires_grad, t.is_neg(), t.is_conj())
+        if isinstance(t, Tensor)
+        else repr(t)
+        for t in leaves
     ]
     return (torch.get_default_dtype(), spec, *described)
+
+
+@contextlib.contextmanager
+def _python_generators_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -36,6 +36,8 @@ class CompiledStep:
         update: The update of these parameters by these gradients for optimisers without fused kernels.
         eager: A whole step, update included, that runs while nothing is compiled.
         always: Compile at once, whether it is worth it or not.
+        clears_gradients: Whether ``grad`` of parameters is None after a compiled step, not what an eager
+            step before has left there.
     """
 
     def __init__(
@@ -47,10 +49,13 @@ class CompiledStep:
         eager: Callable[..., Outputs],
         *,
         always: bool = False,
+        clears_gradients: bool = False,
     ) -> None:
+        self.roots = roots
         self.function = CompiledFunction(function, roots, differentiate=True, eager=eager, always=always)
         self._optimizers = optimizers
         self._update = update
+        self._clears_gradients = clears_gradients
         self._fused: FusedUpdate | None = None
         self._launches: dict[tuple, _Recorded] = {}  # by the shapes of their inputs
         self._examples: dict[int, tuple[Tensor, ...]] = {}  # batches by their size
@@ -63,20 +68,25 @@ class CompiledStep:
                 return outputs
         outputs, gradients = self.function(*args, **kwargs)
         if gradients and can_update(outputs["loss"]):
-            params = self.function.trainable
-            if self._fused is None or not self._fused.is_current(params):
-                self._fused = self._make_fused(params)
+            params, optimizers = self.function.trainable, self._optimizers()
+            if not self._has_fused(optimizers, params):
+                self._fused = None
+                if optimizers is not None and all(map(has_fused_update, optimizers)):
+                    self._fused = FusedUpdate(optimizers, params)
             if self._fused is None:
                 self._update(params, gradients)
             else:
+                if self._clears_gradients:
+                    for param in params:
+                        param.grad = None
                 self._fused(gradients)
         return outputs
 
-    def _make_fused(self, params: list[Tensor]) -> FusedUpdate | None:
-        optimizers = self._optimizers()
-        if optimizers is None or not all(map(has_fused_update, optimizers)):
-            return None
-        return FusedUpdate(optimizers, params)
+    def _has_fused(self, optimizers: list[Optimizer] | None, params: list[Tensor]) -> bool:
+        """Whether the fused update is that of these."""
+        return (
+            self._fused is not None and optimizers is not None and self._fused.is_current(optimizers, params)
+        )
 
     def steps(
         self,
@@ -133,7 +143,7 @@ class CompiledStep:
             draw: What the inputs mean.
         """
         graph = self.function.ready(batch, num_steps)
-        if graph is None or self._fused is None or not self._fused.is_current(self.function.trainable):
+        if graph is None or not self._has_fused(self._optimizers(), self.function.trainable):
             return None
         state = [*graph.own, *self._fused.state]
         as_is = (draw, graph, self._fused, self._fused.settings, taken_as_is(state, inputs[0].device))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 _STATES = {
     SGD: ("momentum_buffer",),
@@ -23,9 +24,17 @@ def has_fused_update(optimizer: Optimizer) -> bool:
     """Whether :class:`FusedUpdate` does what this optimiser's next ``step`` would do."""
     return (
         type(optimizer) in _STATES
-        and not optimizer._optimizer_step_pre_hooks
-        and not optimizer._optimizer_step_post_hooks
+        and not _has_hooks(optimizer)
         and all(_is_ready(optimizer, group) for group in optimizer.param_groups)
+    )
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
     )
 
 
@@ -57,7 +66,10 @@ class FusedUpdate:
     def __init__(self, optimizers: Sequence[Optimizer], params: Sequence[Tensor]) -> None:
         self._params = params
         position = {id(param): i for i, param in enumerate(params)}
-        self._optimizers = [(o, list(o.state.values()), len(o.param_groups)) for o in optimizers]
+        self._optimizers = list(optimizers)
+        self._contents = self._content()
+        for optimizer in optimizers:
+            optimizer._opt_called = True  # what schedulers that are made later look for
         groups: dict[tuple, list] = {}
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -73,7 +85,8 @@ class FusedUpdate:
             columns = {
                 name: [state[name] for state in states]
                 for name in _STATES[type(members[0][0])]
-                if all(isinstance(state.get(name), Tensor) for state in states)
+                if (name != "momentum_buffer" or members[0][1]["momentum"])
+                and all(isinstance(state.get(name), Tensor) for state in states)
             }
             steps = _share_steps(states, own[0].device) if "step" in columns else None
             if steps is not None:
@@ -82,26 +95,32 @@ class FusedUpdate:
             index = [position[id(p)] for p in own]
             self._groups.append((type(members[0][0]), [m[1] for m in members], own, index, columns, steps))
 
-    def is_current(self, params: Sequence[Tensor]) -> bool:
-        """False for other parameters, and once an optimiser was changed.
+    def is_current(self, optimizers: Sequence[Optimizer], params: Sequence[Tensor]) -> bool:
+        """False for other optimisers or parameters, and once an optimiser was changed.
 
-        That is: the state of a parameter was replaced, as by ``load_state_dict``, or it has more groups, or
-        groups that were equal are no longer.
+        That is: the state of a parameter was replaced, as by ``load_state_dict``, it got or lost
+        parameters or hooks, or settings other than the learning rate are not what they were.
         """
+        now = self._content()
         return (
             params is self._params
-            and all(
-                len(o.state) == len(states)
-                and all(map(operator.is_, o.state.values(), states))
-                and len(o.param_groups) == num_groups
-                for o, states, num_groups in self._optimizers
-            )
-            and all(
-                _settings(group) == _settings(groups[0])
-                for _, groups, *_ in self._groups
-                for group in groups[1:]
-            )
+            and len(optimizers) == len(self._optimizers)
+            and all(map(operator.is_, optimizers, self._optimizers))
+            and len(now) == len(self._contents)
+            and all(map(operator.is_, now, self._contents))
+            and not any(map(_has_hooks, optimizers))
+            and all(group["lr"] == groups[0]["lr"] for _, groups, *_ in self._groups for group in groups[1:])
         )
+
+    def _content(self) -> list:
+        """States, parameters and settings other than the learning rate."""
+        found = []
+        for optimizer in self._optimizers:
+            found += optimizer.state.values()
+            for group in optimizer.param_groups:
+                found += group["params"]
+                found += [value for name, value in group.items() if name not in ("params", "lr")]
+        return found
 
     @property
     def settings(self) -> list[dict]:

@@ -1,0 +1,262 @@
+"""What a program can read besides its arguments: all that its code reaches by the names it mentions.
+
+Modules, attributes, containers, closures, globals, classes and the functions that they hold are followed,
+from the user's code only into names that this code reads, so that a list of losses beside a model is not
+taken for a part of it.
+"""
+
+import argparse
+import collections
+import datetime
+import dis
+import functools
+import inspect
+import random
+import sys
+import time
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro.infer import ELBO
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device, Enum)
+_LIBRARIES = {
+    *sys.stdlib_module_names,
+    *("torch", "torchvision", "pyro", "beartype", "jaxtyping", "numpy", "scipy", "sklearn", "pandas"),
+    *("matplotlib", "arviz", "xarray", "tqdm", "tyro", "IPython", "pytest", "funsor", "opt_einsum"),
+}
+_OWN_TOOLS = tuple(
+    f"pyro_vae.{name}" for name in ("compiled", "algorithms", "training", "data", "models.program")
+)
+# Of the libraries: what users keep numbers, tensors and functions in.
+_OPEN_TYPES = (ELBO, Messenger, Distribution, Transform, types.SimpleNamespace, argparse.Namespace)
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+_CLOCKS = (time, datetime, datetime.datetime, datetime.date)
+_BARE_BASES = {object, nn.Module, PyroModule}
+_MODULE_INTERNALS = set(vars(nn.Module())) - {"training"}
+_MODULE_CONTAINERS = (
+    *("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"),
+    *("_backward_hooks", "_backward_pre_hooks", "_pyro_params", "_pyro_samples"),
+)
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+_READS_ANYTHING = {"attrgetter", "vars", "__dict__", "globals", "eval", "exec", "getattr of any name"}
+MAX_CONTENT = 1_000
+
+
+def is_library(module: str | None) -> bool:
+    """Whether this module is not the user's."""
+    return (module or "builtins").split(".")[0] in _LIBRARIES or (module or "").startswith(_OWN_TOOLS)
+
+
+class Place(NamedTuple):
+    """Where a value is found: ``mapping[key]``, in words ``label``."""
+
+    label: str
+    mapping: Mapping
+    key: Any
+    is_users: bool
+
+
+class Holder(NamedTuple):
+    """A dict, list or set that is read, and whether only names that the code mentions are."""
+
+    label: str
+    content: Any
+    is_users: bool
+    by_name: bool
+
+
+class Survey:
+    """Everything that code reachable from ``roots`` can read.
+
+    Args:
+        roots: Modules, functions, bound methods, ELBO objects.
+
+    Attributes:
+        modules: The modules among it.
+        holders: Attributes of objects, and containers.
+        cells: Variables of enclosing functions.
+        globals: Global names that functions mention.
+        attributes: Objects and the names of what they keep elsewhere than in a dict.
+        refused: Why no graph can stand for such a program, if so.
+    """
+
+    def __init__(self, roots: Sequence[object]) -> None:
+        self.modules: list[nn.Module] = []
+        self.holders: list[Holder] = []
+        self.cells: list[types.CellType] = []
+        self.attributes: list[tuple[object, str]] = []
+        self.refused: str | None = None
+        self.globals: dict[tuple[int, str], Place] = {}
+        self._reads = {"forward", "__call__"}
+        self._seen: dict[int, object] = {}
+        hooks = vars(nn.modules.module)
+        todo = [("a program", root) for root in roots]
+        todo += [("hooks of all modules", hooks[name]) for name in _GLOBAL_HOOKS]
+        while todo:
+            while todo:
+                label, thing = todo.pop()
+                todo += self._visit(label, thing)
+            # What has been named since it was found.
+            todo = [
+                (place.label, place.mapping[place.key])
+                for place in self.places()
+                if id(place.mapping[place.key]) not in self._seen
+                and not isinstance(place.mapping[place.key], (*PLAIN, Tensor))
+            ]
+
+    def places(self) -> Iterator[Place]:
+        """Attributes and globals that are read."""
+        yield from self.globals.values()
+        anything = bool(self._reads & _READS_ANYTHING)
+        for label, content, is_users, by_name in self.holders:
+            if by_name:
+                for key in list(content):
+                    if key in _MODULE_INTERNALS or key in _CLASS_INTERNALS:
+                        continue
+                    if anything or not is_users or key in self._reads or _is_special(key):
+                        yield Place(f"{key} of {label}", content, key, is_users)
+
+    def _visit(self, label: str, thing: Any) -> list[tuple[str, Any]]:
+        """Note a thing; what it leads to."""
+        if id(thing) in self._seen or isinstance(thing, (*PLAIN, Tensor)):
+            return []
+        self._seen[id(thing)] = thing
+        if reason := _refusal(thing):
+            self.refused = self.refused or f"{reason} ({label})"
+        elif isinstance(thing, functools.partial):
+            return [(label, v) for v in (thing.func, *thing.args, thing.keywords)]
+        elif inspect.ismethod(thing):
+            return [(label, thing.__self__), (label, thing.__func__)]
+        elif isinstance(thing, types.FunctionType):
+            return self._visit_function(thing)
+        elif isinstance(thing, property):
+            return [(label, thing.fget)]
+        elif isinstance(thing, staticmethod | classmethod):
+            return [(label, thing.__func__)]
+        elif isinstance(thing, functools.cached_property):
+            return [(label, thing.func)]
+        elif isinstance(thing, type):
+            if not is_library(thing.__module__):
+                self._hold(thing.__name__, vars(thing), is_users=True, by_name=True)
+                return [(base.__name__, base) for base in thing.__bases__]
+        elif isinstance(thing, types.ModuleType):
+            if not is_library(thing.__name__):
+                self._hold(thing.__name__, vars(thing), is_users=True, by_name=True)
+        elif isinstance(thing, dict | list | set | collections.deque):
+            self._hold(label, thing, is_users=True, by_name=False)
+            values = thing.values() if isinstance(thing, dict) else thing
+            return [(label, v) for v in values] if len(thing) <= MAX_CONTENT else []
+        elif isinstance(thing, tuple | frozenset):
+            return [(label, v) for v in thing] if len(thing) <= MAX_CONTENT else []
+        elif not is_library(type(thing).__module__) or isinstance(thing, (nn.Module, *_OPEN_TYPES)):
+            return self._visit_object(thing)
+        elif hasattr(thing, "__wrapped__"):  # as by functools.lru_cache
+            return [(label, thing.__wrapped__)]
+        return []
+
+    def _hold(self, label: str, content: Any, *, is_users: bool, by_name: bool) -> None:
+        self.holders.append(Holder(label, content, is_users, by_name))
+
+    def _visit_object(self, thing: Any) -> list[tuple[str, Any]]:
+        name, kinds = type(thing).__name__, type(thing).__mro__
+        foreign = [kind for kind in kinds if is_library(kind.__module__) and kind not in _BARE_BASES]
+        # What code of a library reads of the user's class has no names here.
+        is_users = not is_library(type(thing).__module__)
+        leads: list[tuple[str, Any]] = [(name, type(thing))]
+        attributes = getattr(thing, "__dict__", None)
+        if isinstance(thing, nn.Module):
+            self.modules.append(thing)
+            for key in _MODULE_CONTAINERS:
+                content = attributes.get(key)
+                if isinstance(content, dict):
+                    self._seen[id(content)] = content
+                    self._hold(name, content, is_users=is_users, by_name=False)
+                    leads += [(f"{k} of {name}", v) for k, v in content.items()]
+        if attributes is not None:
+            self._hold(name, attributes, is_users=is_users and not foreign, by_name=True)
+            if foreign and is_users:
+                leads += [(f"{k} of {name}", v) for k, v in attributes.items() if k not in _MODULE_INTERNALS]
+        slots = {slot for kind in kinds if is_users for slot in _slots(kind)}
+        self.attributes += [(thing, slot) for slot in sorted(slots)]
+        return leads + [(f"{slot} of {name}", getattr(thing, slot, None)) for slot in sorted(slots)]
+
+    def _visit_function(self, function: types.FunctionType) -> list[tuple[str, Any]]:
+        cells = function.__closure__ or ()
+        self.cells += cells
+        leads = [("a variable of an enclosing function", content(cell)) for cell in cells]
+        if is_library(function.__module__):
+            return leads
+        name = function.__name__
+        self._reads |= read_names(function.__code__)
+        space = function.__globals__
+        for key in read_names(function.__code__) & space.keys():
+            self.globals[id(space), key] = Place(f"global {key}", space, key, True)
+        self._hold(name, vars(function), is_users=True, by_name=True)
+        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        return [*leads, *((f"a default of {name}", value) for value in defaults)]
+
+
+def content(cell: types.CellType, default: object = None) -> object:
+    """What a variable of an enclosing function holds."""
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return default
+
+
+@functools.cache
+def read_names(code: types.CodeType) -> frozenset[str]:
+    """Names of globals and attributes that a function and those inside of it mention, and its strings."""
+    names: set[str] = set()
+    looks_up = False  # inside of a call of getattr, before a name was found
+    for instruction in dis.get_instructions(code):
+        name, kind = instruction.argval, instruction.opname
+        if isinstance(name, types.CodeType):
+            names |= read_names(name)
+        elif isinstance(name, str) and (
+            kind in ("LOAD_CONST", "STORE_GLOBAL", "IMPORT_NAME")
+            or (kind.startswith("LOAD_") and not kind.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE")))
+        ):
+            names.add(name)
+            looks_up = name == "getattr" or (looks_up and kind != "LOAD_CONST")
+        elif (kind.startswith("CALL") and looks_up) or (kind == "BUILD_STRING" and "getattr" in names):
+            names.add("getattr of any name")
+            looks_up = False
+    return frozenset(names)
+
+
+def _is_special(key: object) -> bool:
+    return isinstance(key, str) and key.startswith("__") and key.endswith("__")
+
+
+_CLASS_INTERNALS = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__builtins__"}
+_CLASS_INTERNALS |= {"__static_attributes__", "__firstlineno__", "__annotate__", "__annotations_cache__"}
+
+
+def _slots(kind: type) -> Sequence[str]:
+    slots = vars(kind).get("__slots__", ())
+    slots = (slots,) if isinstance(slots, str) else slots
+    return [slot for slot in slots if slot not in ("__dict__", "__weakref__")]
+
+
+def _refusal(thing: object) -> str | None:
+    if isinstance(thing, torch.jit.ScriptModule):
+        return "a module of torch.jit has no Python code to be captured"
+    if isinstance(thing, ELBO) and type(thing).__name__.startswith("Jit"):
+        return f"{type(thing).__name__} compiles by itself: use {type(thing).__name__.removeprefix('Jit')}"
+    if isinstance(thing, _GENERATORS):
+        return "it draws from a random generator of its own: draw by pyro.sample or torch"
+    if isinstance(thing, Iterator):
+        return "it reads from an iterator, which has moved on at the next call"
+    if any(thing is clock for clock in _CLOCKS) or getattr(thing, "__module__", None) == "time":
+        return "it looks at the time"
+    return None

@@ -1,0 +1,475 @@
+"""What may change beside a compiled program: it is noticed, or the program refused with the reason."""
+
+import enum
+import functools
+import itertools
+import random
+import shutil
+import time
+import types
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+from pyro_vae import SVI, BetaELBO, NotCompiledWarning, PyroSVI
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="Inductor needs a C++ compiler"
+)
+
+CONFIG = {"weight": 1.0}
+OPTIONS = types.SimpleNamespace(offset=0.0)
+
+
+class Kind(enum.Enum):
+    PLAIN = 1.0
+    DOUBLE = 2.0
+
+
+def bend(x):
+    return x + 0.1 * x**2
+
+
+def straighten(x):
+    return x - 0.1 * x**2
+
+
+class Model(nn.Module):
+    """Depends on something of every kind."""
+
+    factor = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 6))
+        self.settings = types.SimpleNamespace(beta=1.0)
+        self.weights = [1.0, torch.tensor(1.0)]
+        self.number, self.power, self.kind = np.float32(1.0), 2, Kind.PLAIN
+        self.array = np.ones(2)
+        self.bend = bend
+        self.prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        self.register_buffer("mask", None)
+        self.losses = []  # of no concern to the program
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior)
+            with poutine.scale(scale=self.helper()):
+                loc = self.bend(self.net(z)) * getattr(self, "gain", 1.0) + OPTIONS.offset
+                loc = loc if self.mask is None else loc * self.mask
+                pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def helper(self):
+        numbers = self.factor * self.settings.beta * self.number * self.kind.value * CONFIG["weight"]
+        return float(numbers) * self.weights[0] * self.weights[1] * (3**self.power / 9) * self.array.sum() / 2
+
+
+class Guide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(6, 4)
+
+    def forward(self, x):
+        loc, scale = self.net(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+
+def reset():
+    CONFIG["weight"], OPTIONS.offset, Model.factor = 1.0, 0.0, 1.0
+    nn.modules.module._global_forward_hooks.clear()
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _without_inductor(monkeypatch):
+    """What is captured runs as it is, which takes less time than compiling it."""
+    monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
+    yield
+    reset()
+
+
+def run(compile, change=None, model=Model):  # noqa: A002
+    """Losses and parameters of seven steps, with a change in the middle, and the SVI."""
+    reset()
+    model, guide = model(), Guide()
+    parameters = [*model.parameters(), *guide.parameters()]
+    svi = SVI(model, guide, torch.optim.SGD(parameters, lr=0.02, momentum=0.5), compile=compile)
+    x, losses = torch.rand(8, 6), []
+    for i in range(7):
+        if i == 4 and change is not None:
+            change(svi)
+        torch.manual_seed(i)
+        losses.append(float(svi.step(x)["elbo"]))
+        model.losses.append(losses[-1])
+    return torch.tensor(losses), [p.detach() for m in (svi.model, svi.guide) for p in m.parameters()], svi
+
+
+def is_as_eager(change=None, model=Model):
+    """The compiled run is the eager one, up to rounding; returns its SVI."""
+    expected, found = run(False, change, model), run("always", change, model)
+    for a, b in zip([found[0], *found[1]], [expected[0], *expected[1]], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    return found[2]
+
+
+def set_item(things, key, value):
+    things[key] = value
+
+
+def grow(svi):
+    extra = nn.Linear(6, 6)
+    svi.model.net.append(extra)
+    svi.optimizer.add_param_group({"params": list(extra.parameters())})
+
+
+def transpose(svi):
+    weight = svi.model.net[0].weight
+    weight.data = weight.data.t().contiguous().t()
+
+
+CHANGES = {
+    "attribute of a class": lambda svi: setattr(Model, "factor", 2.0),
+    "attribute of a namespace": lambda svi: setattr(svi.model.settings, "beta", 0.5),
+    "attribute of a global": lambda svi: setattr(OPTIONS, "offset", 0.5),
+    "entry of a global dict": lambda svi: set_item(CONFIG, "weight", 2.0),
+    "entry of a list": lambda svi: set_item(svi.model.weights, 0, 2.0),
+    "tensor in a list": lambda svi: set_item(svi.model.weights, 1, torch.tensor(2.0)),
+    "number of NumPy": lambda svi: setattr(svi.model, "number", np.float32(2.0)),
+    "array of NumPy": lambda svi: setattr(svi.model, "array", np.full(2, 2.0)),
+    "array of NumPy in place": lambda svi: set_item(svi.model.array, 0, 3.0),
+    "member of an enum": lambda svi: setattr(svi.model, "kind", Kind.DOUBLE),
+    "attribute that was not there": lambda svi: setattr(svi.model, "gain", 2.0),
+    "distribution": lambda svi: setattr(svi.model, "prior", dist.Normal(torch.ones(2), 1.0).to_event(1)),
+    "function in an attribute": lambda svi: setattr(svi.model, "bend", straighten),
+    "method of an object": lambda svi: setattr(svi.model.net, "forward", lambda z: z.repeat(1, 3)),
+    "buffer that was None": lambda svi: setattr(svi.model, "mask", torch.tensor([0.0, 1, 1, 1, 0, 0])),
+    "module": lambda svi: setattr(svi.model, "net", nn.Sequential(nn.Linear(2, 6))),
+    "module in a sequence": lambda svi: set_item(svi.model.net, 1, nn.ReLU()),
+    "another layer": grow,
+    "forward hook": lambda svi: svi.model.net.register_forward_hook(lambda m, a, out: 2 * out),
+    "forward hook of all modules": lambda svi: nn.modules.module.register_module_forward_hook(
+        lambda m, a, out: 2 * out if isinstance(m, nn.Tanh) else out
+    ),
+    "layout of a parameter": transpose,
+    "model": lambda svi: setattr(svi, "model", svi.model.requires_grad_(False) and Model()),
+    "loss": lambda svi: setattr(svi, "loss", BetaELBO(0.5)),
+    "optimizer": lambda svi: setattr(svi, "optimizer", torch.optim.SGD(svi.guide.parameters(), lr=0.1)),
+    "momentum switched off": lambda svi: set_item(svi.optimizer.param_groups[0], "momentum", 0.0),
+    "hook of an optimizer": lambda svi: svi.optimizer.register_step_post_hook(
+        lambda *_: [p.data.clamp_(-0.1, 0.1) for p in svi.guide.parameters()]
+    ),
+    "parameter taken from an optimizer": lambda svi: svi.optimizer.param_groups[0]["params"].pop(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changes_are_noticed(change):
+    svi = is_as_eager(change)
+    assert svi._current.function.is_compiled  # again
+
+
+def test_a_list_beside_the_program_is_of_no_concern():
+    assert len(is_as_eager()._current.function._variants) == 1
+
+
+class Recording(Model):
+    def forward(self, x):
+        super().forward(x)
+        self.last = x.sum()
+
+
+class Counting(Model):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.tensor(0.0))
+
+    def forward(self, x):
+        self.count = self.count + 1
+        OPTIONS.offset = OPTIONS.offset + 0.1
+        super().forward(x)
+
+
+class Appending(Model):
+    def forward(self, x):
+        self.weights.append(x.mean())
+        super().forward(x)
+
+
+class Reading(Model):
+    def __init__(self):
+        super().__init__()
+        self.factors = itertools.cycle([1.0] * 5 + [2.0])
+
+    def helper(self):
+        return next(self.factors) * super().helper()
+
+
+class Deciding(Model):
+    def __init__(self):
+        super().__init__()
+        self.random = random.Random(4)
+
+    def helper(self):
+        return super().helper() * (2.0 if self.random.random() < 0.2 else 1.0)
+
+
+class Timed(Model):
+    def helper(self):
+        return super().helper() * (1.0 if time.time() > 0 else 2.0)
+
+
+class Seeding(Model):
+    def forward(self, x):
+        torch.manual_seed(0)
+        super().forward(x)
+
+
+class OtherParameter(Model):
+    """A parameter that is none of a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights[1] = torch.tensor(1.0, requires_grad=True)
+
+
+class Hooked(Model):
+    def __init__(self):
+        super().__init__()
+        self.net[0].weight.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Recording, "running it changes last of Recording"),
+        (Counting, "running it changes (count|offset|Counting)"),
+        (Appending, "running it changes weights of Appending"),
+        (Reading, "reads from an iterator.*factors of Reading"),
+        (Deciding, "random generator of its own.*random of Deciding"),
+        (Timed, "looks at the time"),
+        (Seeding, "seeds the random generator"),
+        (OtherParameter, "neither a parameter of a module nor"),
+        (Hooked, "weight of Linear net.0 has a hook"),
+    ],
+)
+def test_what_a_graph_would_not_do_is_refused_and_run_as_ever(model, message):
+    with pytest.warns(NotCompiledWarning, match=message):
+        svi = is_as_eager(model=model)
+    assert not svi._current.function.is_compiled
+    eager = run(False, model=model)[2]
+    if model is Counting:
+        assert svi.model.count == eager.model.count
+        assert len(svi.model.weights) == len(eager.model.weights)
+
+
+def test_a_program_that_changes_its_argument_does_so_once_a_step():
+    def model(x):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x.sum())
+
+    def guide(x):
+        x += 1
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    svi = PyroSVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), compile="always")
+    x = torch.zeros(2)
+    svi.step(x)
+    with pytest.warns(NotCompiledWarning, match="changes an argument in place"):
+        svi.step(x)
+    assert (x == 2).all()
+
+
+def test_what_is_replaced_at_every_step_is_not_compiled_anew_for_ever():
+    pyro.set_rng_seed(0)
+    model, guide = Model(), Guide()
+    svi = SVI(model, guide, torch.optim.SGD(guide.parameters(), lr=0.01), compile="always")
+
+    def anneal():
+        for i in range(12):
+            model.weights[1] = torch.tensor(1.0 + i)
+            svi.step(torch.rand(8, 6))
+
+    with pytest.warns(
+        NotCompiledWarning, match="again and again .*container: tensor.*in a tensor, and change that"
+    ):
+        anneal()
+    assert not svi._current.function.is_compiled
+
+
+@functools.lru_cache
+def table(length):
+    return torch.arange(float(length))
+
+
+class Caching(Model):
+    def forward(self, x):
+        CACHE.setdefault(len(x), torch.ones(len(x), 1))
+        super().forward(x * CACHE[len(x)] + 0 * table(len(x))[:, None])
+
+
+CACHE = {}
+
+
+def test_caches_by_shape_hold_tensors_with_values():
+    losses = []
+    for when in (False, "always"):
+        CACHE.clear()
+        table.cache_clear()
+        reset()
+        model, guide = Caching(), Guide()
+        optimizer = torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.02)
+        svi, x = SVI(model, guide, optimizer, compile=when), torch.rand(8, 6)
+        losses.append([])
+        for size in (8, 8, 8, 5, 8, 8, 5, 5):
+            torch.manual_seed(size)
+            losses[-1].append(float(svi.step(x[:size])["elbo"]))
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-4, atol=1e-5)
+    assert svi._current.function.is_compiled
+    assert type(CACHE[5]) is torch.Tensor
+    assert float(table(5).sum()) == 10
+
+
+def test_gradients_of_a_compiled_step_are_not_those_of_an_earlier_one():
+    svi = run("always")[2]
+    assert all(p.grad is None for p in svi.guide.parameters())
+
+
+def test_handlers_and_no_grad_around_a_step_run_eagerly():
+    svi = run("always")[2]
+    before = [p.detach().clone() for p in svi.guide.parameters()]
+    x = torch.rand(8, 6)
+    torch.manual_seed(0)
+    plain = svi.step(x)["elbo"]
+    with torch.no_grad():
+        for p, value in zip(svi.guide.parameters(), before, strict=True):
+            p.copy_(value)
+    torch.manual_seed(0)
+    with pytest.warns(NotCompiledWarning, match="handlers of Pyro are active"), poutine.scale(scale=10.0):
+        assert svi.step(x)["elbo"] < 3 * plain
+    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
+        svi.step(x)
+
+
+# --------------------------------------------------------------------------------------- the parameter store
+
+
+def with_store(compile, change, num_steps=7):  # noqa: A002
+    reset()
+    x = torch.randn(20) + 3
+
+    def model(data):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(data)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=data)
+
+    def guide(data):
+        scale = pyro.param("scale", lambda: torch.tensor(1.0), constraint=dist.constraints.positive)
+        pyro.sample("loc", dist.Normal(pyro.param("loc_q", lambda: torch.tensor(0.0)), scale))
+
+    optim = pyro.optim.Adam({"lr": 0.1})
+    if compile:
+        svi = PyroSVI(model, guide, optim, Trace_ELBO(), compile="always")
+    else:
+        svi = pyro.infer.SVI(model, guide, optim, Trace_ELBO())
+    losses = []
+    for i in range(num_steps):
+        if i == 4:
+            change(svi, x)
+        torch.manual_seed(i)
+        losses.append(float(svi.step(x)))
+    return torch.tensor([*losses, pyro.param("loc_q").item(), pyro.param("scale").item()])
+
+
+STORE_CHANGES = {
+    "nothing": lambda svi, x: None,
+    "cleared": lambda svi, x: pyro.clear_param_store(),
+    "another optimizer": lambda svi, x: setattr(svi, "optim", pyro.optim.SGD({"lr": 0.01})),
+    "optimizers cleared": lambda svi, x: svi.optim.optim_objs.clear(),
+    "another guide": lambda svi, x: setattr(svi, "guide", poutine.scale(svi.guide, scale=0.5)),
+    "a batch of another size": lambda svi, x: x.resize_(5),
+}
+
+
+@pytest.mark.parametrize("change", STORE_CHANGES.values(), ids=STORE_CHANGES)
+def test_changes_of_the_parameter_store_are_noticed(change):
+    torch.testing.assert_close(with_store(True, change), with_store(False, change), rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_without_arguments_is_compiled():
+    pyro.set_rng_seed(0)
+    x = torch.randn(30) + 3
+
+    def model():
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide():
+        pyro.sample("loc", dist.Normal(pyro.param("loc_q", torch.tensor(0.0)), 0.1))
+
+    svi = PyroSVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), compile="always")
+    for _ in range(200):
+        svi.step()
+    assert svi._compiled.function.is_compiled
+    assert abs(pyro.param("loc_q").item() - x.mean().item()) < 0.2
+
+
+def test_bayesian_networks_of_pyro_modules_are_compiled():
+    pyro.set_rng_seed(0)
+
+    class Regression(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.linear = pyro.nn.PyroModule[nn.Linear](3, 1)
+            self.linear.weight = pyro.nn.PyroSample(dist.Normal(0.0, 1.0).expand([1, 3]).to_event(2))
+
+        def forward(self, x, y):
+            mean = self.linear(x).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(mean, 0.1), obs=y)
+
+    x = torch.randn(50, 3)
+    y = x @ torch.tensor([1.0, -2.0, 0.5])
+    model = Regression()
+    guide = pyro.infer.autoguide.AutoNormal(model)
+    svi = PyroSVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), compile="always")
+    for _ in range(400):
+        svi.step(x, y)
+    assert svi._compiled.function.is_compiled
+    loc = pyro.param("AutoNormal.locs.linear.weight").detach().flatten()
+    torch.testing.assert_close(loc, torch.tensor([1.0, -2.0, 0.5]), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (torch.rand(8, 6).to_sparse(), "sparse"),
+        (torch._neg_view(-torch.rand(8, 6)), "negated"),
+        (torch.rand(8, 6, requires_grad=True), "requires gradients"),
+        (np.ones((8, 6)), "is a ndarray"),
+    ],
+)
+def test_arguments_without_a_graph_run_eagerly(argument, message):
+    def model(x):
+        dense = torch.as_tensor(x).to_dense() if not isinstance(x, np.ndarray) else torch.from_numpy(x)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0).expand([6]).to_event(1), obs=dense.float().mean(0))
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    svi = PyroSVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), compile="always")
+    svi.step(argument)
+    with pytest.warns(NotCompiledWarning, match=message):
+        svi.step(argument)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svi.step(argument)
