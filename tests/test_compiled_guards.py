@@ -1,5 +1,6 @@
 """What may change beside a compiled program: it is noticed, or the program refused with the reason."""
 
+import copy
 import enum
 import functools
 import itertools
@@ -44,7 +45,7 @@ def straighten(x):
 class Model(nn.Module):
     """Depends on something of every kind."""
 
-    factor = 1.0
+    factor, reseeded = 1.0, True
 
     def __init__(self):
         super().__init__()
@@ -107,7 +108,8 @@ def run(compile, change=None, model=Model):  # noqa: A002
     for i in range(7):
         if i == 4 and change is not None:
             change(svi)
-        torch.manual_seed(i)
+        if model.reseeded:
+            torch.manual_seed(i)
         losses.append(float(svi.step(x)["elbo"]))
         model.losses.append(losses[-1])
     return torch.tensor(losses), [p.detach() for m in (svi.model, svi.guide) for p in m.parameters()], svi
@@ -116,7 +118,9 @@ def run(compile, change=None, model=Model):  # noqa: A002
 def is_as_eager(change=None, model=Model):
     """The compiled run is the eager one, up to rounding; returns its SVI."""
     expected, found = run(False, change, model), run("always", change, model)
-    for a, b in zip([found[0], *found[1]], [expected[0], *expected[1]], strict=True):
+    buffers = [list(svi.model.buffers()) for _, _, svi in (found, expected)]
+    pairs = [(found[0], expected[0]), *zip(found[1], expected[1], strict=True), *zip(*buffers, strict=True)]
+    for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     return found[2]
 
@@ -228,9 +232,19 @@ class Timed(Model):
 
 
 class Seeding(Model):
+    reseeded = False
+
     def forward(self, x):
         torch.manual_seed(0)
         super().forward(x)
+
+
+class Averaging(Model):
+    """Looks at a value, after a buffer was changed where autograd does not see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net.append(nn.BatchNorm1d(6, momentum=None))
 
 
 class OtherParameter(Model):
@@ -257,6 +271,7 @@ class Hooked(Model):
         (Deciding, "random generator of its own.*random of Deciding"),
         (Timed, "looks at the time"),
         (Seeding, "seeds the random generator"),
+        (Averaging, "looks at the value of a tensor by float"),
         (OtherParameter, "neither a parameter of a module nor"),
         (Hooked, "weight of Linear net.0 has a hook"),
     ],
@@ -335,6 +350,17 @@ def test_caches_by_shape_hold_tensors_with_values():
     assert svi._current.function.is_compiled
     assert type(CACHE[5]) is torch.Tensor
     assert float(table(5).sum()) == 10
+
+
+def test_a_copy_goes_its_own_way():
+    svi = run("always")[2]
+    other = copy.deepcopy(svi)
+    before = [p.detach().clone() for p in svi.model.parameters()]
+    for _ in range(4):
+        other.step(torch.rand(8, 6))
+    assert all(map(torch.equal, before, svi.model.parameters()))
+    assert not any(map(torch.equal, before, other.model.parameters()))
+    assert other._current.function.is_compiled
 
 
 def test_gradients_of_a_compiled_step_are_not_those_of_an_earlier_one():

@@ -61,7 +61,7 @@ class PyroSVI:
             (self.model, self.guide, self.loss),
             self._optimizers,
             self._update,
-            lambda *args, **kwargs: {"loss": torch.as_tensor(self._svi.step(*args, **kwargs))},
+            self._eager_step,
             always=self._compile == "always",
         )
 
@@ -113,6 +113,9 @@ class PyroSVI:
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss, without an update."""
         return self._svi.evaluate_loss(*args, **kwargs)
+
+    def _eager_step(self, *args: Any, **kwargs: Any) -> Outputs:
+        return {"loss": torch.as_tensor(self._svi.step(*args, **kwargs))}
 
     def _losses(self, *args: Any, **kwargs: Any) -> Outputs:
         with pyro.validation_enabled(False):

@@ -72,7 +72,7 @@ class SVI:
         return CompiledStep(
             self._metrics,
             (self.model, self.guide, self.loss),
-            lambda: [self.optimizer],
+            self._optimizers,
             self._update_by,
             self._eager_step,
             always=self._compile == "always",
@@ -153,6 +153,9 @@ class SVI:
             metrics["loss"].backward()
             self.optimizer.step()
         return metrics
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.optimizer]
 
     def _update_by(self, params: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         self.optimizer.zero_grad()

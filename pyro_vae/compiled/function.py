@@ -99,6 +99,10 @@ class CompiledFunction:
         self.compiling = set(state["compiling"])
         self.products.update(state["products"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is compiled anew."""
+        return {**vars(self), "_variant": None, "_variants": []}
+
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Outputs, Sequence[Tensor] | None]:
         """Named outputs, and their gradients; None in place of gradients if ``eager`` ran."""
         if self.planned_calls:
@@ -211,17 +215,22 @@ class CompiledFunction:
             self._variants.append(self._variant)
         if any(copy._version for copy in copies):
             raise CaptureError("it changes an argument in place: let it work on a copy")
-        if self.differentiate and (hooked := self._variant.state.hook()):
-            raise CaptureError(f"{hooked} has a hook for its gradient, which a graph would not call")
 
     def _find_variant(self, run: Callable[[], Outputs]) -> "_Variant":
         trainable: list[Tensor] = []
         found_by = ProgramState.found_by(self.roots, run)
         with torch.set_grad_enabled(self.differentiate), found_by as (state, outputs):
             if self.differentiate and outputs["loss"].requires_grad:
+                if hooked := state.hook():
+                    raise CaptureError(f"{hooked} has a hook for its gradient, which a graph would not call")
                 tensors = [tensor for tensor in state.tensors if tensor.requires_grad]
                 gradients = torch.autograd.grad(outputs["loss"], tensors, allow_unused=True)
-                trainable = [t for t, g in zip(tensors, gradients, strict=True) if g is not None]
+                # Pyro goes on with gradients of 0 for parameters of its store that are no longer used.
+                trainable = [
+                    t
+                    for t, g in zip(tensors, gradients, strict=True)
+                    if g is not None or (t in state.stored and t.grad is not None)
+                ]
         return _Variant(state, trainable)
 
     def _notice_changes(self) -> None:

@@ -41,6 +41,7 @@ class ProgramState:
 
     Attributes:
         names: Every tensor that is kept in a module or in Pyro's store, with a name for messages.
+        stored: Those in the store.
     """
 
     def __init__(self, survey: Survey, params: Iterable[str]) -> None:
@@ -50,6 +51,7 @@ class ProgramState:
         store = self._store._params
         self._slots: list[tuple[MutableMapping, str]] = [(store, name) for name in params if name in store]
         self.names: dict[Tensor, str] = {store[name]: f"{name!r} of the store" for _, name in self._slots}
+        self.stored = set(self.names)
         paths: dict[int, str] = {}
         for module in survey.modules:
             for path, inner in module.named_modules():
@@ -169,7 +171,7 @@ class ProgramState:
         Raises:
             CaptureError: If a run changes more than buffers, or reads what no graph can.
         """
-        before, ends = Snapshot(_readable(roots)), [torch.get_rng_state()]
+        before = Snapshot(_readable(roots))
         called: list[nn.Module] = []
 
         def note(module: nn.Module, _: object) -> None:
@@ -182,27 +184,26 @@ class ProgramState:
                 run()
         finally:
             hook.remove()
-        ends.append(torch.get_rng_state())
+        end = torch.get_rng_state()
         try:
             state = cls(_readable((*roots, *called)), params.trace.param_nodes)
             middle = state.snapshot()
+            torch.rand(1)  # the second run starts with other random numbers
             result = run()
             if words := state.settle(middle):
                 raise CaptureError(
                     f"running it changes {words}, which a graph would not do: make it a buffer and change "
                     "that in place, or let pyro.deterministic keep it"
                 )
-            ends.append(torch.get_rng_state())
-            if ends[1].equal(ends[2]) and not ends[0].equal(ends[1]):
-                torch.set_rng_state(ends[0])
-                run()
-                if ends[1].equal(torch.get_rng_state()):
-                    raise CaptureError("it seeds the random generator, and draws the same numbers again")
+            if torch.get_rng_state().equal(end):
+                raise CaptureError("it seeds the random generator, and draws the same numbers again")
         except CaptureError:
             before.restore()
             raise
-        yield state, result
-        before.restore_tensors()
+        try:
+            yield state, result
+        finally:
+            before.restore_tensors()
 
 
 class Snapshot:
@@ -212,7 +213,7 @@ class Snapshot:
         self._holders = [(holder, _copied(holder.content)) for holder in survey.holders]
         self._cells = [(cell, content(cell, _MISSING)) for cell in survey.cells]
         self._globals = [(place, place.mapping[place.key]) for place in survey.globals.values()]
-        self._tensors: dict[Tensor, tuple[Tensor, int]] = {}  # their values and versions
+        self._tensors: dict[Tensor, Tensor] = {}
         for module in survey.modules:
             self.keep(module._buffers.values())
         found = [value for _, value in (*self._cells, *self._globals)]
@@ -225,7 +226,7 @@ class Snapshot:
         for tensor in tensors:
             if tensor is None or tensor.requires_grad or tensor.is_inference() or tensor in self._tensors:
                 continue
-            self._tensors[tensor] = tensor.detach().clone(), tensor._version
+            self._tensors[tensor] = tensor.detach().clone()
 
     def differences(self) -> Iterator[tuple[str, Holder | None, object]]:
         """What was set to something else: in words, and in which holder under which key."""
@@ -266,8 +267,8 @@ class Snapshot:
     @torch.no_grad()
     def restore_tensors(self) -> None:
         """Put values of tensors back."""
-        for tensor, (value, version) in self._tensors.items():
-            if tensor._version != version:
+        for tensor, value in self._tensors.items():
+            if not torch.equal(tensor, value):
                 tensor.copy_(value)
 
 

@@ -60,6 +60,10 @@ class CompiledStep:
         self._launches: dict[tuple, _Recorded] = {}  # by the shapes of their inputs
         self._examples: dict[int, tuple[Tensor, ...]] = {}  # batches by their size
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is compiled anew."""
+        return {**vars(self), "_fused": None, "_launches": {}, "_examples": {}}
+
     def step(self, *args: Any, **kwargs: Any) -> Outputs:
         """One update; the outputs as they were before it. On a GPU it is one launch."""
         if not kwargs and all(map(torch.is_tensor, args)) and can_launch(args):

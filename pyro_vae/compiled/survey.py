@@ -96,7 +96,7 @@ class Survey:
         self.attributes: list[tuple[object, str]] = []
         self.refused: str | None = None
         self.globals: dict[tuple[int, str], Place] = {}
-        self._reads = {"forward", "__call__"}
+        self._reads = {"forward", "backward", "setup_context"}
         self._seen: dict[int, object] = {}
         hooks = vars(nn.modules.module)
         todo = [("a program", root) for root in roots]
@@ -201,6 +201,8 @@ class Survey:
         for key in read_names(function.__code__) & space.keys():
             self.globals[id(space), key] = Place(f"global {key}", space, key, True)
         self._hold(name, vars(function), is_users=True, by_name=True)
+        if function.__defaults__ is not None:
+            self.attributes.append((function, "__defaults__"))
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         return [*leads, *((f"a default of {name}", value) for value in defaults)]
 
