@@ -19,6 +19,8 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch._C._dynamo.guards import TensorGuards
+from torch.utils.hooks import RemovableHandle
 
 from pyro_vae.compiled.survey import MAX_CONTENT, PLAIN, Holder, Survey, content
 
@@ -49,7 +51,8 @@ class ProgramState:
         self._volatile: set[tuple[int, object]] = set()  # what libraries set anew in every run
         self._store = pyro.get_param_store()
         store = self._store._params
-        self._slots: list[tuple[MutableMapping, str]] = [(store, name) for name in params if name in store]
+        self._stored_names = [name for name in params if name in store]
+        self._slots: list[tuple[MutableMapping, str]] = [(store, name) for name in self._stored_names]
         self.names: dict[Tensor, str] = {store[name]: f"{name!r} of the store" for _, name in self._slots}
         self.stored = set(self.names)
         paths: dict[int, str] = {}
@@ -76,14 +79,17 @@ class ProgramState:
         places = [p for p in survey.places() if (id(p.mapping), p.key) not in self._volatile]
         self._known = {(id(place.mapping), place.key) for place in places}
         watched = [(place.mapping.get, place.key, place.label) for place in places]
-        watched += [(holder.get, name, self.names[holder[name]]) for holder, name in self._slots]
+        watched += [(self._store._params.get, name, f"{name!r} of the store") for name in self._stored_names]
         watched += [(partial(_variable, c), None, "an enclosing function's variable") for c in survey.cells]
         watched += [(partial(getattr, o), key, f"{key} of {_words(o)}") for o, key in survey.attributes]
         watched.append((vars(self._store).get, "_params", "Pyro's parameter store"))
         self._getters = [(get, key) for get, key, _ in watched]
         self._labels = [label for _, _, label in watched]
         self._values = [get(key, _MISSING) for get, key in self._getters]
-        self._holders = [h for h in survey.holders if (id(h.content), None) not in self._volatile]
+        held = [h for h in survey.holders if (id(h.content), None) not in self._volatile]
+        # A counter of torch's says whether hooks were added.
+        self._holders = [h for h in held if h.content or not h.holds_hooks]
+        self._no_hooks = [h for h in held if h.holds_hooks and not h.content]
         self._contents = [holder.content for holder in self._holders]
         self._lengths = list(map(len, self._contents))
         inside = [h.content for h in self._holders if not h.by_name and 0 < len(h.content) <= MAX_CONTENT]
@@ -91,25 +97,33 @@ class ProgramState:
         self._items = [item for iterate in self._iterators for item in iterate()]
         arrays = [v for v in (*self._values, *self._items) if isinstance(v, np.ndarray) and v.size <= 1_000]
         self._arrays = [(array, array.tobytes()) for array in arrays]
-        self._layouts = self._layout()
+        self._layouts = [_layout(tensor) for tensor in self.names]
+        self._hooked = self.hook()
+        self._guard()
 
-    def _layout(self) -> list[tuple]:
-        return [
-            (t.requires_grad, t.dtype, t.shape, t.stride(), t._backward_hooks, t._post_accumulate_grad_hooks)
-            for t in self.names
-        ]
+    def _guard(self) -> None:
+        tensors = self.tensors
+        self._is_as_guarded = partial(
+            TensorGuards(
+                *tensors,
+                dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
+                dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
+            ).check,
+            *tensors,
+        )
+        self._num_hooks = RemovableHandle.next_id
 
     def changed(self) -> tuple[str, bool] | None:
         """What is no longer what it was, in words, and whether it is a tensor that was replaced."""
         values = [get(key, _MISSING) for get, key in self._getters]
         items = [item for iterate in self._iterators for item in iterate()]
         lengths = list(map(len, self._contents))
-        layouts = self._layout()
         if (
             all(map(operator.is_, values, self._values))
             and lengths == self._lengths
             and all(map(operator.is_, items, self._items))
-            and layouts == self._layouts
+            and self._is_as_guarded()
+            and RemovableHandle.next_id == self._num_hooks
             and all(array.tobytes() == saved for array, saved in self._arrays)
         ):
             return None
@@ -126,13 +140,16 @@ class ProgramState:
         for now, then in zip(items, self._items, strict=True):
             if not _same(now, then):
                 return f"an entry of a container: {_words(then)} -> {_words(now)}", isinstance(then, Tensor)
-        for tensor, now, then in zip(self.names, layouts, self._layouts, strict=True):
-            if now != then:
-                return f"type, layout, hooks or requires_grad of {self.names[tensor]}", False
+        for tensor, then in zip(self.names, self._layouts, strict=True):
+            if _layout(tensor) != then:
+                return f"type, layout or requires_grad of {self.names[tensor]}", False
+        if self.hook() != self._hooked or any(holder.content for holder in self._no_hooks):
+            return "a hook was added", False
         for array, saved in self._arrays:
             if array.tobytes() != saved:
                 return f"values of an array of NumPy of shape {array.shape}", False
         self._values, self._items, self._lengths = values, items, lengths  # equal, but not identical
+        self._guard()
         return None
 
     def hook(self) -> str | None:
@@ -270,6 +287,10 @@ class Snapshot:
         for tensor, value in self._tensors.items():
             if not torch.equal(tensor, value):
                 tensor.copy_(value)
+
+
+def _layout(tensor: Tensor) -> tuple:
+    return tensor.requires_grad, tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 
 class _Swapped:

@@ -42,10 +42,8 @@ _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.
 _CLOCKS = (time, datetime, datetime.datetime, datetime.date)
 _BARE_BASES = {object, nn.Module, PyroModule}
 _MODULE_INTERNALS = set(vars(nn.Module())) - {"training"}
-_MODULE_CONTAINERS = (
-    *("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"),
-    *("_backward_hooks", "_backward_pre_hooks", "_pyro_params", "_pyro_samples"),
-)
+_MODULE_CONTAINERS = ("_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples")
+_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 _READS_ANYTHING = {"attrgetter", "vars", "__dict__", "globals", "eval", "exec", "getattr of any name"}
 MAX_CONTENT = 1_000
@@ -54,6 +52,11 @@ MAX_CONTENT = 1_000
 def is_library(module: str | None) -> bool:
     """Whether this module is not the user's."""
     return (module or "builtins").split(".")[0] in _LIBRARIES or (module or "").startswith(_OWN_TOOLS)
+
+
+def _is_own(module: str) -> bool:
+    """Whether it is this package's, whose functions and classes nobody changes."""
+    return module.startswith("pyro_vae.") and not is_library(module)
 
 
 class Place(NamedTuple):
@@ -71,7 +74,8 @@ class Holder(NamedTuple):
     label: str
     content: Any
     is_users: bool
-    by_name: bool
+    by_name: bool = False
+    holds_hooks: bool = False
 
 
 class Survey:
@@ -100,7 +104,8 @@ class Survey:
         self._seen: dict[int, object] = {}
         hooks = vars(nn.modules.module)
         todo = [("a program", root) for root in roots]
-        todo += [("hooks of all modules", hooks[name]) for name in _GLOBAL_HOOKS]
+        for name in _GLOBAL_HOOKS:
+            todo += self._hold("hooks of all modules", hooks[name], holds_hooks=True)
         while todo:
             while todo:
                 label, thing = todo.pop()
@@ -117,13 +122,12 @@ class Survey:
         """Attributes and globals that are read."""
         yield from self.globals.values()
         anything = bool(self._reads & _READS_ANYTHING)
-        for label, content, is_users, by_name in self.holders:
-            if by_name:
-                for key in list(content):
-                    if key in _MODULE_INTERNALS or key in _CLASS_INTERNALS:
-                        continue
-                    if anything or not is_users or key in self._reads or _is_special(key):
-                        yield Place(f"{key} of {label}", content, key, is_users)
+        for holder in self.holders:
+            for key in list(holder.content) if holder.by_name else ():
+                if key in _MODULE_INTERNALS or key in _CLASS_INTERNALS:
+                    continue
+                if anything or not holder.is_users or key in self._reads or _is_special(key):
+                    yield Place(f"{key} of {holder.label}", holder.content, key, holder.is_users)
 
     def _visit(self, label: str, thing: Any) -> list[tuple[str, Any]]:
         """Note a thing; what it leads to."""
@@ -145,16 +149,16 @@ class Survey:
         elif isinstance(thing, functools.cached_property):
             return [(label, thing.func)]
         elif isinstance(thing, type):
+            if _is_own(thing.__module__):
+                return [(thing.__name__, value) for value in (*vars(thing).values(), *thing.__bases__)]
             if not is_library(thing.__module__):
-                self._hold(thing.__name__, vars(thing), is_users=True, by_name=True)
+                self._hold(thing.__name__, vars(thing), by_name=True)
                 return [(base.__name__, base) for base in thing.__bases__]
         elif isinstance(thing, types.ModuleType):
             if not is_library(thing.__name__):
-                self._hold(thing.__name__, vars(thing), is_users=True, by_name=True)
+                self._hold(thing.__name__, vars(thing), by_name=True)
         elif isinstance(thing, dict | list | set | collections.deque):
-            self._hold(label, thing, is_users=True, by_name=False)
-            values = thing.values() if isinstance(thing, dict) else thing
-            return [(label, v) for v in values] if len(thing) <= MAX_CONTENT else []
+            return self._hold(label, thing)
         elif isinstance(thing, tuple | frozenset):
             return [(label, v) for v in thing] if len(thing) <= MAX_CONTENT else []
         elif not is_library(type(thing).__module__) or isinstance(thing, (nn.Module, *_OPEN_TYPES)):
@@ -163,8 +167,23 @@ class Survey:
             return [(label, thing.__wrapped__)]
         return []
 
-    def _hold(self, label: str, content: Any, *, is_users: bool, by_name: bool) -> None:
-        self.holders.append(Holder(label, content, is_users, by_name))
+    def _hold(
+        self,
+        label: str,
+        content: Any,
+        *,
+        is_users: bool = True,
+        by_name: bool = False,
+        holds_hooks: bool = False,
+    ) -> list[tuple[str, Any]]:
+        """Note a dict, list or set; what it leads to, unless it is read by name."""
+        self._seen[id(content)] = content
+        self.holders.append(Holder(label, content, is_users, by_name, holds_hooks))
+        if by_name or len(content) > MAX_CONTENT:
+            return []
+        if isinstance(content, dict):
+            return [(f"{key} of {label}", value) for key, value in content.items()]
+        return [(label, value) for value in content]
 
     def _visit_object(self, thing: Any) -> list[tuple[str, Any]]:
         name, kinds = type(thing).__name__, type(thing).__mro__
@@ -175,12 +194,10 @@ class Survey:
         attributes = getattr(thing, "__dict__", None)
         if isinstance(thing, nn.Module):
             self.modules.append(thing)
-            for key in _MODULE_CONTAINERS:
-                content = attributes.get(key)
-                if isinstance(content, dict):
-                    self._seen[id(content)] = content
-                    self._hold(name, content, is_users=is_users, by_name=False)
-                    leads += [(f"{k} of {name}", v) for k, v in content.items()]
+            for key in (*_MODULE_CONTAINERS, *_MODULE_HOOKS):
+                if isinstance(attributes.get(key), dict):
+                    hooks = key in _MODULE_HOOKS
+                    leads += self._hold(name, attributes[key], is_users=is_users, holds_hooks=hooks)
         if attributes is not None:
             self._hold(name, attributes, is_users=is_users and not foreign, by_name=True)
             if foreign and is_users:
@@ -199,8 +216,12 @@ class Survey:
         self._reads |= read_names(function.__code__)
         space = function.__globals__
         for key in read_names(function.__code__) & space.keys():
-            self.globals[id(space), key] = Place(f"global {key}", space, key, True)
-        self._hold(name, vars(function), is_users=True, by_name=True)
+            if _is_own(function.__module__):
+                leads.append((f"global {key}", space[key]))
+            else:
+                self.globals[id(space), key] = Place(f"global {key}", space, key, True)
+        if not _is_own(function.__module__):
+            self._hold(name, vars(function), by_name=True)
         if function.__defaults__ is not None:
             self.attributes.append((function, "__defaults__"))
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
