@@ -261,7 +261,7 @@ class Snapshot:
                 continue
             for key in {**then, **now}:
                 if not _same(now.get(key, _MISSING), then.get(key, _MISSING)):
-                    yield f"{key} of {holder.label}" if holder.by_name else holder.label, holder, key
+                    yield f"{key} of {holder.label}", holder, key
 
     def restore(self) -> None:
         """Put everything back."""

@@ -101,6 +101,7 @@ class Survey:
         self.refused: str | None = None
         self.globals: dict[tuple[int, str], Place] = {}
         self._reads = {"forward", "backward", "setup_context"}
+        self._made: set[str] = set()  # classes that the code names, and may make objects of
         self._seen: dict[int, object] = {}
         hooks = vars(nn.modules.module)
         todo = [("a program", root) for root in roots]
@@ -110,13 +111,14 @@ class Survey:
             while todo:
                 label, thing = todo.pop()
                 todo += self._visit(label, thing)
-            # What has been named since it was found.
-            todo = [
-                (place.label, place.mapping[place.key])
-                for place in self.places()
-                if id(place.mapping[place.key]) not in self._seen
-                and not isinstance(place.mapping[place.key], (*PLAIN, Tensor))
-            ]
+            for place in list(self.places()):  # what has been named since it was found
+                value = place.mapping[place.key]
+                is_new = id(value) not in self._seen and not isinstance(value, (*PLAIN, Tensor))
+                if isinstance(value, type) and value.__name__ not in self._made:
+                    self._made |= {kind.__name__ for kind in value.__mro__}
+                    is_new = True
+                if is_new:
+                    todo.append((place.label, value))
 
     def places(self) -> Iterator[Place]:
         """Attributes and globals that are read."""
@@ -126,7 +128,11 @@ class Survey:
             for key in list(holder.content) if holder.by_name else ():
                 if key in _MODULE_INTERNALS or key in _CLASS_INTERNALS:
                     continue
-                if anything or not holder.is_users or key in self._reads or _is_special(key):
+                if key in _MAKERS:
+                    is_read = holder.label in self._made
+                else:
+                    is_read = anything or not holder.is_users or key in self._reads or _is_special(key)
+                if is_read:
                     yield Place(f"{key} of {holder.label}", holder.content, key, holder.is_users)
 
     def _visit(self, label: str, thing: Any) -> list[tuple[str, Any]]:
@@ -261,6 +267,7 @@ def _is_special(key: object) -> bool:
     return isinstance(key, str) and key.startswith("__") and key.endswith("__")
 
 
+_MAKERS = ("__init__", "__new__", "__post_init__")
 _CLASS_INTERNALS = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__builtins__"}
 _CLASS_INTERNALS |= {"__static_attributes__", "__firstlineno__", "__annotate__", "__annotations_cache__"}
 
