@@ -28,6 +28,7 @@ _WORTH_SECONDS = 20.0
 _CHECKED_CALLS = {0, 1, 1_000, 100_000}
 _MAX_GRAPHS = 16
 _MAX_VARIANTS = 8
+_MAX_SHORT_LIVED = 4  # compiled for fewer than _EAGER_CALLS calls
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
@@ -244,7 +245,7 @@ class CompiledFunction:
         self._variant = next(filter(_Variant.is_current, self._variants), None)
         if self._variant is None:
             self._num_short_lived += was_short_lived
-            if max(len(self._variants), self._num_short_lived) >= _MAX_VARIANTS:
+            if len(self._variants) >= _MAX_VARIANTS or self._num_short_lived >= _MAX_SHORT_LIVED:
                 self._refuse(
                     f"what it depends on changes again and again ({words}): keep such values in a tensor, "
                     "and change that in place"

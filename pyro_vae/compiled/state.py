@@ -195,14 +195,14 @@ class ProgramState:
             called.append(module)
             before.keep(module.buffers())
 
-        hook = nn.modules.module.register_module_forward_pre_hook(note)
         try:
-            with poutine.trace(param_only=True) as params:
-                run()
-        finally:
-            hook.remove()
-        end = torch.get_rng_state()
-        try:
+            hook = nn.modules.module.register_module_forward_pre_hook(note)
+            try:
+                with poutine.trace(param_only=True) as params:
+                    run()
+            finally:
+                hook.remove()
+            end = torch.get_rng_state()
             state = cls(_readable((*roots, *called)), params.trace.param_nodes)
             middle = state.snapshot()
             torch.rand(1)  # the second run starts with other random numbers
@@ -214,7 +214,7 @@ class ProgramState:
                 )
             if torch.get_rng_state().equal(end):
                 raise CaptureError("it seeds the random generator, and draws the same numbers again")
-        except CaptureError:
+        except BaseException:
             before.restore()
             raise
         try:
