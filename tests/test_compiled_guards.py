@@ -183,7 +183,7 @@ def test_changes_are_noticed(change):
 
 
 def test_a_list_beside_the_program_is_of_no_concern():
-    assert len(is_as_eager()._current.function._variants) == 1
+    assert [len(variants) for variants in is_as_eager()._current.function._variants.values()] == [1]
 
 
 class Recording(Model):
@@ -473,6 +473,122 @@ def test_bayesian_networks_of_pyro_modules_are_compiled():
     assert svi._compiled.function.is_compiled
     loc = pyro.param("AutoNormal.locs.linear.weight").detach().flatten()
     torch.testing.assert_close(loc, torch.tensor([1.0, -2.0, 0.5]), rtol=0, atol=0.1)
+
+
+def same_as_pyro(model, guide, steps, loss=None):
+    """Losses and parameters are those of ``pyro.infer.SVI`` for these arguments of the steps."""
+    results = []
+    for kind in (pyro.infer.SVI, functools.partial(PyroSVI, compile="always")):
+        reset()
+        svi = kind(model, guide, pyro.optim.Adam({"lr": 0.05}), loss or Trace_ELBO())
+        losses = []
+        for i, arguments in enumerate(steps):
+            torch.manual_seed(i)
+            losses.append(float(svi.step(*arguments)))
+        found = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+        results.append(torch.cat([torch.tensor(losses), *(found[name].flatten() for name in sorted(found))]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    return svi
+
+
+def test_what_arguments_bring_into_play_is_trained():
+    def model(x, y=None):
+        loc = pyro.param("a", torch.tensor(1.0)) * pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        if y is not None:
+            pyro.sample("y", dist.Normal(pyro.param("b", torch.tensor(1.0)), 1.0), obs=y)
+
+    def guide(x, y=None):
+        pyro.sample("z", dist.Normal(pyro.param("c", torch.tensor(0.0)), 1.0))
+
+    x, y = torch.tensor(0.5), torch.tensor(2.0)
+    svi = same_as_pyro(model, guide, [(x, y), (x,), *[(x, y), (x,), (x, y)] * 4])
+    assert svi._compiled.function.is_compiled
+
+
+def test_a_loss_of_no_parameter_runs_eagerly():
+    def model(x, y=None):
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        if y is not None:
+            pyro.sample("y", dist.Normal(pyro.param("a", torch.tensor(1.0)), 1.0), obs=y)
+
+    def guide(x, y=None):
+        pass
+
+    one, both = (torch.tensor(1.0),), (torch.tensor(1.0), torch.tensor(2.0))
+    same_as_pyro(model, guide, [both, one, one, both, both, one, both, both, one, both])
+
+
+def test_two_share_an_optimizer():
+    def programs(name):
+        def model(x):
+            z = pyro.sample("z", dist.Normal(pyro.param("shared", torch.tensor(1.0)), 1.0))
+            pyro.sample("x", dist.Normal(z * pyro.param(name, torch.tensor(1.0)), 1.0), obs=x)
+
+        def guide(x):
+            pyro.sample("z", dist.Normal(pyro.param(f"{name}_q", torch.tensor(0.0)), 1.0))
+
+        return model, guide
+
+    found = []
+    for kind in (pyro.infer.SVI, functools.partial(PyroSVI, compile="always")):
+        reset()
+        optim = pyro.optim.Adam({"lr": 0.05})
+        both = [kind(*programs(name), optim, Trace_ELBO()) for name in ("a", "b")]
+        for i in range(16):
+            torch.manual_seed(i)
+            both[i % 2].step(torch.tensor(3.0))
+        found.append(torch.tensor([value.item() for _, value in sorted(pyro.get_param_store().items())]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_names_of_sites_and_methods_of_libraries_are_no_variables():
+    names = {"x": 0, "data": iter([1]), "time": time, "torch": torch, "pyro": pyro, "dist": dist}
+    exec(
+        "def model(batch):\n"
+        "    z = pyro.sample('time', dist.Normal(0.0, 1.0))\n"
+        "    with pyro.plate('data', len(batch)):\n"
+        "        pyro.sample('x', dist.Normal(torch.log(z.exp()), 1.0), obs=batch)\n"
+        "def guide(batch):\n"
+        "    pyro.sample('time', dist.Normal(pyro.param('loc', torch.tensor(0.0)), 1.0))\n",
+        names,
+    )
+    svi = PyroSVI(names["model"], names["guide"], pyro.optim.Adam({}), Trace_ELBO(), compile="always")
+    for names["x"] in range(8):
+        svi.step(torch.ones(3))
+    assert [len(variants) for variants in svi._compiled.function._variants.values()] == [1]
+
+
+def test_sequential_plates_blocked_parameters_and_namespaces():
+    options = types.SimpleNamespace(scale=2.0)
+
+    def model(x, args):
+        z = pyro.sample("z", dist.Normal(0.0, args.scale))
+        for i in pyro.plate("data", len(x)):
+            pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=x[i])
+
+    def guide(x, args):
+        with poutine.block(hide_types=["param"]):
+            scale = pyro.param("scale", torch.tensor(1.0))
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), scale))
+
+    svi = same_as_pyro(model, guide, [(torch.tensor([1.0, 2.0, 4.0]), options)] * 6)
+    assert svi._compiled.function.is_compiled
+    options.scale = 0.001
+    losses = [svi.step(torch.tensor([1.0, 2.0, 4.0]), options) for _ in range(3)]
+    assert max(losses) > 1_000
+
+
+def test_a_loss_that_cannot_be_captured_runs_eagerly():
+    def model(x):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    with pytest.warns(NotCompiledWarning, match="TraceGraph_ELBO has no differentiable_loss"):
+        svi = same_as_pyro(model, guide, [(torch.tensor(1.0),)] * 3, pyro.infer.TraceGraph_ELBO())
+    assert isinstance(svi.loss(model, guide, torch.tensor(1.0)), float)
 
 
 @pytest.mark.parametrize(

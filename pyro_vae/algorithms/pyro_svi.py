@@ -1,5 +1,6 @@
 """``pyro.infer.SVI`` for programs written for Pyro's parameter store, compiled."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_vae.compiled import CompiledStep, Outputs
+from pyro_vae.compiled import CompiledStep, NotCompiledWarning, Outputs
 
 
 class PyroSVI:
@@ -23,12 +24,12 @@ class PyroSVI:
         model: The model.
         guide: The guide, with the same arguments.
         optim: An optimiser of ``pyro.optim``.
-        loss: An ELBO object with ``differentiable_loss``.
+        loss: What ``pyro.infer.SVI`` takes; compiled if it is an ELBO object with ``differentiable_loss``.
         compile: Compile once that is worth the seconds it costs; ``"always"`` from the second step on, False
             never.
 
     Raises:
-        TypeError: If the optimiser or the loss is something else.
+        TypeError: If the optimiser is something else.
     """
 
     def __init__(
@@ -45,10 +46,8 @@ class PyroSVI:
                 f"optim must be one of pyro.optim, such as pyro.optim.Adam({{'lr': 1e-3}}), not {optim!r}; "
                 "with an optimiser of torch.optim use pyro_vae.SVI"
             )
-        if not (isinstance(loss, ELBO) and hasattr(loss, "differentiable_loss")):
-            raise TypeError(f"loss must be an ELBO object with differentiable_loss, not {loss!r}")
         self._svi = pyro.infer.SVI(model, guide, optim, loss)
-        self._loss = loss
+        self._elbo = loss
         self._compile = compile
         self._compiled = self._make_compiled()
         self._is_first = True
@@ -56,9 +55,16 @@ class PyroSVI:
     def _make_compiled(self) -> CompiledStep | None:
         if not self._compile:
             return None
+        if not (isinstance(self._elbo, ELBO) and hasattr(self._elbo, "differentiable_loss")):
+            warnings.warn(
+                f"not compiled, running eagerly: {type(self._elbo).__name__} has no differentiable_loss",
+                NotCompiledWarning,
+                stacklevel=3,
+            )
+            return None
         return CompiledStep(
             self._losses,
-            (self.model, self.guide, self.loss),
+            (self.model, self.guide, self._elbo),
             self._optimizers,
             self._update,
             self._eager_step,
@@ -95,9 +101,9 @@ class PyroSVI:
         self._svi.optim = optim
 
     @property
-    def loss(self) -> Any:
-        """The ELBO object."""
-        return self._loss
+    def loss(self) -> Callable[..., Any]:
+        """As in ``pyro.infer.SVI``: from model, guide and arguments to the loss, without gradients."""
+        return self._svi.loss
 
     def step(self, *args: Any, **kwargs: Any) -> float | Tensor:
         """One update; returns the loss before it: minus the ELBO, summed over the batch, in nats.
@@ -119,7 +125,7 @@ class PyroSVI:
 
     def _losses(self, *args: Any, **kwargs: Any) -> Outputs:
         with pyro.validation_enabled(False):
-            loss = self.loss.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            loss = self._elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
         return {"loss": torch.as_tensor(loss)}
 
     def _optimizers(self) -> list[Any] | None:

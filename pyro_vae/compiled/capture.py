@@ -78,7 +78,9 @@ def capture(
             f"other numbers {_site_of(sites, where)}"
         )
     graph = Graph(first, _lift_constants(first, len(leaves)), names)
-    if trainable and any(constant.requires_grad for constant in graph.constants):
+    # Of parameters in the store those may be here that poutine.block hides on purpose.
+    stored = set(pyro.get_param_store()._params.values())
+    if trainable and any(tensor.requires_grad and tensor not in stored for tensor in graph.constants):
         raise CaptureError(
             "it uses a tensor that requires gradients but is neither a parameter of a module nor in Pyro's "
             "store: make it an nn.Parameter of the model or the guide"
@@ -201,6 +203,10 @@ class _NoValues(TorchFunctionMode):
             caller = frame.f_globals["__name__"]
             if caller.startswith("pyro.infer") and func is torch.Tensor.item:
                 return args[0].detach()  # the loss as a number
+            if caller == "pyro.poutine.indep_messenger" and func is torch.Tensor.item:
+                plate = frame.f_locals["self"]  # one after the other
+                if getattr(plate, "subsample_size", None) == plate.size:
+                    return plate.counter - 1
             if caller == "pyro.infer.util" and func is torch.Tensor.__bool__:
                 return True  # whether no probability is 0, in which case nothing need be left out
             raise CaptureError(f"it looks at the value of a tensor by {_LOOKS[func]} at {_line_of(frame)}")

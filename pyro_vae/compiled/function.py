@@ -18,6 +18,7 @@ from pyro_vae.compiled.capture import Graph, Outputs, capture
 from pyro_vae.compiled.products import choose_products
 from pyro_vae.compiled.rewrites import rewrite
 from pyro_vae.compiled.state import CaptureError, ProgramState
+from pyro_vae.compiled.survey import OPEN_ARGUMENTS
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ _CHECKED_CALLS = {0, 1, 1_000, 100_000}
 _MAX_GRAPHS = 16
 _MAX_VARIANTS = 8
 _MAX_SHORT_LIVED = 4  # compiled for fewer than _EAGER_CALLS calls
+_PLAIN_ARGUMENTS = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
@@ -75,8 +77,9 @@ class CompiledFunction:
         self.compiling: set[str] = set()
         self.products: dict[str, str] = {}
         self.refused: str | None = None
-        self._variant: _Variant | None = None
-        self._variants: list[_Variant] = []
+        self._variant: _Variant | None = None  # that of the last call
+        self._variants: dict[tuple, list[_Variant]] = {}  # by the arguments, the last first
+        self._were_replaced = False
         self._num_short_lived = 0
         self._handlers_noted = False
         self._seconds: dict[str, list[float]] = {}
@@ -84,7 +87,7 @@ class CompiledFunction:
     @property
     def is_compiled(self) -> bool:
         """Whether there is a compiled graph."""
-        return self._variant is not None and bool(self._variant.graphs)
+        return any(variant.graph is not None for variants in self._variants.values() for variant in variants)
 
     @property
     def trainable(self) -> list[Tensor]:
@@ -102,46 +105,50 @@ class CompiledFunction:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is compiled anew."""
-        return {**vars(self), "_variant": None, "_variants": []}
+        return {**vars(self), "_variant": None, "_variants": {}}
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Outputs, Sequence[Tensor] | None]:
         """Named outputs, and their gradients; None in place of gradients if ``eager`` ran."""
         if self.planned_calls:
             self.planned_calls -= 1
-        if self._variant is not None:
-            self._notice_changes()
         if self.refused is not None or _autocast() or self._is_within_others():
             return self.eager(*args, **kwargs), None
         leaves, spec = args, None  # by far the most common arguments, in less time than pytree takes
         if kwargs or not all(map(torch.is_tensor, args)):
             leaves, spec = pytree.tree_flatten((args, kwargs))
         key = _key(leaves, spec)
-        graph = self._variant and self._variant.graphs.get(key)
-        if graph is None:
-            if not self._worth_it(str(key)):
+        variant = self._variant = self._current(key)
+        if variant is None:
+            if self._were_replaced or not self._worth_it(str(key)):
+                self._were_replaced = False  # an eager step makes the parameters that are missing
                 started = time.perf_counter()
                 outputs = self.eager(*args, **kwargs)
                 self._seconds.setdefault(str(key), []).append(time.perf_counter() - started)
                 return outputs, None
             try:
-                graph = self._compile(leaves, spec)
-                self._variant.graphs[key] = graph
+                variant = self._variant = self._compile(leaves, spec)
             except CaptureError as error:
                 self._refuse(str(error))
                 return self.eager(*args, **kwargs), None
+            self._variants.setdefault(key, []).insert(0, variant)
+        graph = variant.graph
+        if graph is None:
+            return self.eager(*args, **kwargs), None
         tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
-        if graph.num_calls in _CHECKED_CALLS and not self._is_right(graph, tensors, args, kwargs):
+        if graph.num_calls in _CHECKED_CALLS and not self._is_right(variant, tensors, args, kwargs):
             return self.eager(*args, **kwargs), None
         graph.num_calls += 1
         return graph(tensors)
 
     def ready(self, args: tuple, num_calls: int) -> "_Compiled | None":
         """The graph that the next calls on such tensors will run; None if a check comes before."""
-        variant = self._variant
-        if variant is None or _autocast() or self._is_within_others() or not variant.is_current():
+        if self.refused is not None or _autocast() or self._is_within_others():
             return None
-        graph = variant.graphs.get(_key(args, None))
-        if graph is None or any(0 <= n - graph.num_calls < num_calls for n in _CHECKED_CALLS):
+        variants = self._variants.get(_key(args, None))
+        if not variants or variants[0].graph is None or not variants[0].is_current():
+            return None
+        self._variant, graph = variants[0], variants[0].graph
+        if any(0 <= n - graph.num_calls < num_calls for n in _CHECKED_CALLS):
             return None
         return graph
 
@@ -172,8 +179,8 @@ class CompiledFunction:
             self.compiling.add(key)
         return key in self.compiling
 
-    def _compile(self, leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> "_Compiled":
-        if self._variant is not None and len(self._variant.graphs) >= _MAX_GRAPHS:
+    def _compile(self, leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> "_Variant":
+        if len(self._variants) >= _MAX_GRAPHS:
             raise CaptureError(
                 f"its arguments came in more than {_MAX_GRAPHS} shapes or values: give batches of few sizes, "
                 "and numbers that change as tensors"
@@ -191,69 +198,71 @@ class CompiledFunction:
 
         started = time.perf_counter()
         with torch.random.fork_rng(), _python_generators_kept():
-            self._try_eagerly(function, [tensor.detach().clone() for tensor in tensors])
-            state = self._variant.state
-            graph = capture(function, state, tensors, self.trainable)
+            copies = [tensor.detach().clone() for tensor in tensors]
+            roots = (*self.roots, *(leaf for leaf in leaves if isinstance(leaf, OPEN_ARGUMENTS)))
+            state, trainable = self._try_eagerly(lambda: function(*copies), roots)
+            if any(copy._version for copy in copies):
+                raise CaptureError("it changes an argument in place: let it work on a copy")
+            if self.differentiate and not trainable:
+                return _Variant(state, trainable, None)
+            graph = capture(function, state, tensors, trainable)
             compiled = _Compiled(graph, state, tensors, self.products)
         _log.info(
             "compiled in %.1f s; matrix products by the faster library: %s",
             time.perf_counter() - started,
             self.products,
         )
-        return compiled
+        return _Variant(state, trainable, compiled)
 
-    def _try_eagerly(self, function: Callable[..., Outputs], copies: list[Tensor]) -> None:
-        """Run on copies of the arguments, which fills caches and shows what running changes."""
-        if self._variant is not None:
-            before = self._variant.state.snapshot()
-            with torch.set_grad_enabled(self.differentiate):
-                function(*copies)
-            before.restore_tensors()
-            if not self._variant.is_current():
-                self._variant = None
-        if self._variant is None:
-            self._variant = self._find_variant(lambda: function(*copies))
-            self._variants.append(self._variant)
-        if any(copy._version for copy in copies):
-            raise CaptureError("it changes an argument in place: let it work on a copy")
-
-    def _find_variant(self, run: Callable[[], Outputs]) -> "_Variant":
-        trainable: list[Tensor] = []
-        found_by = ProgramState.found_by(self.roots, run)
+    def _try_eagerly(
+        self, run: Callable[[], Outputs], roots: tuple[object, ...]
+    ) -> tuple[ProgramState, list[Tensor]]:
+        """What the programs read, and by which tensors to differentiate."""
+        found_by = ProgramState.found_by(roots, run)
         with torch.set_grad_enabled(self.differentiate), found_by as (state, outputs):
-            if self.differentiate and outputs["loss"].requires_grad:
-                if hooked := state.hook():
-                    raise CaptureError(f"{hooked} has a hook for its gradient, which a graph would not call")
-                tensors = [tensor for tensor in state.tensors if tensor.requires_grad]
-                gradients = torch.autograd.grad(outputs["loss"], tensors, allow_unused=True)
-                # Pyro goes on with gradients of 0 for parameters of its store that are no longer used.
-                trainable = [
-                    t
-                    for t, g in zip(tensors, gradients, strict=True)
-                    if g is not None or (t in state.stored and t.grad is not None)
-                ]
-        return _Variant(state, trainable)
+            if not self.differentiate or not outputs["loss"].requires_grad:
+                return state, []
+            if hooked := state.hook():
+                raise CaptureError(f"{hooked} has a hook for its gradient, which a graph would not call")
+            tensors = [tensor for tensor in state.tensors if tensor.requires_grad]
+            gradients = torch.autograd.grad(outputs["loss"], tensors, allow_unused=True)
+            # Pyro goes on with gradients of 0 for parameters of its store that are no longer used.
+            return state, [
+                t
+                for t, g in zip(tensors, gradients, strict=True)
+                if g is not None or (t in state.stored and t.grad is not None)
+            ]
 
-    def _notice_changes(self) -> None:
-        change = self._variant.state.changed()
+    def _current(self, key: tuple) -> "_Variant | None":
+        """What was compiled for such arguments and all else as it is now."""
+        variants = self._variants.get(key)
+        if not variants:
+            return None
+        change = variants[0].state.changed()
         if change is None:
-            return
+            return variants[0]
         words, is_replaced = change
+        was_short_lived = variants[0].graph is not None and variants[0].graph.num_calls < _EAGER_CALLS
         if is_replaced:
-            self._variants = []
-        was_short_lived = sum(graph.num_calls for graph in self._variant.graphs.values()) < _EAGER_CALLS
-        self._variant = next(filter(_Variant.is_current, self._variants), None)
-        if self._variant is None:
-            self._num_short_lived += was_short_lived
-            if len(self._variants) >= _MAX_VARIANTS or self._num_short_lived >= _MAX_SHORT_LIVED:
-                self._refuse(
-                    f"what it depends on changes again and again ({words}): keep such values in a tensor, "
-                    "and change that in place"
-                )
+            self._variants.clear()
+            variants = []
+        found = next(filter(_Variant.is_current, variants), None)
+        if found is not None:
+            variants.remove(found)
+            variants.insert(0, found)
+            return found
+        self._were_replaced = is_replaced
+        self._num_short_lived += was_short_lived
+        if len(variants) >= _MAX_VARIANTS or self._num_short_lived >= _MAX_SHORT_LIVED:
+            self._refuse(
+                f"what it depends on changes again and again ({words}): keep such values in a tensor, "
+                "and change that in place"
+            )
+        return None
 
-    def _is_right(self, graph: "_Compiled", tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
+    def _is_right(self, variant: "_Variant", tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
         """Compare with the eager function, at the same random numbers; refuse if they differ."""
-        names = self._variant.state.names
+        graph, names = variant.graph, variant.state.names
         buffers = [tensor for tensor in graph.own if not tensor.requires_grad]
         before = [buffer.detach().clone() for buffer in buffers]
 
@@ -289,17 +298,17 @@ class CompiledFunction:
 
     def _refuse(self, reason: str) -> None:
         self.refused = reason
-        self._variant, self._variants = None, []
+        self._variant, self._variants = None, {}
         warnings.warn(f"not compiled, running eagerly: {reason}", NotCompiledWarning, stacklevel=4)
 
 
 class _Variant:
-    """What plain values such as ``training`` make of the programs: each of their combinations has its own."""
+    """What is compiled for some arguments and for plain values such as ``training``; None if nothing is."""
 
-    def __init__(self, state: ProgramState, trainable: list[Tensor]) -> None:
+    def __init__(self, state: ProgramState, trainable: list[Tensor], graph: "_Compiled | None") -> None:
         self.state = state
         self.trainable = trainable
-        self.graphs: dict[tuple, _Compiled] = {}
+        self.graph = graph
 
     def is_current(self) -> bool:
         """Whether all is as it was."""
@@ -358,7 +367,7 @@ def agree(a: Tensor, b: Tensor) -> bool:
 
 def _unfit(leaf: object, differentiate: bool) -> str | None:
     """Why there is no graph for such an argument."""
-    if not isinstance(leaf, (Tensor, bool, int, float, str, type(None))):
+    if not isinstance(leaf, (Tensor, *_PLAIN_ARGUMENTS, *OPEN_ARGUMENTS)):
         return f"is a {type(leaf).__name__}: pass tensors and plain values"
     if isinstance(leaf, Tensor):
         if leaf.layout is not torch.strided or leaf.is_nested or leaf.is_neg() or leaf.is_conj():
@@ -373,7 +382,7 @@ def _key(leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> tuple:
     described = [
         (t.shape, t.dtype, t.device, t.layout, t.requires_grad, t.is_neg(), t.is_conj())
         if isinstance(t, Tensor)
-        else repr(t)
+        else (id(t) if isinstance(t, OPEN_ARGUMENTS) else repr(t))
         for t in leaves
     ]
     return (torch.get_default_dtype(), spec, *described)

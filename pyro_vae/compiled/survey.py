@@ -37,7 +37,8 @@ _OWN_TOOLS = tuple(
     f"pyro_vae.{name}" for name in ("compiled", "algorithms", "training", "data", "models.program")
 )
 # Of the libraries: what users keep numbers, tensors and functions in.
-_OPEN_TYPES = (ELBO, Messenger, Distribution, Transform, types.SimpleNamespace, argparse.Namespace)
+OPEN_ARGUMENTS = (types.SimpleNamespace, argparse.Namespace)
+_OPEN_TYPES = (ELBO, Messenger, Distribution, Transform, *OPEN_ARGUMENTS)
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _CLOCKS = (time, datetime, datetime.datetime, datetime.date)
 _BARE_BASES = {object, nn.Module, PyroModule}
@@ -45,7 +46,8 @@ _MODULE_INTERNALS = set(vars(nn.Module())) - {"training"}
 _MODULE_CONTAINERS = ("_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples")
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
-_READS_ANYTHING = {"attrgetter", "vars", "__dict__", "globals", "eval", "exec", "getattr of any name"}
+_ANY = "any name"  # which a program makes up while it runs
+_LOOKS_UP = {"getattr", "hasattr", "attrgetter", "vars", "__dict__", "globals", "eval", "exec"}
 MAX_CONTENT = 1_000
 
 
@@ -123,7 +125,7 @@ class Survey:
     def places(self) -> Iterator[Place]:
         """Attributes and globals that are read."""
         yield from self.globals.values()
-        anything = bool(self._reads & _READS_ANYTHING)
+        anything = _ANY in self._reads
         for holder in self.holders:
             for key in list(holder.content) if holder.by_name else ():
                 if key in _MODULE_INTERNALS or key in _CLASS_INTERNALS:
@@ -219,9 +221,13 @@ class Survey:
         if is_library(function.__module__):
             return leads
         name = function.__name__
-        self._reads |= read_names(function.__code__)
         space = function.__globals__
-        for key in read_names(function.__code__) & space.keys():
+        global_names, attributes = read_names(function.__code__)
+        for base, attribute in attributes:
+            of_library = base is not None and isinstance(space.get(base), types.ModuleType)
+            if not (of_library and is_library(space[base].__name__)):
+                self._reads.add(attribute)
+        for key in global_names & space.keys():
             if _is_own(function.__module__):
                 leads.append((f"global {key}", space[key]))
             else:
@@ -243,24 +249,42 @@ def content(cell: types.CellType, default: object = None) -> object:
 
 
 @functools.cache
-def read_names(code: types.CodeType) -> frozenset[str]:
-    """Names of globals and attributes that a function and those inside of it mention, and its strings."""
+def read_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[tuple[str | None, str]]]:
+    """Names of globals, and of attributes with the global that they may be of, in a function.
+
+    Strings count as attributes where the function looks names up, and names that it makes up as any.
+    """
     names: set[str] = set()
-    looks_up = False  # inside of a call of getattr, before a name was found
+    attributes: set[tuple[str | None, str]] = set()
+    strings: set[str] = set()
+    base, looks_up, makes_up = None, False, False  # looks_up: after getattr, before a string was found
     for instruction in dis.get_instructions(code):
         name, kind = instruction.argval, instruction.opname
         if isinstance(name, types.CodeType):
-            names |= read_names(name)
-        elif isinstance(name, str) and (
-            kind in ("LOAD_CONST", "STORE_GLOBAL", "IMPORT_NAME")
-            or (kind.startswith("LOAD_") and not kind.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE")))
-        ):
+            inner = read_names(name)
+            names |= inner[0]
+            attributes |= inner[1]
+        elif kind in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):
             names.add(name)
-            looks_up = name == "getattr" or (looks_up and kind != "LOAD_CONST")
-        elif (kind.startswith("CALL") and looks_up) or (kind == "BUILD_STRING" and "getattr" in names):
-            names.add("getattr of any name")
-            looks_up = False
-    return frozenset(names)
+            base = name
+            looks_up = looks_up or name == "getattr"
+        elif kind in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"):
+            attributes.add((base, name))
+        elif kind not in ("EXTENDED_ARG", "PUSH_NULL", "CACHE"):
+            base = None
+            if kind == "LOAD_CONST" and isinstance(name, str):
+                strings.add(name)
+                looks_up = False
+            elif kind.startswith("CALL"):
+                makes_up, looks_up = makes_up or looks_up, False
+            elif kind == "BUILD_STRING" and "getattr" in names:
+                makes_up = True
+    mentioned = names | {attribute for _, attribute in attributes}
+    if mentioned & _LOOKS_UP:
+        attributes |= {(None, text) for text in strings}
+        if makes_up or mentioned & (_LOOKS_UP - {"getattr", "hasattr"}):
+            attributes.add((None, _ANY))
+    return frozenset(names), frozenset(attributes)
 
 
 def _is_special(key: object) -> bool:

@@ -67,7 +67,6 @@ class FusedUpdate:
         self._params = params
         position = {id(param): i for i, param in enumerate(params)}
         self._optimizers = list(optimizers)
-        self._contents = self._content()
         for optimizer in optimizers:
             optimizer._opt_called = True  # what schedulers that are made later look for
         groups: dict[tuple, list] = {}
@@ -94,6 +93,7 @@ class FusedUpdate:
             self.state += [tensor for column in columns.values() for tensor in column]
             index = [position[id(p)] for p in own]
             self._groups.append((type(members[0][0]), [m[1] for m in members], own, index, columns, steps))
+        self._contents = self._content()
 
     def is_current(self, optimizers: Sequence[Optimizer], params: Sequence[Tensor]) -> bool:
         """False for other optimisers or parameters, and once an optimiser was changed.
@@ -116,7 +116,8 @@ class FusedUpdate:
         """States, parameters and settings other than the learning rate."""
         found = []
         for optimizer in self._optimizers:
-            found += optimizer.state.values()
+            for state in optimizer.state.values():
+                found += state.values()
             for group in optimizer.param_groups:
                 found += group["params"]
                 found += [value for name, value in group.items() if name not in ("params", "lr")]
