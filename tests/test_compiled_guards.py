@@ -398,7 +398,7 @@ def with_store(compile, change, num_steps=7):  # noqa: A002
             pyro.sample("x", dist.Normal(loc, 1.0), obs=data)
 
     def guide(data):
-        scale = pyro.param("scale", lambda: torch.tensor(1.0), constraint=dist.constraints.positive)
+        scale = pyro.param("scale", lambda: torch.rand(()) + 0.5, constraint=dist.constraints.positive)
         pyro.sample("loc", dist.Normal(pyro.param("loc_q", lambda: torch.tensor(0.0)), scale))
 
     optim = pyro.optim.Adam({"lr": 0.1})

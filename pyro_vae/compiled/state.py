@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 _MISSING = object()
 _MAX_COPIED = 1_000_000
+_STORE = "Pyro's parameter store"
 
 
 class CaptureError(Exception):
@@ -78,11 +79,11 @@ class ProgramState:
         survey = self._survey
         places = [p for p in survey.places() if (id(p.mapping), p.key) not in self._volatile]
         self._known = {(id(place.mapping), place.key) for place in places}
-        watched = [(place.mapping.get, place.key, place.label) for place in places]
+        watched = [(vars(self._store).get, "_params", _STORE)]
+        watched += [(place.mapping.get, place.key, place.label) for place in places]
         watched += [(self._store._params.get, name, f"{name!r} of the store") for name in self._stored_names]
         watched += [(partial(_variable, c), None, "an enclosing function's variable") for c in survey.cells]
         watched += [(partial(getattr, o), key, f"{key} of {_words(o)}") for o, key in survey.attributes]
-        watched.append((vars(self._store).get, "_params", "Pyro's parameter store"))
         self._getters = [(get, key) for get, key, _ in watched]
         self._labels = [label for _, _, label in watched]
         self._values = [get(key, _MISSING) for get, key in self._getters]
@@ -129,7 +130,8 @@ class ProgramState:
             return None
         for now, then, label in zip(values, self._values, self._labels, strict=True):
             if not _same(now, then):
-                return f"{label}: {_words(then)} -> {_words(now)}", isinstance(then, Tensor)
+                is_replaced = isinstance(then, Tensor) or label is _STORE
+                return f"{label}: {_words(then)} -> {_words(now)}", is_replaced
         for place in self._survey.places():
             key = (id(place.mapping), place.key)
             if key not in self._known and key not in self._volatile:
