@@ -103,7 +103,8 @@ class FusedUpdate:
         """
         now = self._content()
         return (
-            params is self._params
+            len(params) == len(self._params)
+            and all(map(operator.is_, params, self._params))
             and len(optimizers) == len(self._optimizers)
             and all(map(operator.is_, optimizers, self._optimizers))
             and len(now) == len(self._contents)
@@ -113,8 +114,8 @@ class FusedUpdate:
         )
 
     def _content(self) -> list:
-        """States, parameters and settings other than the learning rate."""
-        found = []
+        """States, parameters and their layout, and settings other than the learning rate."""
+        found = [fact for param in self._params for fact in (param.dtype, param.is_contiguous())]
         for optimizer in self._optimizers:
             for state in optimizer.state.values():
                 found += state.values()
