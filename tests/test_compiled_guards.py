@@ -516,7 +516,8 @@ def test_a_loss_of_no_parameter_runs_eagerly():
         pass
 
     one, both = (torch.tensor(1.0),), (torch.tensor(1.0), torch.tensor(2.0))
-    same_as_pyro(model, guide, [both, one, one, both, both, one, both, both, one, both])
+    svi = same_as_pyro(model, guide, [both, one, one, both, both, one, both, both, one, both])
+    assert svi._compiled.function.refused is None
 
 
 def test_two_share_an_optimizer():

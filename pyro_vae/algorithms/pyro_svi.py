@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.compiled import CompiledStep, NotCompiledWarning, Outputs
 
 
-class PyroSVI:
+class PyroSVI(pyro.infer.SVI):
     """The drop-in for ``pyro.infer.SVI(model, guide, pyro.optim.Adam({...}), Trace_ELBO())``, compiled.
 
     Model and guide are any Pyro programs: functions with ``pyro.param`` and ``pyro.module``, bound methods,
@@ -46,7 +46,7 @@ class PyroSVI:
                 f"optim must be one of pyro.optim, such as pyro.optim.Adam({{'lr': 1e-3}}), not {optim!r}; "
                 "with an optimiser of torch.optim use pyro_vae.SVI"
             )
-        self._svi = pyro.infer.SVI(model, guide, optim, loss)
+        super().__init__(model, guide, optim, loss)
         self._elbo = loss
         self._compile = compile
         self._compiled = self._make_compiled()
@@ -71,57 +71,21 @@ class PyroSVI:
             always=self._compile == "always",
         )
 
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The model; may be set."""
-        return self._svi.model
-
-    @model.setter
-    def model(self, model: Callable[..., Any]) -> None:
-        self._svi.model = model
-        self._compiled = self._make_compiled()
-
-    @property
-    def guide(self) -> Callable[..., Any]:
-        """The guide; may be set."""
-        return self._svi.guide
-
-    @guide.setter
-    def guide(self, guide: Callable[..., Any]) -> None:
-        self._svi.guide = guide
-        self._compiled = self._make_compiled()
-
-    @property
-    def optim(self) -> PyroOptim:
-        """The optimiser; may be set."""
-        return self._svi.optim
-
-    @optim.setter
-    def optim(self, optim: PyroOptim) -> None:
-        self._svi.optim = optim
-
-    @property
-    def loss(self) -> Callable[..., Any]:
-        """As in ``pyro.infer.SVI``: from model, guide and arguments to the loss, without gradients."""
-        return self._svi.loss
-
     def step(self, *args: Any, **kwargs: Any) -> float | Tensor:
         """One update; returns the loss before it: minus the ELBO, summed over the batch, in nats.
 
         From the second step on it is a tensor that has not been looked at yet; ``float()`` does. Values are
         checked as long as steps are eager, and a loss that is nan or infinite then updates nothing on a CPU.
         """
+        if self._compiled is not None and not self._compiled.is_of(self.model, self.guide, self._elbo):
+            self._compiled = self._make_compiled()
         if self._is_first or self._compiled is None:
             self._is_first = False  # makes the parameters and their optimisers, and checks the programs
-            return self._svi.step(*args, **kwargs)
+            return super().step(*args, **kwargs)
         return self._compiled.step(*args, **kwargs)["loss"]
 
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        """The loss, without an update."""
-        return self._svi.evaluate_loss(*args, **kwargs)
-
     def _eager_step(self, *args: Any, **kwargs: Any) -> Outputs:
-        return {"loss": torch.as_tensor(self._svi.step(*args, **kwargs))}
+        return {"loss": torch.as_tensor(super().step(*args, **kwargs))}
 
     def _losses(self, *args: Any, **kwargs: Any) -> Outputs:
         with pyro.validation_enabled(False):

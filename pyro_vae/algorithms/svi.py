@@ -82,10 +82,8 @@ class SVI:
     @property
     def _current(self) -> CompiledStep | None:
         """What is compiled, of the present model, guide and loss."""
-        if self._compiled is not None:
-            model, guide, loss = self._compiled.roots
-            if model is not self.model or guide is not self.guide or loss is not self.loss:
-                self._compiled = self._make_compiled()
+        if self._compiled is not None and not self._compiled.is_of(self.model, self.guide, self.loss):
+            self._compiled = self._make_compiled()
         return self._compiled
 
     def step(self, *batch: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -51,7 +52,6 @@ class CompiledStep:
         always: bool = False,
         clears_gradients: bool = False,
     ) -> None:
-        self.roots = roots
         self.function = CompiledFunction(function, roots, differentiate=True, eager=eager, always=always)
         self._optimizers = optimizers
         self._update = update
@@ -63,6 +63,10 @@ class CompiledStep:
     def __getstate__(self) -> dict[str, Any]:
         """A copy is compiled anew."""
         return {**vars(self), "_fused": None, "_launches": {}, "_examples": {}}
+
+    def is_of(self, *roots: object) -> bool:
+        """Whether it runs these, not others that were set since."""
+        return all(map(operator.is_, roots, self.function.roots))
 
     def step(self, *args: Any, **kwargs: Any) -> Outputs:
         """One update; the outputs as they were before it. On a GPU it is one launch."""
