@@ -6,7 +6,7 @@ objects that the rest of the package passes around. It imports nothing heavy unt
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyro_vae.algorithms import SVI
     from pyro_vae.data import Dataset, Split
     from pyro_vae.distributions import Family
+    from pyro_vae.marginal_likelihood import LogMarginal
     from pyro_vae.models import VAEGuide, VAEModel
     from pyro_vae.training import Callback
 
@@ -64,6 +65,14 @@ OPTIMIZERS = {
     name.lower(): f"torch.optim.{name}"
     for name in ("Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
 }
+ESTIMATORS = {
+    "importance_sampling": "a lower bound, fast; tight where the guide covers the posterior",
+    "ais": "annealing from prior or guide, a lower bound as tight as one has time for",
+    "bidirectional": "annealing both ways on data simulated from the model, which certifies ais",
+    "hmc": "the paper's Appendix D, an upper bound, for few latent dimensions",
+    "quadrature": "exact, for up to 3 latent dimensions",
+}
+MOST_DIMENSIONS = {"hmc": 5, "quadrature": 3}
 DEVICES = {"auto": "cuda if there is one", "cpu": "", "cuda": "", "cuda:N": "the N-th GPU"}
 
 
@@ -344,3 +353,12 @@ def build_training(
     if config.tensorboard:
         callbacks.append(training.TensorBoard(folder / "tensorboard"))
     return SVI(model, guide, optimizer, objective), callbacks
+
+
+def estimator(name: str) -> "Callable[..., LogMarginal]":
+    """The function of ``marginal_likelihood`` that has this name among ``ESTIMATORS``."""
+    from pyro_vae import marginal_likelihood
+
+    if name not in ESTIMATORS:
+        raise ConfigError(unknown("estimator", name, ESTIMATORS))
+    return getattr(marginal_likelihood, name)

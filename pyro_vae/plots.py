@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.marginal_likelihood import LogMarginal
+from pyro_vae.marginal_likelihood import LogMarginal, best_estimate
 
 Decode = Callable[[Tensor], Tensor]  # latents (*, latent) -> E[x | z] (*, data)
 
@@ -136,6 +136,71 @@ def log_marginal(result: LogMarginal) -> Figure:
     axes.set(xlabel=f"{result.settings['scores']} (nats)", ylabel="data")
     axes.set_title(result.settings["data"], fontsize=8)
     axes.legend(fontsize=8)
+    return figure
+
+
+def sandwich(estimates: Mapping[str, LogMarginal]) -> Figure:
+    """Bounds from both sides: of the mean over the number of importance samples, and of every datum.
+
+    Left, the importance-weighted bound over K and the other estimates as lines with their Monte Carlo errors;
+    right, every datum's estimates minus its most reliable one (``marginal_likelihood.best_estimate``), in the
+    order of the importance-sampling error.
+
+    Args:
+        estimates: By name of the method, all of the same data; simulated ones are left out.
+    """
+    estimates = {n: e for n, e in estimates.items() if e.settings["data_checksum"] != "simulated"}
+    best = best_estimate(estimates)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    over_k, per_datum = figure.subplots(1, 2)
+    colours = {name: f"C{i}" for i, name in enumerate(estimates)}
+    for name, estimate in estimates.items():
+        colour, label = colours[name], f"{name} ({estimate.bound})"
+        if estimate.curve:
+            sizes = sorted(estimate.curve)
+            means = [estimate.curve[size].mean().item() for size in sizes]
+            over_k.plot(sizes, means, "o-", color=colour, label=label)
+        else:
+            over_k.axhline(estimate.mean, color=colour, label=label)
+            error = estimate.monte_carlo_error
+            over_k.axhspan(estimate.mean - error, estimate.mean + error, color=colour, alpha=0.2)
+    over_k.set(xscale="log", xlabel="importance samples K", ylabel=f"mean {best.settings['scores']} (nats)")
+    first = estimates.get("importance_sampling", next(iter(estimates.values())))
+    order = (first.values - best.values).argsort()
+    for name, estimate in estimates.items():
+        if estimate is not best:
+            difference = (estimate.values - best.values)[order].numpy()
+            per_datum.plot(difference, ".", ms=3, color=colours[name], label=f"{name} ({estimate.bound})")
+    per_datum.axhline(0, color=colours[_name_of(best, estimates)], label=f"{best.method} ({best.bound})")
+    per_datum.set(
+        xlabel=f"data, by the error of {first.method.replace('_', ' ')}", ylabel=f"minus {best.method} (nats)"
+    )
+    per_datum.set_yscale("symlog", linthresh=0.1)
+    for axes in (over_k, per_datum):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.suptitle(best.settings["data"], fontsize=8)
+    return figure
+
+
+def _name_of(estimate: LogMarginal, estimates: Mapping[str, LogMarginal]) -> str:
+    return next(name for name, other in estimates.items() if other is estimate)
+
+
+def certificate(result: LogMarginal) -> Figure:
+    """Lower and upper bounds of every simulated datum, by their gap (bidirectional Monte Carlo)."""
+    if result.upper is None:
+        raise ValueError("these estimates have no upper bounds: make them with bidirectional")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    gaps = (result.upper - result.values).sort().values.numpy()
+    axes.plot(gaps, ".", ms=4)
+    axes.axhline(0, color="0.6")
+    axes.axhline(result.gap, color="tab:red", label=f"mean {result.gap:.3f} nats")
+    axes.set(xlabel="simulated data", ylabel="upper - lower bound (nats)", title=result.settings["effort"])
+    axes.title.set_fontsize(8)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
     return figure
 
 

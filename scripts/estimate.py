@@ -1,12 +1,15 @@
-"""Estimate log p(x) of a trained run, with its errors.
+"""Estimate log p(x) of a trained run in one or several ways, with errors, bounds and a verdict.
 
     python scripts/estimate.py runs/mnist --num-samples 5000 --limit 1000
+    python scripts/estimate.py runs/mnist --method all --limit 100
 
 Writes log_marginal.json (log_marginal_train.json, ... for other splits), with a value and an error for every
-datum, in place of an earlier one, and figures into the run folder.
+datum and method, and figures into the run folder. Estimates of the same data by other methods are kept.
 """
 
 import dataclasses
+import shlex
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -17,16 +20,32 @@ from pyro_vae import command_line, experiment, runs
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Estimate log p(x) of a trained run, with its errors.
+    """Estimate log p(x) of a trained run in one or several ways, with errors, bounds and a verdict.
 
     Writes log_marginal.json (log_marginal_train.json, ... for other splits), with a value and an error for
-    every datum, in place of an earlier one, and figures into the run folder.
+    every datum and method, and figures into the run folder. Interrupted, it goes on when started again.
     """
 
     run: tyro.conf.Positional[Path]
     """Folder that train.py made."""
+    method: tuple[Literal[(*experiment.ESTIMATORS, "all")], ...] = ("importance_sampling",)
+    """How; several may be given. quadrature is exact, for up to 3 latent dimensions; ais and
+    importance_sampling are lower bounds; hmc (the paper's Appendix D) is an upper bound, for few dimensions;
+    bidirectional certifies ais on simulated data. all: those that fit the latent dimensions."""
     num_samples: int = 5000
     """Importance samples for every datum."""
+    tolerance: float | None = None
+    """Stop importance sampling when bias and Monte Carlo error are below so many nats."""
+    num_chains: int = 16
+    """Chains of ais and bidirectional for every datum."""
+    num_temperatures: int = 1000
+    """Of ais and bidirectional."""
+    num_leapfrog: int = 3
+    """Gradients for every transition of ais and bidirectional."""
+    start: Literal["prior", "guide"] = "prior"
+    """Where annealing starts: the guide takes fewer temperatures, but what it misses may stay missed."""
+    num_simulated: int = 100
+    """Data of bidirectional."""
     limit: int | None = None
     """Take only the first so many data."""
     split: Literal["train", "valid", "test"] = "test"
@@ -38,11 +57,13 @@ class Arguments:
 
 
 def main() -> None:
-    """Load the run, estimate, write and draw."""
+    """Load the run, estimate, write, draw and judge."""
     arguments = tyro.cli(Arguments)
-    if arguments.num_samples < 1 or (arguments.limit is not None and arguments.limit < 1):
-        raise experiment.ConfigError("--num-samples and --limit must be at least 1")
+    for name in ("num_samples", "num_chains", "num_temperatures", "num_leapfrog", "num_simulated", "limit"):
+        if (size := getattr(arguments, name)) is not None and size < 1:
+            raise experiment.ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {size}")
 
+    from pyro_vae import marginal_likelihood as ml
     from pyro_vae import reports
 
     run = runs.load_run(arguments.run, data_dir=arguments.data_dir, device=arguments.device)
@@ -50,11 +71,53 @@ def main() -> None:
     if split is None:
         raise experiment.ConfigError(f"{run.dataset.name} has no split {arguments.split!r}")
     print(f"{arguments.run}, weights of epoch {run.epoch}")
-    quality = reports.assess(run, split, arguments.num_samples, arguments.limit)
+    print(reports.assess(run, split, arguments.limit).text, flush=True)
+
+    # Estimates
     name = "log_marginal" if arguments.split == "test" else f"log_marginal_{arguments.split}"
-    quality.log_marginal.save(arguments.run / f"{name}.json")
-    print(quality.text)
+    path = arguments.run / f"{name}.json"
+    for method in chosen(arguments, run.config.latent_dim):
+        partial = arguments.run / f"{name}.{method}.partial"
+        limit = arguments.limit if method != "bidirectional" else arguments.num_simulated
+        try:
+            result = reports.estimate(run, split, method, limit, partial, **settings(arguments, run, method))
+        except KeyboardInterrupt:
+            again = f"python {shlex.join(sys.argv)}"
+            print(f"\ninterrupted; go on by the same command:\n    {again}", file=sys.stderr)
+            sys.exit(command_line.INTERRUPTED)
+        estimates = reports.keep({method: result}, path)
+        partial.unlink(missing_ok=True)
+        print(f"\n{result.summary()}", flush=True)
+        if (text := reports.bits(run, split, result)) is not None:
+            print(text)
+
+    print(f"\n{ml.table(estimates)}\n")
+    print(ml.verdict(estimates))
     print(f"figures in {reports.save_figures(arguments.run, run)}")
+
+
+def chosen(arguments: Arguments, latent_dim: int) -> list[str]:
+    """The methods, once each."""
+    if "all" not in arguments.method:
+        return list(dict.fromkeys(arguments.method))
+    left_out = [method for method, most in experiment.MOST_DIMENSIONS.items() if latent_dim > most]
+    if left_out:
+        print(f"{latent_dim} latent dimensions are too many for {' and '.join(left_out)}")
+    return [method for method in experiment.ESTIMATORS if method not in left_out]
+
+
+def settings(arguments: Arguments, run: runs.Run, method: str) -> dict:
+    """What the estimator takes of the arguments."""
+    if method == "importance_sampling":
+        return {"num_samples": arguments.num_samples, "tolerance": arguments.tolerance}
+    if method in ("quadrature", "hmc"):
+        return {}
+    return {
+        "guide": run.guide if arguments.start == "guide" else None,
+        "num_chains": arguments.num_chains,
+        "num_temperatures": arguments.num_temperatures,
+        "num_leapfrog": arguments.num_leapfrog,
+    }
 
 
 if __name__ == "__main__":

@@ -87,23 +87,26 @@ def train_and_test(
     print(f"{len(history)} epochs in {history[-1]['seconds']:.0f} s; weights of epoch {epoch}")
 
     # Test
-    quality = reports.assess(run, dataset.test, config.test_samples)
+    quality = reports.assess(run, dataset.test)
+    result = reports.estimate(run, dataset.test, "importance_sampling", num_samples=config.test_samples)
     row = {
         "epoch": epoch,
         "samples": history[-1]["samples"],
         "test/elbo": quality.bound.elbo.mean().item(),
         "test/kl": quality.bound.kl.mean().item(),
-        "test/log_marginal": quality.log_marginal.mean,
-        "test/monte_carlo_error": quality.log_marginal.monte_carlo_error,
-        "test/data_error": quality.log_marginal.data_error,
+        "test/log_marginal": result.mean,
+        "test/monte_carlo_error": result.monte_carlo_error,
+        "test/data_error": result.data_error,
         "test/active_units": quality.active,
         "test/num_samples": config.test_samples,
         "test/data": dataset.test.description,
-        "test/scores": quality.log_marginal.settings["scores"],
+        "test/scores": result.settings["scores"],
     }
     training.append_row(row, folder)
-    quality.log_marginal.save(folder / "log_marginal.json")
-    print(f"test {quality.text}")
+    result.save(folder / "log_marginal.json")
+    for text in (f"test {quality.text}", result.summary(), reports.bits(run, dataset.test, result)):
+        if text is not None:
+            print(text)
 
     # Figures
     print(f"figures in {reports.save_figures(folder, run)}")

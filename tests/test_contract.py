@@ -6,7 +6,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from oracles import LinearGaussian
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
@@ -26,6 +25,7 @@ from pyro_vae import (
     sample,
     vae,
 )
+from pyro_vae.oracles import LinearGaussian
 
 DATA_DIM = 6
 

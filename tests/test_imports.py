@@ -19,16 +19,26 @@ MAY_IMPORT = {
     "objectives": {"traces"},
     "compiled": {"errors"},
     "algorithms": {"traces", "objectives", "compiled"},
-    "marginal_likelihood": {"traces", "compiled", "distributions", "files", "progress"},
+    "diagnostics": set(),
+    "blocks": {"errors", "files", "progress", "traces"},
+    "hmc": set(),
+    "tempering": {"blocks", "compiled", "hmc", "traces"},
+    "posterior": {"blocks", "diagnostics", "hmc", "tempering", "traces"},
+    "marginal_likelihood": {
+        *("blocks", "compiled", "diagnostics", "distributions", "errors", "files", "hmc", "posterior"),
+        *("tempering", "traces"),
+    },
+    "oracles": {"distributions", "models"},
     "latents": {"traces", "distributions"},
     "data": {"errors"},
     "training": {"traces", "marginal_likelihood", "errors", "files", "progress"},
     "plots": {"marginal_likelihood"},
     "experiment": {
-        *("errors", "data", "nets", "distributions", "models", "objectives", "algorithms", "training")
+        *("errors", "data", "nets", "distributions", "models", "objectives", "algorithms", "training"),
+        "marginal_likelihood",
     },
     "runs": {"experiment", "data", "files", "models", "training"},
-    "reports": {"runs", "data", "files", "latents", "marginal_likelihood", "plots", "training"},
+    "reports": {"experiment", "runs", "data", "files", "latents", "marginal_likelihood", "plots", "training"},
     "command_line": {"errors"},
 }
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from oracles import LinearGaussian
 
 from pyro_vae import MixtureOfNormals, active_units, elbo, kl_per_dim, vae
 from pyro_vae.latents import posterior_mean
+from pyro_vae.oracles import LinearGaussian
 
 
 def test_kl_per_dimension_has_its_closed_form_and_sums_to_the_kl():

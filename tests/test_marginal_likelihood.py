@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from oracles import LinearGaussian, quadrature
 from torch import nn
 
 from pyro_vae import (
@@ -15,12 +14,16 @@ from pyro_vae import (
     Bernoulli,
     LogMarginal,
     bits_per_dim,
+    diagnostics,
     elbo,
     importance_sampling,
+    load_estimates,
     log_joint,
+    save_estimates,
     vae,
 )
-from pyro_vae import marginal_likelihood as module
+from pyro_vae.marginal_likelihood import EstimatesError, importance
+from pyro_vae.oracles import LinearGaussian, quadrature
 
 
 def estimate(*arguments, **settings):
@@ -85,7 +88,7 @@ def test_a_trained_nonlinear_model_agrees_with_quadrature(double):
         with torch.no_grad():
             return sum(log_joint(model, {"z": z.unsqueeze(1).expand(-1, len(x), -1)}, x))
 
-    exact = quadrature(joint, 2, nodes=120, limit=7)
+    exact = quadrature(joint, 2, nodes=120, limit=7.0)
     result = estimate(model, guide, x, num_samples=4000)
     z = (result.values - exact) / result.std_error
     assert z.abs().max() < 5
@@ -105,9 +108,9 @@ def test_blocks_do_not_matter(double, num_samples, monkeypatch):
         position += num_samples
         return drawn
 
-    monkeypatch.setattr(module, "log_weights", scripted)
-    monkeypatch.setattr(module, "_rows", lambda batch: 100)
-    monkeypatch.setattr(module, "_blocks", lambda batch, _: [batch])
+    monkeypatch.setattr(importance, "log_weights", scripted)
+    monkeypatch.setattr(importance, "rows_at_once", lambda batch: 100)
+    monkeypatch.setattr(importance, "_block_size", lambda batch, _: 3)
     oracle = LinearGaussian.random(2, 1)
     result = estimate(*oracle.pair(), oracle.sample(3), num_samples=num_samples)
     assert position == num_samples
@@ -126,16 +129,29 @@ def test_blocks_do_not_matter(double, num_samples, monkeypatch):
         assert result.khat is None
         assert result.unreliable_share is None
     else:
-        whole = [module._psis_khat(row, None) for row in weights.T.numpy()]
-        np.testing.assert_allclose(result.khat, whole, atol=0.05)  # ArviZ's lines round the tail differently
+        khat, smoothed = diagnostics.pareto_smooth(weights.T, num_samples)
+        # ArviZ's lines round the tail differently
+        np.testing.assert_allclose(result.khat, khat, atol=0.05)
+        expected = smoothed.logsumexp(1) - math.log(num_samples)
+        np.testing.assert_allclose(result.diagnostics["smoothed"], expected, atol=0.01)
+    for size, bound in result.curve.items():
+        torch.testing.assert_close(bound, weights[:size].logsumexp(0) - math.log(size))
+    assert list(result.curve) == [n for n in (10, 20, 50, 100, 200, 500) if n < num_samples][:6] + [
+        n for n in (1000, 2000, 5000, 10_000, num_samples) if 500 < n <= num_samples or n == num_samples
+    ]
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])
 def test_khat_of_weights_with_a_known_tail(double, k):
     """U^-k has a Pareto tail of shape k."""
     log_w = -k * torch.rand(100, 10_000).log()
-    largest = log_w.topk(6 * module._tail_length(10_000), 1).values
-    assert module.pareto_khat(largest, 10_000).mean().item() == pytest.approx(k, abs=0.05)
+    largest = log_w.topk(6 * diagnostics.tail_length(10_000), 1).values
+    khat, smoothed = diagnostics.pareto_smooth(largest, 10_000)
+    # Smoothing is on the scale of the weights, and leaves all but the tail as it is.
+    tail = diagnostics.tail_length(10_000)
+    torch.testing.assert_close(smoothed[:, tail + 1 :], largest[:, tail + 1 :])
+    assert (smoothed[:, :tail] != largest[:, :tail]).double().mean() > 0.9
+    assert khat.mean().item() == pytest.approx(k, abs=0.05)
 
 
 def test_elbo_and_its_parts(double):
@@ -151,11 +167,14 @@ def test_elbo_and_its_parts(double):
 
 def test_errors_of_the_mean():
     values, errors = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.3, 0.4, 0.0])
-    result = LogMarginal(values, errors, torch.ones(3), torch.tensor([0.1, 0.9, 0.6]), "m", {})
+    khat = torch.tensor([0.1, 0.9, 0.6])
+    result = LogMarginal(values, errors, "m", "lower", {}, {"khat": khat, "upper": values + khat})
     assert result.mean == pytest.approx(3)
     assert result.monte_carlo_error == pytest.approx(0.5 / 3)
     assert result.data_error == pytest.approx(math.sqrt(7 / 3))
     assert result.unreliable_share == pytest.approx(1 / 3)
+    assert result.gap == pytest.approx(1.6 / 3)
+    assert result.ess is None
 
 
 def test_summary_says_what_was_measured(double):
@@ -191,11 +210,20 @@ def test_save_and_load(tmp_path, double):
     torch.testing.assert_close(loaded.values, result.values, rtol=0, atol=0)
     torch.testing.assert_close(loaded.khat, result.khat, rtol=0, atol=0)
     assert loaded.summary() == result.summary()
-    broken = dataclasses.replace(result, khat=torch.full((7,), math.inf))
+    torch.testing.assert_close(loaded.curve[10], result.curve[10], rtol=0, atol=0)
+    broken = dataclasses.replace(result, diagnostics={"khat": torch.full((7,), math.inf)})
     broken.save(tmp_path / "r.json")
     assert (LogMarginal.load(tmp_path / "r.json").khat == math.inf).all()
     assert "Infinity" not in (tmp_path / "r.json").read_text()
-    assert json.loads((tmp_path / "r.json").read_text())["settings"]["num_samples"] == 50
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["importance_sampling"]["settings"]["num_samples"] == 50
+    save_estimates({"a": result, "b": result}, tmp_path / "r.json")
+    assert list(load_estimates(tmp_path / "r.json")) == ["a", "b"]
+    with pytest.raises(EstimatesError, match="holds a, b"):
+        LogMarginal.load(tmp_path / "r.json")
+    (tmp_path / "r.json").write_text('{"values": [1.0], "khat": null}')
+    with pytest.raises(EstimatesError, match=r"make them again with scripts/estimate\.py"):
+        LogMarginal.load(tmp_path / "r.json")
 
 
 def test_bits_per_dim():

@@ -1,12 +1,12 @@
 import pyro
 import pytest
 import torch
-from oracles import LinearGaussian
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import MAP, SVI, BetaELBO, MixtureOfNormals, vae
 from pyro_vae.objectives import loss_and_metrics
+from pyro_vae.oracles import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("double")
 WIDENING = 1.3

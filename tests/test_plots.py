@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import math
 
@@ -15,17 +14,45 @@ def png(figure):
     return buffer.getvalue()
 
 
-def result(khat=True):
+def result(khat=True, **changes):
     torch.manual_seed(0)
-    settings = {"num_samples": 100, "data": "toy test", "scores": "log p(x)"}
-    return LogMarginal(
-        torch.randn(200) - 90,
-        torch.rand(200) / 10,
-        torch.ones(200),
-        torch.rand(200) if khat else None,
-        "importance_sampling",
-        settings,
-    )
+    settings = {
+        "num_samples": 100,
+        "data": "toy test",
+        "data_checksum": "a",
+        "effort": "",
+        "scores": "log p(x)",
+    }
+    fields = {
+        "values": torch.randn(200) - 90,
+        "std_error": torch.rand(200) / 10,
+        "method": "importance_sampling",
+        "bound": "lower",
+        "settings": settings,
+        "diagnostics": {"ess": torch.ones(200), **({"khat": torch.rand(200)} if khat else {})},
+    }
+    return LogMarginal(**(fields | changes))
+
+
+def test_sandwich_shows_every_method_over_samples_and_data():
+    curve = {10: torch.full((200,), -92.0), 100: torch.full((200,), -91.0)}
+    sampled = result(curve=curve)
+    exact = result(values=sampled.values + 0.5, method="quadrature", bound="exact")
+    simulated = result(settings=sampled.settings | {"data_checksum": "simulated"}, method="bidirectional")
+    figure = plots.sandwich({"importance_sampling": sampled, "quadrature": exact, "bidirectional": simulated})
+    over_k, per_datum = figure.axes
+    np.testing.assert_allclose(over_k.lines[0].get_xydata(), [[10, -92], [100, -91]])
+    assert over_k.lines[1].get_ydata()[0] == pytest.approx(exact.mean)
+    assert len(over_k.lines) == len(per_datum.lines) == 2
+    np.testing.assert_allclose(per_datum.lines[0].get_ydata(), -0.5, rtol=1e-4)
+
+
+def test_certificate_shows_the_gap_of_every_datum():
+    bounds = result(diagnostics={"upper": result().values + torch.linspace(0.1, 0.3, 200)})
+    (axes,) = plots.certificate(bounds).axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), np.linspace(0.1, 0.3, 200), atol=1e-4)
+    with pytest.raises(ValueError, match="no upper bounds"):
+        plots.certificate(result())
 
 
 def test_learning_curves_show_what_was_measured():
@@ -103,7 +130,7 @@ def test_khat_shows_the_limits():
     assert [line.get_xdata()[0] for line in axes.lines] == [0.5, 0.7]
     assert len(axes.collections[0].get_offsets()) == 200
     assert png(figure)
-    hopeless = dataclasses.replace(result(), khat=torch.full((200,), math.inf))
+    hopeless = result(diagnostics={"khat": torch.full((200,), math.inf)})
     figure = plots.khat(hopeless)
     assert "100.0 %" in figure.axes[0].get_title()
     assert png(figure)

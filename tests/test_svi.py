@@ -1,10 +1,10 @@
 import pyro
 import pytest
 import torch
-from oracles import LinearGaussian
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import MLP, SVI, FixedScaleNormal, SupportError, VAEModel, vae
+from pyro_vae.oracles import LinearGaussian
 
 
 def linear_vae(data_dim, latent_dim, scale):

@@ -1,0 +1,160 @@
+"""Data in blocks: bounded memory, progress, and long work that can be interrupted and resumed."""
+
+import contextlib
+import hashlib
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.errors import UserError
+from pyro_vae.files import write_atomically
+from pyro_vae.progress import progress_bar
+from pyro_vae.traces import Program
+
+Batch = tuple[Tensor, ...]
+Columns = dict[str, Tensor]  # numbers of every datum, on the CPU, first axis the data
+
+
+class ResumeError(UserError):
+    """A file of unfinished work that does not belong to what is asked for."""
+
+
+def check_sizes(batch: Batch, **sizes: int) -> int:
+    """The number of data; raises ``ValueError`` for arguments of several lengths, and for sizes below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, not {size}")
+    lengths = {len(argument) for argument in batch}
+    if len(lengths) != 1:
+        raise ValueError(f"the programs' arguments must have one length, not {sorted(lengths)}")
+    if lengths == {0}:
+        raise ValueError("there are no data to estimate log p(x) of")
+    return lengths.pop()
+
+
+def rows_at_once(batch: Batch) -> int:
+    """How many rows (samples times data) to score at once: a CPU is fastest while they fit its cache."""
+    most, numbers = (4096, 2**22) if batch[0].device.type == "cpu" else (2**18, 2**27)
+    return max(1, min(most, numbers // max(1, batch[0][0].numel())))
+
+
+def block_size(batch: Batch, num_chains: int) -> int:
+    """Data whose chains fit one evaluation; few, so that an interruption loses little."""
+    return max(1, rows_at_once(batch) // 4 // num_chains)
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """The batch in blocks of ``size`` data."""
+    return list(zip(*(argument.split(size) for argument in batch), strict=True))
+
+
+@contextlib.contextmanager
+def evaluation(*programs: Program | None) -> Iterator[None]:
+    """Neither gradients nor dropout; leaves the modes of the programs as they were."""
+    modules = [m for p in programs if isinstance(p, nn.Module) for m in p.modules()]
+    training = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode
+
+
+def checksum(*tensors: Tensor) -> str:
+    """What tells whether two estimates are of the same data."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def programs_checksum(*programs: Program) -> str:
+    """Of all parameters and buffers of the modules, and of Pyro's parameter store."""
+    modules = [program for program in programs if isinstance(program, nn.Module)]
+    stored = [pyro.get_param_store()[name] for name in sorted(pyro.get_param_store())]
+    return checksum(*(t for module in modules for t in module.state_dict().values()), *stored)
+
+
+def by_blocks(
+    estimate: Callable[[Batch, Callable[[int], None]], Columns],
+    batch: Batch,
+    size: int,
+    *,
+    programs: tuple[Program, ...],
+    method: str,
+    settings: dict[str, Any],
+    work: int,
+    unit: str,
+    progress: bool,
+    checkpoint: Path | None,
+) -> Columns:
+    """Run ``estimate(block, advance)`` on blocks of data and join its columns.
+
+    Args:
+        estimate: From a block to numbers of every datum; calls ``advance(n)`` as it gets on.
+        batch: All data.
+        size: Of a block.
+        programs: Whose parameters the result depends on.
+        method: For the progress bar.
+        settings: What the result depends on besides.
+        work: Units of work for a datum.
+        unit: Of work.
+        progress: Show a bar.
+        checkpoint: File that keeps finished blocks and the state of the random generators: when it is there
+            already, work goes on where it ended, with the same result.
+
+    Raises:
+        ResumeError: If the file is of other data, programs or settings.
+    """
+    blocks = split(batch, size)
+    identity = repr((method, sorted(settings.items()), size, checksum(*batch), programs_checksum(*programs)))
+    finished: list[Columns] = _load(checkpoint, identity) if checkpoint else []
+    bar = progress_bar(work * len(batch[0]), method.replace("_", " "), unit, show=progress)
+    with bar, evaluation(*programs):
+        bar.update(work * sum(len(next(iter(columns.values()))) for columns in finished))
+        for block in blocks[len(finished) :]:
+            columns = estimate(block, bar.update)
+            finished.append(columns)
+            if "values" in columns:
+                bar.set_postfix_str(f"mean {torch.cat([c['values'] for c in finished]).mean():.2f}")
+            if checkpoint:
+                _save(checkpoint, identity, finished)
+    return {name: torch.cat([columns[name] for columns in finished]) for name in finished[0]}
+
+
+def _save(path: Path, identity: str, finished: list[Columns]) -> None:
+    states = torch.get_rng_state(), [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())]
+    record = {"identity": identity, "finished": finished, "states": states}
+    buffer = io.BytesIO()
+    torch.save(record, buffer)
+    write_atomically(buffer.getvalue(), Path(path))
+
+
+def _load(path: Path, identity: str) -> list[Columns]:
+    path = Path(path)
+    if not path.exists():
+        return []
+    try:
+        record = torch.load(path, weights_only=True)
+        if record["identity"] != identity:
+            raise ResumeError(
+                f"{path} holds unfinished work with other data, weights or settings: go on with those, or "
+                "remove the file to start anew"
+            )
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise ResumeError(f"{path} is no file of unfinished estimates ({error}): give another name") from None
+    cpu, devices = record["states"]
+    torch.set_rng_state(cpu)
+    for device, state in enumerate(devices[: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)
+    return record["finished"]

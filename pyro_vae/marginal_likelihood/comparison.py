@@ -1,0 +1,110 @@
+"""Models compared on the same data: paired differences of log p(x), which vary far less than its values."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal
+
+_REPLICATES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A model against the best one.
+
+    Attributes:
+        name: Of the model.
+        mean: Its mean log p(x), nats.
+        difference: Mean of its values minus those of the best model, nats; 0 for the best itself.
+        data_error: Standard error of the difference from having seen these data: paired bootstrap.
+        interval: Where 95 % of the bootstrap's differences lie.
+        monte_carlo_error: Standard error of the difference from drawing latents.
+    """
+
+    name: str
+    mean: float
+    difference: float
+    data_error: float
+    interval: tuple[float, float]
+    monte_carlo_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Models from the best to the worst; ``print`` shows a table.
+
+    Attributes:
+        rows: One a model.
+        notes: What to keep in mind when they are read.
+    """
+
+    rows: list[Difference]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        width = max(5, *(len(row.name) for row in self.rows))
+        lines = [
+            f"{'model':<{width}}  {'log p(x)':>9}  {'difference':>10}  ± data  ± Monte Carlo  95 % interval"
+        ]
+        for row in self.rows:
+            low, high = row.interval
+            lines.append(
+                f"{row.name:<{width}}  {row.mean:9.2f}  {row.difference:10.2f}  {row.data_error:6.2g}  "
+                f"{row.monte_carlo_error:13.2g}  [{low:.2f}, {high:.2f}]"
+            )
+        return "\n".join([*lines, *self.notes])
+
+
+def compare(estimates: Mapping[str, LogMarginal]) -> Comparison:
+    r"""Paired differences between models on the same test data.
+
+    With :math:`d_n = \log p_a(x_n) - \log p_b(x_n)` the mean difference is that of the :math:`d_n`, and its
+    error comes from resampling the :math:`d_n` (bootstrap, 10,000 replicates): the data that both models find
+    hard cancel.
+
+    Args:
+        estimates: Results by name of the model, at least two.
+
+    Raises:
+        EstimatesError: If they are of different data, or score different things.
+    """
+    if len(estimates) < 2:
+        raise EstimatesError("compare needs at least two estimates")
+    for what in ("data_checksum", "scores"):
+        seen = {name: estimate.settings[what] for name, estimate in estimates.items()}
+        if len(set(seen.values())) > 1 or "simulated" in seen.values():
+            raise EstimatesError(
+                f"only estimates of the same data can be compared, but their {what.replace('_', ' ')} "
+                f"differ: {seen}"
+            )
+    best = max(estimates, key=lambda name: estimates[name].mean)
+    reference = estimates[best]
+    rng = np.random.RandomState(0)
+    count = len(reference.values)
+    rows = []
+    for name in sorted(estimates, key=lambda name: -estimates[name].mean):
+        estimate = estimates[name]
+        if name == best:
+            rows.append(Difference(name, estimate.mean, 0.0, 0.0, (0.0, 0.0), 0.0))
+            continue
+        d = (estimate.values - reference.values).double().numpy()
+        means = np.concatenate(
+            [d[rng.randint(count, size=(n, count))].mean(1) for n in _portions(_REPLICATES, count)]
+        )
+        low, high = np.quantile(means, [0.025, 0.975])
+        error = math.hypot(estimate.monte_carlo_error, reference.monte_carlo_error)
+        rows.append(Difference(name, estimate.mean, d.mean(), means.std(), (low, high), error))
+    notes = []
+    if len({estimate.method for estimate in estimates.values()}) > 1:
+        methods = ", ".join(f"{name} by {estimate.method}" for name, estimate in estimates.items())
+        notes.append(f"estimated in different ways, which may differ by more than the models: {methods}")
+    return Comparison(rows, notes)
+
+
+def _portions(replicates: int, count: int) -> list[int]:
+    """Replicates to draw at once, so that memory stays bounded."""
+    most = max(1, 2**22 // count)
+    return [min(most, replicates - start) for start in range(0, replicates, most)]

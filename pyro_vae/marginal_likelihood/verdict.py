@@ -1,0 +1,130 @@
+"""What several estimates of the same data say together: a table, and a verdict in words."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pyro_vae.marginal_likelihood.result import LogMarginal
+
+_BOUND_WORDS = {"lower": "lower bound", "upper": "upper bound", "exact": "exact"}
+
+
+def best_estimate(estimates: Mapping[str, LogMarginal]) -> LogMarginal:
+    """The estimate of given data to be relied on most: an exact one, else the highest lower bound.
+
+    Raises:
+        ValueError: If there is none of these data: ``bidirectional`` is of simulated ones.
+    """
+    candidates = [e for e in estimates.values() if e.settings["data_checksum"] != "simulated"]
+    exact = [
+        e for e in candidates if e.bound == "exact" and (e.diagnostics.get("converged", e.values) != 0).all()
+    ]
+    lower = [e for e in candidates if e.bound == "lower"]
+    if not candidates:
+        raise ValueError("there is no estimate of given data, only of simulated ones")
+    return exact[0] if exact else max(lower or candidates, key=lambda estimate: estimate.mean)
+
+
+def table(estimates: Mapping[str, LogMarginal]) -> str:
+    """One line a method: value, Monte Carlo error, side of log p(x), diagnostics, seconds."""
+    rows = [("method", "nats", "± Monte Carlo", "bound", "diagnostics", "seconds")]
+    for name, estimate in estimates.items():
+        simulated = estimate.settings["data_checksum"] == "simulated"
+        seconds = estimate.settings.get("seconds")
+        rows.append(
+            (
+                name + " (simulated data)" * simulated,
+                f"{estimate.mean:.3f}",
+                f"{estimate.monte_carlo_error:.2g}",
+                _BOUND_WORDS[estimate.bound],
+                _diagnostics(estimate),
+                "" if seconds is None else f"{seconds:.0f}",
+            )
+        )
+        if estimate.upper is not None:
+            error = estimate.diagnostics["upper_std_error"].square().sum().sqrt().item() / len(
+                estimate.values
+            )
+            rows.append(("", f"{estimate.upper.mean().item():.3f}", f"{error:.2g}", "upper bound", "", ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _diagnostics(estimate: LogMarginal) -> str:
+    found = []
+    if estimate.khat is not None:
+        found.append(f"k-hat > 0.7: {100 * estimate.unreliable_share:.1f} %")
+    if estimate.ess is not None:
+        found.append(f"median ESS {estimate.ess.median().item():.0f}")
+    if (rhat := estimate.diagnostics.get("rhat")) is not None:
+        found.append(f"R-hat > 1.01: {100 * (rhat > 1.01).double().mean().item():.1f} %")
+    if (acceptance := estimate.diagnostics.get("acceptance")) is not None:
+        found.append(f"acceptance {acceptance.mean().item():.2f}")
+    if (converged := estimate.diagnostics.get("converged")) is not None:
+        found.append(f"converged: {100 * converged.mean().item():.1f} %")
+    if estimate.gap is not None:
+        found.append(f"gap {estimate.gap:.2g}")
+    return ", ".join(found)
+
+
+def verdict(estimates: Mapping[str, LogMarginal]) -> str:
+    """The value to be quoted, its errors, and how far it can be trusted, in a few sentences.
+
+    Args:
+        estimates: By name of the method, of the same data; ``bidirectional`` of simulated ones.
+    """
+    given = {name: e for name, e in estimates.items() if e.settings["data_checksum"] != "simulated"}
+    sentences = []
+    if given:
+        best = best_estimate(given)
+        error = "quadrature" if best.method == "quadrature" else "Monte Carlo"
+        sentences.append(
+            f"{best.settings['scores']} = {best.mean:.2f} ± {best.monte_carlo_error:.2g} ({error}) "
+            f"± {best.data_error:.2g} ({len(best.values):,} data), by {_words(best.method)}, "
+            + ("exact" if best.bound == "exact" else f"{_article(best.bound)} in expectation")
+        )
+        if best.khat is not None and best.unreliable_share > 0:
+            sentences.append(
+                f"k-hat is above 0.7 for {100 * best.unreliable_share:.1f} % of the data, so their values "
+                "are too low by an unknown amount: estimate with ais"
+            )
+        sentences += [_relation(other, best) for other in given.values() if other is not best]
+    for simulated in estimates.values():
+        if simulated.settings["data_checksum"] == "simulated":
+            errors = simulated.monte_carlo_error, _mean_error(simulated.diagnostics["upper_std_error"])
+            sentences.append(
+                f"on {len(simulated.values):,} data simulated from the model, annealing is at most "
+                f"{simulated.gap:.2g} ± {math.hypot(*errors):.1g} nats too low (bidirectional Monte Carlo)"
+            )
+    first, *rest = sentences
+    return ". ".join([first, *(sentence[0].upper() + sentence[1:] for sentence in rest)]) + "."
+
+
+def _mean_error(std_error: Tensor) -> float:
+    return std_error.square().sum().sqrt().item() / len(std_error)
+
+
+def _relation(other: LogMarginal, best: LogMarginal) -> str:
+    difference = (other.values - best.values).double()
+    mean = difference.mean().item()
+    error = math.hypot(other.monte_carlo_error, best.monte_carlo_error)
+    words = _words(other.method)
+    if abs(mean) <= max(0.01, 2 * error):
+        agrees = f"{words} agrees ({mean:+.3f} ± {error:.1g})"
+    else:
+        agrees = f"{words} is {abs(mean):.2g} nats too {'low' if mean < 0 else 'high'} (± {error:.1g})"
+    if other.khat is not None and other.unreliable_share > 0:
+        agrees += f", with k-hat above 0.7 for {100 * other.unreliable_share:.1f} % of the data"
+    return agrees
+
+
+def _article(bound: str) -> str:
+    return f"{'an' if bound == 'upper' else 'a'} {bound} bound"
+
+
+def _words(method: str) -> str:
+    names = {"ais": "annealed importance sampling", "hmc": "the paper's Appendix D (hmc)"}
+    return names.get(method, method.replace("_", " "))

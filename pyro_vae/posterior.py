@@ -1,0 +1,253 @@
+r"""Draws from the posterior p(z | x) of every datum, by Hamiltonian Monte Carlo, for ArviZ.
+
+Posteriors of nonlinear models have several modes, and a chain seldom finds from one to another. So the chains
+do not start where a guide says, but where particles get to that were annealed from the prior, each chosen
+with the probability that its weight gives it (Neal, *Annealed importance sampling*, 2001).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_vae import diagnostics
+from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes
+from pyro_vae.hmc import Position, init, jittered, step, tune
+from pyro_vae.tempering import TemperedDensity, pilot_run, pilot_steps
+from pyro_vae.traces import Program, at_unconstrained
+
+_NUM_PARTICLES = 16
+
+
+class BlockOfDraws(NamedTuple):
+    r"""Draws from the posteriors of a block of data.
+
+    Attributes:
+        position: Unconstrained, of every site ``(chains, samples, batch, *event)``.
+        log_joint: :math:`\log p(x, z) + \log |\partial z / \partial u|` there, ``(chains, samples, batch)``.
+        acceptance: Mean acceptance of every datum.
+        divergences: Number of divergent transitions of every datum.
+    """
+
+    position: Position
+    log_joint: Float[Tensor, "chains samples batch"]
+    acceptance: Float[Tensor, " batch"]
+    divergences: Float[Tensor, " batch"]
+
+
+def draw_posterior(
+    density: TemperedDensity,
+    block: Batch,
+    *,
+    num_chains: int,
+    num_samples: int,
+    num_warmup: int,
+    num_leapfrog: int,
+    target_acceptance: float,
+    advance: Callable[[int], None] = lambda count: None,
+) -> BlockOfDraws:
+    """Anneal, choose where chains start, tune, freeze and run them."""
+
+    def advance_one() -> None:
+        advance(len(block[0]))
+
+    log_density = density.at(1.0, *block)
+    annealing, tuning = _warmup(num_warmup)
+    pilot = pilot_run(
+        density,
+        block,
+        num_particles=max(_NUM_PARTICLES, num_chains),
+        num_temperatures=annealing,
+        num_leapfrog=num_leapfrog,
+        target_acceptance=target_acceptance,
+        advance=advance_one,
+    )
+    weights = pilot.log_weights.nan_to_num(-math.inf).softmax(0)
+    chosen = torch.multinomial(weights.T, num_chains, replacement=True).T
+    data = torch.arange(len(block[0]), device=chosen.device)
+    state = init(log_density, {name: u[chosen, data] for name, u in pilot.state.position.items()})
+    step_size, scale = torch.full_like(state.at.log_density, 0.5), pilot.frozen(1.0)[1]
+    for _ in range(2):  # scales are known after a first run, and what step sizes they need after a second
+        state, step_size, new_scale = tune(
+            log_density,
+            state,
+            step_size,
+            tuning,
+            num_leapfrog,
+            target_acceptance=target_acceptance,
+            scale=scale,
+        )
+        scale, used = new_scale, scale
+        advance(tuning * len(block[0]))
+    scale = used
+    positions, log_joint, acceptance, divergences = [], [], 0.0, 0.0
+    for _ in range(num_samples):
+        state, info = step(log_density, state, jittered(step_size), num_leapfrog, scale)
+        positions.append(state.position)
+        log_joint.append(state.at.log_density)
+        acceptance = acceptance + info.acceptance.mean(0) / num_samples
+        divergences = divergences + info.is_divergent.sum(0)
+        advance(len(block[0]))
+    return BlockOfDraws(
+        {name: torch.stack([position[name] for position in positions], 1) for name in state.position},
+        torch.stack(log_joint, 1),
+        acceptance,
+        divergences.to(acceptance.dtype),
+    )
+
+
+def coordinates(position: Position) -> Float[Tensor, "chains samples batch dim"]:
+    """The coordinates of all sites in one axis, of positions ``(chains, samples, batch, *event)``."""
+    return torch.cat([v.flatten(3) if v.dim() > 3 else v.unsqueeze(3) for v in position.values()], 3)
+
+
+def chain_diagnostics(position: Position) -> Columns:
+    """The worst R-hat and effective sample size over the coordinates of every datum."""
+    draws = coordinates(position)
+    return {
+        "rhat": diagnostics.rhat(draws).amax(-1),
+        "ess": diagnostics.effective_sample_size(draws).amin(-1),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class PosteriorDraws:
+    r"""Draws from :math:`p(z \mid x)` of every datum.
+
+    Attributes:
+        latents: Of every site, shape ``(chains, samples, batch, *event)``.
+        rhat: The worst R-hat over the coordinates of every datum; the chains agree below 1.01.
+        ess: The least effective sample size over them.
+        acceptance: Mean acceptance of every datum.
+        divergences: Number of divergent transitions of every datum; each one says that the chains do not
+            get everywhere.
+    """
+
+    latents: dict[str, Tensor]
+    rhat: Float[Tensor, " batch"]
+    ess: Float[Tensor, " batch"]
+    acceptance: Float[Tensor, " batch"]
+    divergences: Float[Tensor, " batch"]
+
+    def to_arviz(self, datum: Any = None) -> Any:
+        """ArviZ' own type with the group ``posterior``.
+
+        Every site has dimensions ``chain``, ``draw``, ``datum`` and, for vectors, ``z_dim`` (``<site>_dim``).
+
+        Args:
+            datum: Labels of the data; by default their numbers.
+        """
+        values = {name: value.cpu().numpy() for name, value in self.latents.items()}
+        dims = {
+            name: ["datum", *(f"{name}_dim" + (f"_{i}" if i else "") for i in range(value.ndim - 3))]
+            for name, value in values.items()
+        }
+        count = next(iter(values.values())).shape[2]
+        coords = {"datum": np.arange(count) if datum is None else np.asarray(datum)}
+        return diagnostics.to_arviz({"posterior": values}, dims=dims, coords=coords)
+
+
+def sample_posterior(
+    model: Program,
+    *batch: Tensor,
+    num_chains: int = 8,
+    num_samples: int = 250,
+    num_warmup: int = 300,
+    num_leapfrog: int = 10,
+    target_acceptance: float = 0.8,
+    progress: bool = True,
+    checkpoint: Path | None = None,
+) -> PosteriorDraws:
+    r"""Draws from the posterior :math:`p(z \mid x)` of every datum, by Hamiltonian Monte Carlo.
+
+    Args:
+        model: A Pyro program that keeps the contract. Its discrete sites are summed out.
+        *batch: Its arguments for all data, first axis the data.
+        num_chains: Chains of every datum.
+        num_samples: Draws of every chain that are kept.
+        num_warmup: Steps before them: half to anneal particles from the prior, half to tune step sizes and
+            scales.
+        num_leapfrog: Gradients for every draw.
+        target_acceptance: What step sizes are tuned to.
+        progress: Show a progress bar.
+        checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
+
+    Raises:
+        ValueError: If a size is below 1, or a latent site is discrete and cannot be summed out, or has a
+            support that is not the image of all real numbers.
+    """
+    sizes = {
+        "num_chains": num_chains,
+        "num_samples": num_samples,
+        "num_warmup": num_warmup,
+        "num_leapfrog": num_leapfrog,
+    }
+    check_sizes(batch, **sizes)
+    size = posterior_block_size(batch, num_chains)
+    density = TemperedDensity(model, planned_calls=planned_calls(batch, **sizes))
+
+    def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
+        draws = draw_posterior(density, block, **sizes, target_acceptance=target_acceptance, advance=advance)
+        chains_first = {name: value.flatten(0, 1) for name, value in draws.position.items()}
+        latents = at_unconstrained(model, chains_first, *block).latents
+        kept = {
+            f"z/{name}": value.unflatten(0, (num_chains, num_samples)).movedim(2, 0).cpu()
+            for name, value in latents.items()
+        }
+        return (
+            kept
+            | chain_diagnostics(draws.position)
+            | {
+                "acceptance": draws.acceptance.cpu(),
+                "divergences": draws.divergences.cpu(),
+            }
+        )
+
+    columns = by_blocks(
+        estimate,
+        batch,
+        size,
+        programs=(model,),
+        method="posterior draws",
+        settings={**sizes, "target_acceptance": target_acceptance},
+        work=transitions(num_warmup, num_samples),
+        unit="draw",
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+    latents = {
+        name.removeprefix("z/"): columns.pop(name).movedim(0, 2)
+        for name in list(columns)
+        if name.startswith("z/")
+    }
+    return PosteriorDraws(latents, **columns)
+
+
+def posterior_block_size(batch: Batch, num_chains: int) -> int:
+    """Data whose particles fit one evaluation."""
+    return block_size(batch, max(_NUM_PARTICLES, num_chains))
+
+
+def _warmup(num_warmup: int) -> tuple[int, int]:
+    """Temperatures of the annealing, and steps of each of the two tunings."""
+    return max(2, num_warmup // 6), max(2, num_warmup // 4)
+
+
+def transitions(num_warmup: int, num_samples: int) -> int:
+    """Of every chain, those before its draws included."""
+    annealing, tuning = _warmup(num_warmup)
+    return pilot_steps(annealing) + 2 * tuning + num_samples
+
+
+def planned_calls(
+    batch: Batch, *, num_chains: int, num_samples: int, num_warmup: int, num_leapfrog: int
+) -> int:
+    """Evaluations of the density that drawing from all posteriors takes."""
+    num_blocks = -(-len(batch[0]) // posterior_block_size(batch, num_chains))
+    return num_blocks * transitions(num_warmup, num_samples) * num_leapfrog

@@ -1,0 +1,265 @@
+"""Log-densities of model and guide, and draws from them."""
+
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_vae.distributions import base_distribution
+from pyro_vae.traces.sites import (
+    ENUMERATION_DIM,
+    Program,
+    check_known,
+    enumerated,
+    is_enumerated,
+    latent_names,
+    sample_count,
+    sample_sites,
+    sum_sites,
+    trace_of,
+)
+
+
+class LogJoint(NamedTuple):
+    r"""The two parts of :math:`\log p(x, z)`, in nats.
+
+    Attributes:
+        log_prior: Sum over all latent sites.
+        log_likelihood: Sum over all observed sites.
+    """
+
+    log_prior: Float[Tensor, "samples batch"]
+    log_likelihood: Float[Tensor, "samples batch"]
+
+
+class Draws(NamedTuple):
+    r"""Draws of the latent sites from the guide, scored under model and guide.
+
+    Attributes:
+        latents: Value of every latent site, shape ``(samples, batch, *event)``.
+        log_joint: Parts of :math:`\log p(x, z)`.
+        log_guide: :math:`\log q(z \mid x)`, nats.
+    """
+
+    latents: dict[str, Tensor]
+    log_joint: LogJoint
+    log_guide: Float[Tensor, "samples batch"]
+
+
+def log_joint(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> LogJoint:
+    r""":math:`\log p(z)` and :math:`\log p(x \mid z)` at given latents, in nats.
+
+    Args:
+        model: A Pyro program that keeps the contract.
+        latents: A value for every latent site, shape ``(samples, batch, *event)``. Discrete sites may be
+            left out, and are summed over.
+        *batch: The program's arguments.
+
+    Raises:
+        ValueError: If a latent site has no value or one of a wrong shape, or a site lies outside the plate
+            ``"data"``.
+    """
+    num_samples = sample_count(latents, batch)
+    conditioned = enumerated(poutine.condition(model, data=latents))
+    return joint_of(trace_of(conditioned, batch, num_samples), latents, num_samples)
+
+
+def log_guide(guide: Program, latents: dict[str, Tensor], *batch: Tensor) -> Float[Tensor, "samples batch"]:
+    r""":math:`\log q(z \mid x)` at given latents, in nats; as :func:`log_joint`."""
+    num_samples = sample_count(latents, batch)
+    trace = trace_of(enumerated(poutine.condition(guide, data=latents)), batch, num_samples)
+    names = [name for name, _ in sample_sites(trace)]
+    check_known(trace, latents)
+    return sum_sites([(trace, name) for name in names], num_samples)
+
+
+def joint_of(trace: poutine.Trace, latents: dict[str, Tensor], num_samples: int) -> LogJoint:
+    """The parts of log p(x, z) of a trace at these latents; enumerated sites are summed out."""
+    check_known(trace, latents)
+    sites = sample_sites(trace)
+    priors = [(trace, name) for name, site in sites if name in latents or is_enumerated(site)]
+    others = [(trace, name) for name, _ in sites if (trace, name) not in priors]
+    log_prior = sum_sites(priors, num_samples)
+    if not any(is_enumerated(site) for _, site in sites):
+        return LogJoint(log_prior, sum_sites(others, num_samples))
+    return LogJoint(log_prior, sum_sites(priors + others, num_samples) - log_prior)
+
+
+def draw_latents(program: Program, *batch: Tensor, num_samples: int) -> dict[str, Tensor]:
+    """Draws of the continuous latent sites: from the prior of a model, or from a guide.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    latents = {
+        name: site["value"]
+        for name, site in sample_sites(trace_of(program, batch, num_samples))
+        if not site["is_observed"] and not site["fn"].support.is_discrete
+    }
+    if not latents:
+        raise ValueError("all latent sites are discrete: enumeration(model, x) sums them out exactly")
+    return {
+        name: value.expand(num_samples, len(batch[0]), *value.shape[2:]) for name, value in latents.items()
+    }
+
+
+def draw(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Draws:
+    """Draw latents from the guide and score them; differentiable in the parameters of both programs.
+
+    Discrete sites of the model that the guide leaves out are summed over.
+
+    Raises:
+        ValueError: As :func:`log_weights`.
+    """
+    guide_trace = trace_of(guide, batch, num_samples)
+    model_trace = _replayed(model, guide_trace, batch, num_samples, EnumMessenger(ENUMERATION_DIM))
+    names = latent_names(guide_trace)
+    values = {name: guide_trace.nodes[name]["value"] for name in names}
+    return Draws(
+        values,
+        joint_of(model_trace, values, num_samples),
+        sum_sites([(guide_trace, name) for name in names], num_samples),
+    )
+
+
+def _replayed(
+    model: Program, guide_trace: poutine.Trace, batch: tuple[Tensor, ...], num_samples: int, enum: Messenger
+) -> poutine.Trace:
+    """The model's trace at the guide's draws."""
+    names = latent_names(guide_trace)
+    for name in names:
+        if isinstance(base_distribution(guide_trace.nodes[name]["fn"]), dist.Delta):
+            raise ValueError(
+                f"the guide's site {name!r} is a point mass: it has no density, so there are no "
+                "importance weights and no bound on log p(x). An autoencoder has no likelihood; use a "
+                "guide with a density"
+            )
+
+    def config(site: dict) -> dict:
+        sums_out = site["name"] not in names and getattr(site["fn"], "has_enumerate_support", False)
+        return {"enumerate": "parallel" if sums_out else None}
+
+    enumerated = enum(poutine.infer_config(model, config_fn=config))
+    model_trace = trace_of(poutine.replay(enumerated, trace=guide_trace), batch, num_samples)
+    known = {name for name, site in sample_sites(model_trace) if is_enumerated(site)} | set(names)
+    latents = set(latent_names(model_trace))
+    if not set(names) <= latents <= known:
+        raise ValueError(
+            f"the model's latent sites are {sorted(latents)}, the guide's are {sorted(names)}: they "
+            "must have the same names (the guide may leave out discrete sites that can be enumerated)"
+        )
+    return model_trace
+
+
+def log_weights(
+    model: Program, guide: Program, *batch: Tensor, num_samples: int
+) -> Float[Tensor, "samples batch"]:
+    r""":math:`\log p(x, z) - \log q(z \mid x)` for :math:`z \sim q(z \mid x)`, in nats.
+
+    Their mean over samples is the ELBO, their log-mean-exp the importance-weighted bound (Burda, Grosse &
+    Salakhutdinov 2016). Differentiable in the parameters of model and guide where the guide's sites are
+    reparameterised.
+
+    Args:
+        model: A Pyro program that keeps the contract.
+        guide: A Pyro program with the same arguments and the model's latent sites.
+        *batch: Arguments of both; the first is the data.
+        num_samples: Draws for every datum.
+
+    Raises:
+        ValueError: If a guide site is a point mass, the latent sites of the two programs differ, or a
+            site lies outside the plate ``"data"``.
+    """
+    guide_trace = trace_of(poutine.enum(guide, first_available_dim=ENUMERATION_DIM), batch, num_samples)
+    names = latent_names(guide_trace)
+    enumerates = any(is_enumerated(guide_trace.nodes[name]) for name in names)
+    enum = EnumMessenger(None if enumerates else ENUMERATION_DIM)  # the model goes on where the guide ended
+    model_trace = _replayed(model, guide_trace, batch, num_samples, enum)
+    drawn = [(guide_trace, name) for name in names if not is_enumerated(guide_trace.nodes[name])]
+    return sum_sites([(model_trace, name) for name, _ in sample_sites(model_trace)], num_samples, minus=drawn)
+
+
+def sample(
+    model: Program, *batch: Tensor, num_samples: int = 1
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draws from the model itself: (latents, observations), each ``(samples, batch, *event)`` by site.
+
+    Args:
+        model: A Pyro program that keeps the contract.
+        *batch: Its arguments; of the data only the number counts, their values are drawn anew.
+        num_samples: Draws for every row of the batch.
+    """
+    latents, observations = {}, {}
+    for name, site in sample_sites(trace_of(poutine.uncondition(model), batch, num_samples)):
+        values = observations if site["infer"].get("was_observed") else latents
+        values[name] = site["value"]
+    return latents, observations
+
+
+def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Data drawn from the model in place of those given, and the continuous latents that they come from.
+
+    Args:
+        model: A Pyro program that keeps the contract.
+        *batch: Its arguments; those that it observes are replaced.
+
+    Returns:
+        Latents by site, shape ``(1, batch, *event)``, and the new arguments.
+
+    Raises:
+        ValueError: If what a site observes is not one of the arguments itself.
+    """
+    latents, arguments = {}, list(batch)
+    for name, site in sample_sites(trace_of(poutine.uncondition(model), batch, 1)):
+        if not site["infer"].get("was_observed"):
+            if not site["fn"].support.is_discrete:
+                latents[name] = site["value"].expand(1, len(batch[0]), *site["fn"].event_shape)
+            continue
+        places = [i for i, argument in enumerate(batch) if site["infer"]["obs"] is argument]
+        if not places:
+            raise ValueError(
+                f"data cannot be simulated: what the model's site {name!r} observes is none of its arguments "
+                "as they are. Pass obs=x without changing x"
+            )
+        arguments[places[0]] = site["value"].expand(1, *batch[places[0]].shape)[0].to(batch[places[0]].dtype)
+    return latents, tuple(arguments)
+
+
+def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, Distribution]:
+    """The guide's distribution of every latent site, batch shape (1, batch).
+
+    A site that depends on another one is conditioned on a draw of it.
+    """
+    sites = sample_sites(trace_of(guide, batch, 1))
+    return {name: site["fn"] for name, site in sites if not site["is_observed"]}
+
+
+def model_distributions(model: Program, guide: Program, *batch: Tensor) -> dict[str, Distribution]:
+    """The model's distribution of every site, batch shape (1, batch), at one draw from the guide."""
+    replayed = poutine.replay(model, trace=trace_of(guide, batch, 1))
+    return {name: site["fn"] for name, site in sample_sites(trace_of(replayed, batch, 1))}
+
+
+def first_nonfinite(model: Program, guide: Program, *batch: Tensor) -> str | None:
+    """In words, the first sample site of guide or model that is not finite; None if all are."""
+    with pyro.validation_enabled(False), torch.no_grad():
+        guide_trace = trace_of(guide, batch, 1)
+        model_trace = trace_of(poutine.replay(model, trace=guide_trace), batch, 1)
+        for program, trace in ("guide", guide_trace), ("model", model_trace):
+            for name, site in sample_sites(trace):
+                log_prob = site["fn"].log_prob(site["value"])
+                for what, numbers in ("value", site["value"]), ("log-probability", log_prob):
+                    bad = int((~torch.isfinite(numbers)).sum())
+                    if bad:
+                        return (
+                            f"the {what} of the {program}'s site {name!r} is not finite "
+                            f"({bad} of {numbers.numel()} numbers)"
+                        )
+    return None

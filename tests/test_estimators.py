@@ -1,0 +1,411 @@
+"""Every estimator against an exact answer, with the error that it states."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import config_enumerate
+
+from pyro_vae import (
+    ais,
+    bidirectional,
+    elbo,
+    enumeration,
+    importance_sampling,
+    inference_gap,
+    log_joint,
+    oracles,
+    quadrature,
+    vae,
+)
+from pyro_vae.marginal_likelihood import annealing, fit_kernel_density, fit_normal, hmc
+from pyro_vae.marginal_likelihood.reciprocal import reciprocal_importance
+from pyro_vae.oracles import LinearGaussian
+
+pytestmark = pytest.mark.usefixtures("double")
+
+# By name, from a pair and data to estimates; small enough for the tests, good enough for their errors.
+ESTIMATORS = {
+    "importance_sampling": lambda model, guide, x: importance_sampling(
+        model, guide, x, num_samples=400, progress=False
+    ),
+    "ais_prior": lambda model, _, x: ais(model, x, num_temperatures=100, num_leapfrog=2, progress=False),
+    "ais_guide": lambda model, guide, x: ais(
+        model, x, guide=guide, num_temperatures=20, num_leapfrog=2, progress=False
+    ),
+    "hmc_normal": lambda model, _, x: hmc(
+        model, x, num_samples=100, num_warmup=120, num_leapfrog=4, progress=False
+    ),
+    "hmc_kernel": lambda model, _, x: hmc(
+        model, x, fit=fit_kernel_density, num_samples=100, num_warmup=120, num_leapfrog=4, progress=False
+    ),
+    "quadrature": lambda model, _, x: quadrature(model, x, progress=False),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "quadrature"])
+def test_stated_errors_are_calibrated(name):
+    oracle = LinearGaussian.random(6, 2)
+    x = oracle.sample(250)
+    result = ESTIMATORS[name](*oracle.pair(widening=1.3), x)
+    z = (result.values - oracle.log_prob(x)) / result.std_error
+    assert 0.8 < z.std().item() < 1.25
+    assert abs(z.mean().item()) < 0.35
+    assert result.std_error.max() < 0.6
+    assert result.bound == ("upper" if name.startswith("hmc") else "lower")
+
+
+@pytest.mark.parametrize("name", ["importance_sampling", "ais_guide"])
+def test_exact_posterior_as_guide_gives_log_p_x_of_every_datum(name):
+    oracle = LinearGaussian.random(6, 4)
+    x = oracle.sample(50)
+    result = ESTIMATORS[name](*oracle.pair(), x)
+    torch.testing.assert_close(result.values, oracle.log_prob(x), rtol=0, atol=1e-4)
+    assert result.std_error.max() < 1e-4
+
+
+def test_appendix_d_is_exact_if_its_density_is_the_posterior():
+    oracle = LinearGaussian.random(6, 4)
+    x = oracle.sample(20)
+    posterior = oracle.posterior(x)
+    result = hmc(
+        oracle.pair()[0],
+        x,
+        fit=lambda draws: posterior.log_prob,
+        num_samples=10,
+        num_warmup=60,
+        progress=False,
+    )
+    torch.testing.assert_close(result.values, oracle.log_prob(x), rtol=0, atol=1e-4)
+    assert result.std_error.max() < 1e-4
+
+
+def test_the_bias_of_importance_sampling():
+    r"""It is :math:`-CV^2 / 2K` to first order, with CV^2 of the weights in closed form."""
+    oracle = LinearGaussian.random(2, 2)
+    x = oracle.sample(1).expand(100_000, -1)
+    c, size = 1.4, 20
+    result = importance_sampling(*oracle.pair(widening=c), x, num_samples=size, progress=False)
+    variation = (c**2 / math.sqrt(2 * c**2 - 1)) ** 2 - 1
+    bias = (result.values - oracle.log_prob(x)).mean().item()
+    assert bias == pytest.approx(-variation / (2 * size), rel=0.2)
+
+
+def test_sampling_stops_at_the_tolerance_or_says_why_not():
+    oracle = LinearGaussian.random(4, 2)
+    x = oracle.sample(100)
+    model, wide = oracle.pair(widening=1.3)
+    result = importance_sampling(model, wide, x, num_samples=20_000, tolerance=0.002, progress=False)
+    assert 200 <= result.diagnostics["num_samples"].mean() < 5000
+    error = (result.values - oracle.log_prob(x)).mean().item()
+    assert abs(error) < 0.01
+    assert "stopped at the tolerance of 0.002 nats" in result.summary()
+    # A smaller tolerance takes more samples, and so does less data.
+    more = importance_sampling(model, wide, x, num_samples=20_000, tolerance=0.0005, progress=False)
+    assert more.diagnostics["num_samples"].mean() > 2 * result.diagnostics["num_samples"].mean()
+    _, narrow = oracle.pair(widening=0.4)
+    hopeless = importance_sampling(model, narrow, x, num_samples=2000, tolerance=0.001, progress=False)
+    assert hopeless.diagnostics["num_samples"].max() < 2000
+    assert "was not reached" in hopeless.summary()
+    assert "ais" in hopeless.summary()
+    with pytest.raises(ValueError, match="tolerance must be positive"):
+        importance_sampling(model, wide, x, tolerance=0.0, progress=False)
+
+
+# ------------------------------------------------------------------------------------ bounds
+
+
+def test_bidirectional_bounds_hold_log_p_x_between_them(monkeypatch):
+    oracle = LinearGaussian.random(8, 5)
+    seen = []
+    simulate = annealing.simulate
+    monkeypatch.setattr(annealing, "simulate", lambda *a: seen.append(simulate(*a)) or seen[-1])
+    x = torch.zeros(300, 8)
+    result = bidirectional(oracle.pair()[0], x, num_temperatures=20, num_leapfrog=2, progress=False)
+    exact = torch.cat([oracle.log_prob(data) for _, (data,) in seen])
+    lower, upper = (result.values - exact).mean().item(), (result.upper - exact).mean().item()
+    assert -2 < lower < -0.02
+    assert 0.02 < upper < 2
+    assert result.gap == pytest.approx(upper - lower)
+    # More temperatures bring them together.
+    close = bidirectional(oracle.pair()[0], x, num_temperatures=200, num_leapfrog=2, progress=False)
+    assert -0.02 < close.gap < 0.4 * result.gap
+    assert "simulated from the model" in close.summary()
+
+
+def test_simulated_data_must_be_arguments():
+    def shifted(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x + 1)
+
+    with pytest.raises(ValueError, match="observes is none of its arguments"):
+        bidirectional(shifted, torch.zeros(3), progress=False)
+
+
+# ------------------------------------------------------------------------------------ other models
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 3])
+def test_quadrature_is_exact(latent_dim):
+    oracle = LinearGaussian.random(7, latent_dim, scale=0.2)
+    x = oracle.sample(40)
+    result = quadrature(oracle.pair()[0], x, progress=False)
+    torch.testing.assert_close(result.values, oracle.log_prob(x), rtol=0, atol=1e-6)
+    assert (result.diagnostics["converged"] == 1).all()
+    assert result.bound == "exact"
+
+
+def test_quadrature_finds_narrow_modes_wherever_they_are():
+    """Modes of width 0.02 around +-1.3 and +-2.6, far narrower than the first lattice is dense."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.square(), 0.1).to_event(1), obs=x)
+
+    x = torch.tensor([[1.7, 6.8], [0.02, 3.0], [1.7, 9.0]])
+
+    def joint(z):
+        return sum(log_joint(model, {"z": z.unsqueeze(1).expand(-1, len(x), -1)}, x))
+
+    exact = oracles.quadrature(joint, 2, nodes=1500, limit=5.0)
+    torch.testing.assert_close(quadrature(model, x, progress=False).values, exact, rtol=0, atol=1e-4)
+
+
+def test_quadrature_says_where_it_has_not_converged():
+    oracle = LinearGaussian.random(5, 3, scale=0.01)
+    result = quadrature(oracle.pair()[0], oracle.sample(5), max_nodes=500, progress=False)
+    assert (result.diagnostics["converged"] == 0).any()
+    assert "not converged for" in result.summary()
+    with pytest.raises(ValueError, match="4 latent dimensions, but quadrature takes at most 3"):
+        quadrature(LinearGaussian.random(5, 4).pair()[0], torch.zeros(2, 5), progress=False)
+
+
+def gamma_poisson(x):
+    """A positive latent: log p(x) is that of the negative binomial distribution."""
+    with pyro.plate("data", len(x)):
+        rate = pyro.sample("rate", dist.Gamma(3.0, 0.5))
+        pyro.sample("x", dist.Poisson(rate), obs=x)
+
+
+def lognormal_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("rate", dist.LogNormal(((x + 2.5) / 1.5).log(), (x + 3).rsqrt()))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_constrained_latent_in_programs_without_modules(name):
+    x = torch.arange(0.0, 15.0).repeat(4)
+    result = ESTIMATORS[name](gamma_poisson, lognormal_guide, x)
+    exact = dist.NegativeBinomial(3.0, probs=torch.tensor(1 / 1.5)).log_prob(x)
+    check(result, exact)
+
+
+def check(result, exact):
+    error = result.values - exact
+    if result.method == "quadrature":
+        assert error.abs().max() < 1e-5
+    else:
+        z = error / result.std_error.clamp(min=1e-6)
+        assert z.square().mean() < 2
+        assert z.abs().max() < 6
+        assert result.std_error.mean() < 0.4
+
+
+WEIGHTS = torch.tensor([[1.0, 0.5], [-0.3, 0.8], [0.6, -1.0]], dtype=torch.float64)
+
+
+def two_levels(x):
+    r"""z2 ~ N(0, 1), z1 | z2 ~ N((z2, -z2), 0.5^2), x | z1 ~ N(W z1, 0.7^2): jointly normal."""
+    with pyro.plate("data", len(x)):
+        z2 = pyro.sample("z2", dist.Normal(0.0, 1.0))
+        z1 = pyro.sample("z1", dist.Normal(torch.stack([z2, -z2], -1), 0.5).to_event(1))
+        pyro.sample("x", dist.Normal(z1 @ WEIGHTS.T, 0.7).to_event(1), obs=x)
+
+
+def two_levels_guide(x):
+    with pyro.plate("data", len(x)):
+        z1 = pyro.sample("z1", dist.Normal(0.5 * x @ WEIGHTS, 0.7).to_event(1))
+        pyro.sample("z2", dist.Normal(0.6 * (z1[..., 0] - z1[..., 1]) / 2, 0.7))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_hierarchy_of_latents(name):
+    signs = torch.tensor([1.0, -1.0])
+    covariance = WEIGHTS @ (torch.outer(signs, signs) + 0.25 * torch.eye(2)) @ WEIGHTS.T + 0.49 * torch.eye(3)
+    marginal = torch.distributions.MultivariateNormal(torch.zeros(3), covariance)
+    x = marginal.sample((60,))
+    check(ESTIMATORS[name](two_levels, two_levels_guide, x), marginal.log_prob(x))
+
+
+SHARES = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+CENTRES = torch.tensor([[-2.0, 0.0], [0.0, 1.0], [2.0, -1.0]], dtype=torch.float64)
+
+
+def mixture(x):
+    """y ~ Categorical, z | y ~ N(c_y, 1), x | z, y ~ N((1 + y) z, 0.5^2)."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(SHARES))
+        z = pyro.sample("z", dist.Normal(CENTRES[y], 1.0).to_event(1))
+        pyro.sample("x", dist.Normal((1.0 + y)[..., None] * z, 0.5).to_event(1), obs=x)
+
+
+def mixture_guide(x):
+    """Exact posterior of z given y."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(torch.tensor([0.4, 0.3, 0.3])))
+        a = (1.0 + y)[..., None]
+        precision = 1 + a**2 / 0.25
+        pyro.sample("z", dist.Normal((CENTRES[y] + a * x / 0.25) / precision, precision.rsqrt()).to_event(1))
+
+
+def without_y(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.6 * x, 0.8).to_event(1))
+
+
+def mixture_log_prob(x):
+    a = torch.arange(1.0, 4.0)[:, None, None]
+    normal = dist.Normal(a * CENTRES[:, None], (0.25 + a**2).sqrt()).log_prob(x).sum(-1)
+    return (normal + SHARES.log()[:, None]).logsumexp(0)
+
+
+@pytest.mark.parametrize("guide", [without_y, mixture_guide, config_enumerate(mixture_guide)])
+def test_discrete_and_continuous_latents_by_importance_sampling(guide):
+    x = 3 * torch.randn(60, 2)
+    result = importance_sampling(mixture, guide, x, num_samples=20_000, progress=False)
+    exact = mixture_log_prob(x)
+    if guide in (without_y, mixture_guide):
+        assert (result.values - exact).abs().max() < 0.3
+    else:  # all values of y, and the exact posterior of z for each: nothing is left to chance
+        torch.testing.assert_close(result.values, exact, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "importance_sampling"])
+def test_discrete_and_continuous_latents_by_the_others(name):
+    x = 3 * torch.randn(60, 2)
+    result = ESTIMATORS[name](mixture, without_y, x)
+    if name.startswith("hmc"):  # two modes in some
+        assert (result.values - mixture_log_prob(x)).abs().median() < 0.05
+    else:
+        check(result, mixture_log_prob(x))
+
+
+def chain(x):
+    """A hidden Markov model of eight steps, summed out in time that is linear in its length."""
+    stay = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y_0", dist.Categorical(torch.tensor([0.5, 0.5])))
+        for t in pyro.markov(range(8)):
+            if t:
+                y = pyro.sample(f"y_{t}", dist.Categorical(stay[y]))
+            pyro.sample(f"x_{t}", dist.Normal(2.0 * y - 1, 1.0), obs=x[:, t])
+
+
+def test_enumeration_of_a_chain():
+    x = torch.randn(30, 8)
+    stay = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+
+    def joint(y):
+        path = math.log(0.5) + stay[y[:, :-1], y[:, 1:]].log().sum(-1)
+        return path[:, None] + dist.Normal(2.0 * y - 1, 1.0).log_prob(x[:, None]).sum(-1).T
+
+    result = enumeration(chain, x, progress=False)
+    torch.testing.assert_close(result.values, oracles.enumeration(joint, [2] * 8), rtol=0, atol=1e-10)
+    assert (result.std_error == 0).all()
+    assert "exact" in result.summary()
+
+
+def test_what_cannot_be_enumerated_is_said():
+    def vector(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(torch.full((4,), 0.5)).to_event(1))
+            pyro.sample("x", dist.Normal(y.sum(-1), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"cannot be enumerated\. Make it several sites"):
+        enumeration(vector, torch.zeros(3), progress=False)
+    with pytest.raises(ValueError, match="no value for the model's site 'z'"):
+        enumeration(mixture, torch.zeros(3, 2), progress=False)
+    with pytest.raises(ValueError, match="all latent sites are discrete: enumeration"):
+        ais(chain, torch.zeros(3, 8), progress=False)
+
+
+# ------------------------------------------------------------------------------------ Appendix D
+
+
+def test_kernel_density_is_that_of_scipy():
+    from scipy.stats import gaussian_kde
+
+    draws, points = torch.randn(60, 2, 3) @ torch.randn(3, 3), torch.randn(40, 2, 3)
+    ours = fit_kernel_density(draws)(points)
+    for i in range(2):
+        found = []
+        scott = 30 ** (-1 / 7)
+        for j in range(10):
+            kde = gaussian_kde(draws[:30, i].T.numpy(), bw_method=scott * math.exp((j - 5) / 2))
+            found.append(kde.logpdf(draws[30:, i].T.numpy()).sum())
+        width = 60 ** (-1 / 7) * math.exp((max(range(10), key=found.__getitem__) - 5) / 2)
+        expected = gaussian_kde(draws[:, i].T.numpy(), bw_method=width).logpdf(points[:, i].T.numpy())
+        torch.testing.assert_close(ours[:, i], torch.from_numpy(expected))
+
+
+def test_reciprocal_estimates_err_upwards_when_the_fit_is_poor():
+    """The table in which 25 draws are too few for ten latents, and 250 are enough (exact posterior draws)."""
+    oracle = LinearGaussian.random(20, 10)
+    x = oracle.sample(200)
+    errors = {}
+    for count in (25, 250):
+        z = oracle.posterior(x).sample((2, count))
+        joint = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+        joint = joint + dist.Normal(z @ oracle.weight.T + oracle.mean, oracle.scale).log_prob(x).sum(-1)
+        for fit in (fit_normal, fit_kernel_density):
+            values, _, _ = reciprocal_importance(joint, z, fit)
+            errors[fit, count] = (values - oracle.log_prob(x)).mean().item()
+    assert 0.05 < errors[fit_normal, 25] < 0.6
+    assert 0.4 < errors[fit_kernel_density, 25] < 1.5
+    assert abs(errors[fit_normal, 250]) < 0.02
+    assert abs(errors[fit_kernel_density, 250]) < 0.2
+
+
+# ------------------------------------------------------------------------------------ where the gap is
+
+
+def test_inference_gap_of_a_wrong_encoder_is_amortisation():
+    oracle = LinearGaussian.random(6, 2)
+    x = oracle.sample(50)
+    model, guide = oracle.pair(widening=1.5)
+    gap = inference_gap(model, guide, x, progress=False)
+    expected = (oracle.log_prob(x) - oracle.elbo(x, 1.5)).mean().item()
+    assert gap.amortisation.mean().item() == pytest.approx(expected, abs=0.05)
+    assert gap.approximation.mean().item() == pytest.approx(0, abs=0.01)
+    assert "amortisation gap" in gap.summary()
+
+
+def test_inference_gap_of_a_diagonal_family_is_approximation():
+    oracle = LinearGaussian.random(6, 3)
+    x = oracle.sample(50)
+    model, _ = oracle.pair()
+    _, guide = vae(6, 3, hidden=())  # whose family is DiagNormal
+    gap = inference_gap(model, guide, x, progress=False)
+    precision = torch.linalg.inv(oracle.covariance)
+    # The best diagonal normal has the diagonal of the posterior's precision.
+    expected = (precision.diagonal().log().sum() - precision.logdet()).item() / 2
+    assert gap.approximation.mean().item() == pytest.approx(expected, abs=0.03)
+    bound = elbo(model, guide, x, num_samples=2000).elbo.mean().item()
+    assert gap.elbo.mean().item() == pytest.approx(bound, rel=0.02)
+
+
+def test_families_without_parameters_are_refused():
+    model, _ = vae(4, 1)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(torch.zeros(len(x), 1), 1.0)
+            flow = dist.TransformedDistribution(base, [torch.distributions.transforms.TanhTransform()])
+            pyro.sample("z", flow.to_event(1))
+
+    with pytest.raises(ValueError, match="family cannot be searched"):
+        inference_gap(model, guide, torch.zeros(3, 4), progress=False)
