@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,13 +145,16 @@ def _load(path: Path, identity: str) -> list[Columns]:
         return []
     try:
         record = torch.load(path, weights_only=True)
-        if record["identity"] != identity:
-            raise ResumeError(
-                f"{path} holds unfinished work with other data, weights or settings: go on with those, or "
-                "remove the file to start anew"
-            )
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
-        raise ResumeError(f"{path} is no file of unfinished estimates ({error}): give another name") from None
+        known = record["identity"]
+    except Exception as error:  # torch raises whatever the content leads it to
+        raise ResumeError(
+            f"{path} is no file of unfinished estimates ({type(error).__name__}): give another name"
+        ) from error
+    if known != identity:
+        raise ResumeError(
+            f"{path} holds unfinished work with other data, weights or settings: go on with those, or remove "
+            "the file to start anew"
+        )
     cpu, devices = record["states"]
     torch.set_rng_state(cpu)
     for device, state in enumerate(devices[: torch.cuda.device_count()]):

@@ -81,6 +81,7 @@ def test_train_leaves_a_run(finished):
         "manifold",
         "codes",
         "log_marginal",
+        "sandwich",
         "khat",
     }
     for words in (
@@ -99,10 +100,57 @@ def test_estimate_says_how_good_a_run_is(finished):
     folder, _ = finished
     done = run("estimate", folder, "--num-samples", 100, "--limit", 50, "--split", "valid", cwd=folder)
     assert "digits valid, 200 data, binarization dynamic (one draw, seed 1), the first 50" in done.stdout
-    assert len(json.loads((folder / "log_marginal.json").read_text())["values"]) == 300
-    record = json.loads((folder / "log_marginal_valid.json").read_text())
-    assert len(record["values"]) == len(record["std_error"]) == len(record["khat"]) == 50
+    record = json.loads((folder / "log_marginal.json").read_text())["importance_sampling"]
+    assert len(record["values"]) == 300
+    record = json.loads((folder / "log_marginal_valid.json").read_text())["importance_sampling"]
+    assert len(record["values"]) == len(record["std_error"]) == len(record["diagnostics"]["khat"]) == 50
     assert record["settings"]["num_samples"] == 100
+    assert record["settings"]["seconds"] > 0
+
+
+def test_estimate_by_all_methods(finished):
+    folder, _ = finished
+    small = ("--num-temperatures", 40, "--num-simulated", 10, "--num-samples", 200)
+    done = run("estimate", folder, "--method", "all", "--limit", 10, "--split", "train", *small, cwd=folder)
+    methods = {"importance_sampling", "ais", "bidirectional", "hmc", "quadrature"}
+    path = folder / "log_marginal_train.json"
+    record = json.loads(path.read_text())
+    assert set(record) == methods
+    assert {line.split()[0] for line in done.stdout.splitlines() if line} >= methods
+    assert "by quadrature, exact" in done.stdout
+    exact = np.array(record["quadrature"]["values"])
+    for name, tolerance in ("importance_sampling", 0.5), ("ais", 0.5), ("hmc", 0.5):
+        np.testing.assert_allclose(record[name]["values"], exact, atol=tolerance)
+    assert not list(folder.glob("*.partial"))
+    # Another method of the same data joins them; one of other data takes their place.
+    run("estimate", folder, "--limit", 10, "--split", "train", "--num-samples", 50, cwd=folder)
+    record = json.loads(path.read_text())
+    assert set(record) == methods
+    assert record["importance_sampling"]["settings"]["num_samples"] == 50
+    run("estimate", folder, "--limit", 11, "--split", "train", "--num-samples", 50, cwd=folder)
+    assert set(json.loads(path.read_text())) == {"importance_sampling", "bidirectional"}
+
+
+def test_an_interrupted_estimate_goes_on(finished):
+    folder, _ = finished
+    arguments = [folder, "--method", "ais", "--num-temperatures", 300, "--split", "valid"]
+    process = subprocess.Popen(
+        command("estimate", *arguments),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = folder / "log_marginal_valid.ais.partial"
+    while not partial.exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "go on by the same command" in said
+    done = run("estimate", *arguments, cwd=folder)
+    assert "ais, from the prior, 16 chains, 300 temperatures" in done.stdout
+    assert not partial.exists()
 
 
 def test_plot_draws_a_run_again(finished):
@@ -112,7 +160,7 @@ def test_plot_draws_a_run_again(finished):
     done = run("plot", folder, cwd=folder)
     drawn = sorted(str(path) for path in (folder / "figures").iterdir())
     assert done.stdout.split() == drawn
-    assert len(drawn) == 7
+    assert len(drawn) == 8
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
@@ -139,7 +187,10 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     assert without_seconds(tmp_path / "parts") == without_seconds(tmp_path / "whole")
     for name in ("checkpoint.pt", "best.pt"):
         assert same(parameters(tmp_path / "whole", name), parameters(tmp_path / "parts", name))
-    values = [json.loads((tmp_path / run_ / "log_marginal.json").read_text()) for run_ in ("whole", "parts")]
+    values = [
+        json.loads((tmp_path / run_ / "log_marginal.json").read_text())["importance_sampling"]
+        for run_ in ("whole", "parts")
+    ]
     assert values[0]["values"] == values[1]["values"]
 
 
@@ -184,7 +235,7 @@ def test_help_explains_without_importing_torch(script, tmp_path):
     assert done.stdout.endswith("False\n")
     for words in {
         "train": ["--latent-dim", "--binarization", "sigmoid_normal", "--resume", "estimator B"],
-        "estimate": ["--num-samples", "--limit", "--split"],
+        "estimate": ["--method", "--num-samples", "--limit", "--split"],
         "plot": ["PNG"],
     }[script]:
         assert words in done.stdout

@@ -99,8 +99,7 @@ def verdict(estimates: Mapping[str, LogMarginal]) -> str:
                 f"on {len(simulated.values):,} data simulated from the model, annealing is at most "
                 f"{simulated.gap:.2g} ± {math.hypot(*errors):.1g} nats too low (bidirectional Monte Carlo)"
             )
-    first, *rest = sentences
-    return ". ".join([first, *(sentence[0].upper() + sentence[1:] for sentence in rest)]) + "."
+    return "; ".join(sentences) + "."
 
 
 def _mean_error(std_error: Tensor) -> float:

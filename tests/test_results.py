@@ -1,0 +1,238 @@
+"""What is done with estimates: resumed, compared, ranked by ArviZ, judged."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae import LogMarginal, ais, compare, importance_sampling, quadrature, sample_posterior, vae
+from pyro_vae.blocks import ResumeError
+from pyro_vae.diagnostics import arviz
+from pyro_vae.marginal_likelihood import EstimatesError, best_estimate, bidirectional, hmc, table, verdict
+from pyro_vae.oracles import LinearGaussian
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def estimates(values, error=0.0, method="importance_sampling", bound="lower", data="same", **diagnostics):
+    return LogMarginal(
+        values,
+        torch.full_like(values, error),
+        method,
+        bound,
+        {"scores": "log p(x)", "effort": "", "data": "toy", "data_checksum": data, "model_checksum": "m"},
+        diagnostics,
+    )
+
+
+# ------------------------------------------------------------------------------------ resuming
+
+
+class InterruptionError(Exception):
+    """Stands for Ctrl-C."""
+
+
+RESUMABLE = {
+    "importance_sampling": lambda model, guide, x, **kw: importance_sampling(
+        model, guide, x, num_samples=40, **kw
+    ),
+    "ais": lambda model, guide, x, **kw: ais(
+        model, x, guide=guide, num_chains=8, num_temperatures=5, num_leapfrog=1, **kw
+    ),
+    "bidirectional": lambda model, _, x, **kw: bidirectional(
+        model, x, num_chains=8, num_temperatures=5, num_leapfrog=1, **kw
+    ),
+    "hmc": lambda model, _, x, **kw: hmc(model, x, num_samples=10, num_warmup=12, num_leapfrog=1, **kw),
+    "quadrature": lambda model, _, x, **kw: quadrature(model, x, **kw),
+    "sample_posterior": lambda model, _, x, **kw: sample_posterior(
+        model, x, num_samples=10, num_warmup=12, num_leapfrog=1, **kw
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_interrupted_work_goes_on_with_the_same_result(name, tmp_path, monkeypatch):
+    """Interrupted again and again, in another process's state of the generators each time."""
+    monkeypatch.setattr("pyro_vae.blocks.rows_at_once", lambda batch: 256)
+    monkeypatch.setattr("pyro_vae.marginal_likelihood.importance.rows_at_once", lambda batch: 256)
+    monkeypatch.setattr("pyro_vae.marginal_likelihood.exact._BLOCK", 8)
+    oracle = LinearGaussian.random(4, 2)
+    x, (model, guide) = oracle.sample(40), oracle.pair(widening=1.2)
+    calls = left = 0
+    forward = type(model).forward
+
+    def counted(self, x):
+        nonlocal calls, left
+        calls, left = calls + 1, left - 1
+        if left == 0:
+            raise InterruptionError
+        return forward(self, x)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    torch.manual_seed(1)
+    whole = RESUMABLE[name](model, guide, x, progress=False)
+    needed, interruptions = calls, 0
+    torch.manual_seed(1)
+    while True:
+        left = max(4, needed // 3)
+        try:
+            parts = RESUMABLE[name](model, guide, x, progress=False, checkpoint=tmp_path / "unfinished")
+            break
+        except InterruptionError:
+            interruptions += 1
+            torch.manual_seed(interruptions + 100)
+            # What was drawn before the first block was done is drawn anew.
+            if not (tmp_path / "unfinished").exists():
+                torch.manual_seed(1)
+    left = 0
+    assert interruptions >= 2
+    for field in dataclasses.fields(whole):
+        a, b = getattr(whole, field.name), getattr(parts, field.name)
+        for first, second in zip(_tensors(a), _tensors(b), strict=True):
+            torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+    # Done already: nothing is computed but what describes the result.
+    calls = 0
+    RESUMABLE[name](model, guide, x, progress=False, checkpoint=tmp_path / "unfinished")
+    assert calls <= 2
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for t in value.values() if isinstance(t, torch.Tensor)] if isinstance(value, dict) else []
+
+
+def test_unfinished_work_of_something_else_is_refused(tmp_path):
+    oracle = LinearGaussian.random(4, 2)
+    x, pair = oracle.sample(10), oracle.pair(1.2)
+    path = tmp_path / "unfinished"
+    importance_sampling(*pair, x, num_samples=30, progress=False, checkpoint=path)
+    other = LinearGaussian.random(4, 2).pair(1.2)
+    for programs, data, count in ((other, x, 30), (pair, x + 1, 30), (pair, x, 40)):
+        with pytest.raises(ResumeError, match="other data, weights or settings"):
+            importance_sampling(*programs, data, num_samples=count, progress=False, checkpoint=path)
+    path.write_bytes(b"something else")
+    with pytest.raises(ResumeError, match="no file of unfinished estimates"):
+        importance_sampling(*pair, x, num_samples=30, progress=False, checkpoint=path)
+
+
+# ------------------------------------------------------------------------------------ comparing
+
+
+def test_paired_differences_vary_far_less_than_the_values():
+    hard = 20 * torch.randn(500) - 90
+    d = 0.3 + 0.5 * torch.randn(500)
+    comparison = compare(
+        {"a": estimates(hard, 0.1), "b": estimates(hard - d, 0.2), "c": estimates(hard - 5, 0.0)}
+    )
+    best, second, third = comparison.rows
+    assert (best.name, second.name, third.name) == ("a", "b", "c")
+    assert second.difference == pytest.approx(-d.mean().item())
+    assert second.data_error == pytest.approx(d.std().item() / math.sqrt(500), rel=0.05)
+    assert second.interval[0] == pytest.approx(second.difference - 1.96 * second.data_error, abs=0.01)
+    assert second.monte_carlo_error == pytest.approx(math.hypot(0.1, 0.2) / math.sqrt(500))
+    assert third.data_error == pytest.approx(0, abs=1e-12)
+    assert str(comparison).splitlines()[2].split()[:3] == [
+        "b",
+        f"{second.mean:.2f}",
+        f"{second.difference:.2f}",
+    ]
+
+
+def test_what_cannot_be_compared():
+    values = torch.randn(10)
+    with pytest.raises(EstimatesError, match="at least two"):
+        compare({"a": estimates(values)})
+    with pytest.raises(EstimatesError, match="data checksum differ"):
+        compare({"a": estimates(values), "b": estimates(values, data="others")})
+    with pytest.raises(EstimatesError, match="data checksum differ"):
+        compare({name: estimates(values, data="simulated") for name in "ab"})
+    other = dataclasses.replace(
+        estimates(values), settings=estimates(values).settings | {"scores": "cross-entropy"}
+    )
+    with pytest.raises(EstimatesError, match="scores differ"):
+        compare({"a": estimates(values), "b": other})
+    assert "estimated in different ways" in str(
+        compare({"a": estimates(values), "b": estimates(values - 1, method="ais")})
+    )
+
+
+def test_real_estimates_know_their_data():
+    oracle = LinearGaussian.random(4, 2)
+    x = oracle.sample(30)
+    exact, poor = oracle.pair(), vae(4, 2)[0]
+    right = importance_sampling(*exact, x, num_samples=50, progress=False)
+    wrong = importance_sampling(*LinearGaussian.random(4, 2).pair(), x, num_samples=50, progress=False)
+    assert [row.name for row in compare({"wrong": wrong, "right": right}).rows] == ["right", "wrong"]
+    assert right.settings["model_checksum"] != wrong.settings["model_checksum"]
+    assert isinstance(poor, torch.nn.Module)
+
+
+# ------------------------------------------------------------------------------------ ArviZ
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pandas, in ArviZ
+@pytest.mark.parametrize("error", [0.0, 0.05, 0.3])
+def test_arviz_ranks_models_by_our_values(error):
+    values = 5 * torch.randn(40) - 90
+    good, bad = estimates(values, error), estimates(values - 1 + 0.1 * torch.randn(40), error)
+    az = arviz()
+    loo = az.loo(good.to_arviz(), pointwise=True)
+    elpd = loo.elpd_loo if hasattr(loo, "elpd_loo") else loo.elpd
+    assert float(elpd) == pytest.approx(values.sum().item(), abs=0.1)
+    pointwise = loo.loo_i if hasattr(loo, "loo_i") else loo.elpd_i
+    np.testing.assert_allclose(pointwise.values.squeeze(), values, atol=0.01)
+    ranking = az.compare({"bad": bad.to_arviz(), "good": good.to_arviz()})
+    assert list(ranking.index) == ["good", "bad"]
+
+
+# ------------------------------------------------------------------------------------ verdicts
+
+
+def test_the_verdict_says_what_to_rely_on():
+    values = torch.linspace(-100, -90, 1000)
+    khat = torch.zeros(1000)
+    khat[:12] = 0.9
+    sampled = estimates(values - 0.2, 0.3, khat=khat)
+    annealed = estimates(values - 0.005, 0.1, method="ais")
+    exact = estimates(values, 1e-5, method="quadrature", bound="exact", converged=torch.ones(1000))
+    simulated = estimates(
+        values, 0.1, method="bidirectional", data="simulated", upper=values + 0.3, upper_std_error=khat + 0.1
+    )
+
+    text = verdict({"importance_sampling": sampled})
+    assert text.startswith("log p(x) = -95.20 ± 0.0095 (Monte Carlo) ± 0.091 (1,000 data)")
+    assert "k-hat is above 0.7 for 1.2 % of the data" in text
+    assert "estimate with ais" in text
+
+    everything = {
+        "importance_sampling": sampled,
+        "ais": annealed,
+        "quadrature": exact,
+        "bidirectional": simulated,
+    }
+    assert best_estimate(everything) is exact
+    text = verdict(everything)
+    assert text.startswith("log p(x) = -95.00 ")
+    assert "by quadrature, exact" in text
+    assert "importance sampling is 0.2 nats too low" in text
+    assert "annealed importance sampling agrees (-0.005" in text
+    assert "at most 0.3 ±" in text
+    del everything["quadrature"]
+    assert best_estimate(everything) is annealed
+    unconverged = estimates(values, method="quadrature", bound="exact", converged=torch.zeros(1000))
+    assert best_estimate({"ais": annealed, "quadrature": unconverged}) is annealed
+    assert verdict({"bidirectional": simulated}).startswith("on 1,000 data simulated from the model")
+
+    lines = table({"importance_sampling": sampled, "bidirectional": simulated}).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "method",
+        "importance_sampling",
+        "bidirectional",
+        "-94.700",
+    ]
+    assert "k-hat > 0.7: 1.2 %" in lines[1]
+    assert "(simulated data)" in lines[2]
+    assert "upper bound" in lines[3]
