@@ -37,6 +37,8 @@ def small(command, position):
             arguments[arguments.index(flag) + 1] = value
         elif flag == "--epochs" and "train.py" in command:
             arguments += [flag, value]
+    if "--method" in arguments:
+        arguments += ["--num-temperatures", "20", "--num-simulated", "5"]
     if "train.py" in command and "--resume" not in arguments:
         arguments += ["--test-samples", "10"]
     return arguments
@@ -66,6 +68,7 @@ def test_programs_run(program, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(size=(200, 7)))
     small = program.replace("num_epochs=50", "num_epochs=2").replace("num_samples=5000", "num_samples=50")
+    small = small.replace("test.x[:50]", "test.x[:5]").replace("num_temperatures=100", "num_temperatures=5")
     exec(compile(small, "README.md", "exec"), {})
     if "summary" in program:
         assert "log p(x) = " in capsys.readouterr().out

@@ -13,6 +13,8 @@ _BOUND_WORDS = {"lower": "lower bound", "upper": "upper bound", "exact": "exact"
 def best_estimate(estimates: Mapping[str, LogMarginal]) -> LogMarginal:
     """The estimate of given data to be relied on most: an exact one, else the highest lower bound.
 
+    Of noisy bounds the highest is that with the highest value minus its Monte Carlo error.
+
     Raises:
         ValueError: If there is none of these data: ``bidirectional`` is of simulated ones.
     """
@@ -23,7 +25,11 @@ def best_estimate(estimates: Mapping[str, LogMarginal]) -> LogMarginal:
     lower = [e for e in candidates if e.bound == "lower"]
     if not candidates:
         raise ValueError("there is no estimate of given data, only of simulated ones")
-    return exact[0] if exact else max(lower or candidates, key=lambda estimate: estimate.mean)
+    return (
+        exact[0]
+        if exact
+        else max(lower or candidates, key=lambda estimate: estimate.mean - estimate.monte_carlo_error)
+    )
 
 
 def table(estimates: Mapping[str, LogMarginal]) -> str:
@@ -87,9 +93,14 @@ def verdict(estimates: Mapping[str, LogMarginal]) -> str:
             + ("exact" if best.bound == "exact" else f"{_article(best.bound)} in expectation")
         )
         if best.khat is not None and best.unreliable_share > 0:
+            annealed = any(estimate.method == "ais" for estimate in given.values())
             sentences.append(
-                f"k-hat is above 0.7 for {100 * best.unreliable_share:.1f} % of the data, so their values "
-                "are too low by an unknown amount: estimate with ais"
+                f"k-hat is above 0.7 for {100 * best.unreliable_share:.1f} % of the data"
+                + (
+                    ""
+                    if annealed
+                    else ", so their values are too low by an unknown amount: estimate with ais"
+                )
             )
         sentences += [_relation(other, best) for other in given.values() if other is not best]
     for simulated in estimates.values():
