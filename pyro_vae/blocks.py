@@ -11,10 +11,12 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.compiled.survey import Survey
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
 from pyro_vae.progress import progress_bar
 from pyro_vae.traces import Program
+from pyro_vae.traces.sites import sample_sites, trace_of
 
 Batch = tuple[Tensor, ...]
 Columns = dict[str, Tensor]  # numbers of every datum, on the CPU, first axis the data
@@ -56,7 +58,7 @@ def split(batch: Batch, size: int) -> list[Batch]:
 @contextlib.contextmanager
 def evaluation(*programs: Program | None) -> Iterator[None]:
     """Neither gradients nor dropout; leaves the modes of the programs as they were."""
-    modules = [m for p in programs if isinstance(p, nn.Module) for m in p.modules()]
+    modules = modules_of(*programs)
     training = [module.training for module in modules]
     try:
         for module in modules:
@@ -77,11 +79,28 @@ def checksum(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
+def modules_of(*programs: Program | None) -> list[nn.Module]:
+    """All modules that the programs can reach: in attributes, handlers, closures, ``pyro.module``."""
+    return list({id(m): m for root in Survey(programs).modules for m in root.modules()}.values())
+
+
 def programs_checksum(*programs: Program) -> str:
-    """Of all parameters and buffers of the modules, and of Pyro's parameter store."""
-    modules = [program for program in programs if isinstance(program, nn.Module)]
+    """Of all parameters and buffers that the programs can reach, and of Pyro's parameter store."""
+    tensors = [t for module in modules_of(*programs) for t in module.state_dict().values()]
     stored = [pyro.get_param_store()[name] for name in sorted(pyro.get_param_store())]
-    return checksum(*(t for module in modules for t in module.state_dict().values()), *stored)
+    return checksum(*(t for t in tensors if isinstance(t, Tensor)), *stored)
+
+
+def _behaviour(programs: tuple[Program, ...], block: Batch) -> Tensor:
+    """Numbers that differ where the programs do: what they draw from one seed, and its log-density."""
+    numbers = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for program in programs:
+            for _, site in sample_sites(trace_of(program, block, 1)):
+                log_prob = site["fn"].log_prob(site["value"])
+                numbers += [site["value"].double().sum(), log_prob.double().sum()]
+    return torch.stack(numbers).cpu()
 
 
 def by_blocks(
@@ -116,8 +135,12 @@ def by_blocks(
         ResumeError: If the file is of other data, programs or settings.
     """
     blocks = split(batch, size)
-    identity = repr((method, sorted(settings.items()), size, checksum(*batch), programs_checksum(*programs)))
-    finished: list[Columns] = _load(checkpoint, identity) if checkpoint else []
+    identity = repr((method, sorted(settings.items()), size, checksum(*batch)))
+    finished: list[Columns] = []
+    if checkpoint:
+        with evaluation(*programs):
+            behaviour = _behaviour(programs, blocks[0])
+        finished = _load(Path(checkpoint), identity, behaviour)
     bar = progress_bar(work * len(batch[0]), method.replace("_", " "), unit, show=progress)
     with bar, evaluation(*programs):
         bar.update(work * sum(len(next(iter(columns.values()))) for columns in finished))
@@ -127,30 +150,30 @@ def by_blocks(
             if "values" in columns:
                 bar.set_postfix_str(f"mean {torch.cat([c['values'] for c in finished]).mean():.2f}")
             if checkpoint:
-                _save(checkpoint, identity, finished)
+                _save(Path(checkpoint), identity, behaviour, finished)
     return {name: torch.cat([columns[name] for columns in finished]) for name in finished[0]}
 
 
-def _save(path: Path, identity: str, finished: list[Columns]) -> None:
+def _save(path: Path, identity: str, behaviour: Tensor, finished: list[Columns]) -> None:
     states = torch.get_rng_state(), [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())]
-    record = {"identity": identity, "finished": finished, "states": states}
+    record = {"identity": identity, "behaviour": behaviour, "finished": finished, "states": states}
     buffer = io.BytesIO()
     torch.save(record, buffer)
-    write_atomically(buffer.getvalue(), Path(path))
+    write_atomically(buffer.getvalue(), path)
 
 
-def _load(path: Path, identity: str) -> list[Columns]:
-    path = Path(path)
+def _load(path: Path, identity: str, behaviour: Tensor) -> list[Columns]:
     if not path.exists():
         return []
     try:
         record = torch.load(path, weights_only=True)
-        known = record["identity"]
+        known, earlier = record["identity"], record["behaviour"]
     except Exception as error:  # torch raises whatever the content leads it to
         raise ResumeError(
             f"{path} is no file of unfinished estimates ({type(error).__name__}): give another name"
         ) from error
-    if known != identity:
+    same = earlier.shape == behaviour.shape and torch.allclose(earlier, behaviour, rtol=1e-4, equal_nan=True)
+    if known != identity or not same:
         raise ResumeError(
             f"{path} holds unfinished work with other data, weights or settings: go on with those, or remove "
             "the file to start anew"

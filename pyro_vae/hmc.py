@@ -26,6 +26,7 @@ from torch import Tensor
 
 Position = dict[str, Tensor]  # of every site, (chains, batch, *event), unconstrained
 
+LARGEST_LOG_STEP = 3.0  # in units of the scale
 _DIVERGENT = 1000.0  # as in Stan: an error of the energy that no step size in use would make
 
 
@@ -93,7 +94,7 @@ def step(
         num_leapfrog: Steps of the trajectory, each of which takes one gradient.
         scale: s of every coordinate, shape ``(#chains, #batch, *event)``; 1 by default.
     """
-    sizes = {name: _like(step_size, value) for name, value in state.position.items()}
+    sizes = {name: _like(step_size, value).to(value.dtype) for name, value in state.position.items()}
     if scale is not None:
         sizes = {name: size * scale[name] for name, size in sizes.items()}
     momentum = {name: torch.randn_like(value) for name, value in state.position.items()}
@@ -159,7 +160,7 @@ def tune(
     for k in range(1, num_steps + 1):
         state, info = step(log_density, state, jittered(log_size.exp()), num_leapfrog, scale)
         acceptance = info.acceptance.mean(0, keepdim=True)
-        log_size = log_size + k**-0.6 * (acceptance - target_acceptance)
+        log_size = (log_size + k**-0.6 * (acceptance - target_acceptance)).clamp(max=LARGEST_LOG_STEP)
         if k > num_steps // 2:
             log_sizes.append(log_size)
             count += 1

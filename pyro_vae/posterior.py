@@ -68,7 +68,13 @@ def draw_posterior(
         target_acceptance=target_acceptance,
         advance=advance_one,
     )
-    weights = pilot.log_weights.nan_to_num(-math.inf).softmax(0)
+    log_weights = pilot.log_weights.nan_to_num(-math.inf, neginf=-math.inf)
+    if (impossible := torch.isneginf(log_weights).all(0)).any():
+        raise ValueError(
+            f"{int(impossible.sum())} of {len(impossible)} data have probability 0 at all latents that were "
+            f"tried, so that their posterior cannot be found; the first such is {_first(block, impossible)}"
+        )
+    weights = log_weights.softmax(0)
     chosen = torch.multinomial(weights.T, num_chains, replacement=True).T
     data = torch.arange(len(block[0]), device=chosen.device)
     state = init(log_density, {name: u[chosen, data] for name, u in pilot.state.position.items()})
@@ -100,6 +106,10 @@ def draw_posterior(
         acceptance,
         divergences.to(acceptance.dtype),
     )
+
+
+def _first(block: Batch, condition: Tensor) -> str:
+    return str(block[0][condition][0].flatten()[:5].tolist()) + " ..."
 
 
 def coordinates(position: Position) -> Float[Tensor, "chains samples batch dim"]:

@@ -11,13 +11,23 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.blocks import Batch
 from pyro_vae.compiled import CompiledFunction, Outputs
-from pyro_vae.hmc import Evaluation, HMCState, LogDensity, Position, init, jittered, step
+from pyro_vae.hmc import (
+    LARGEST_LOG_STEP,
+    Evaluation,
+    HMCState,
+    LogDensity,
+    Position,
+    init,
+    jittered,
+    step,
+)
 from pyro_vae.traces import Program, at_unconstrained, draw_latents, log_guide, unconstrain
 
 _PILOT_STEPS = 3  # at each of its temperatures
@@ -46,7 +56,8 @@ class TemperedDensity:
         self._score.planned_calls = planned_calls
 
     def _evaluate(self, position: Position, *batch: Tensor) -> Outputs:
-        with torch.enable_grad():
+        # Trajectories that go astray leave the support by overflow, and are rejected; the data were checked.
+        with pyro.validation_enabled(False), torch.enable_grad():
             position = {name: u.detach().requires_grad_() for name, u in position.items()}
             point = at_unconstrained(self.model, position, *batch)
             log_joint = sum(point.log_joint) + point.log_jacobian
@@ -156,6 +167,7 @@ def pilot_run(
             state, info = step(density.at(beta, *block), state, jittered(log_size.exp()), num_leapfrog, scale)
             gain = max(0.3, (k + 1) ** -0.6) if i == 0 else 0.3
             log_size = log_size + gain * (info.acceptance.mean(0, keepdim=True) - target_acceptance)
+            log_size = log_size.clamp(max=LARGEST_LOG_STEP)  # a flat density accepts any
             new = _spread(state.position)
             variances = {name: torch.lerp(variances[name], new[name], 0.2) for name in new}
             advance()

@@ -11,6 +11,7 @@ from pyro.infer import config_enumerate
 from pyro_vae import (
     ais,
     bidirectional,
+    compare,
     elbo,
     enumeration,
     importance_sampling,
@@ -145,7 +146,57 @@ def test_simulated_data_must_be_arguments():
         bidirectional(shifted, torch.zeros(3), progress=False)
 
 
+def test_data_that_the_model_conditions_on_cannot_be_simulated():
+    def autoregressive(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            before = torch.cat([torch.zeros(len(x), 1), x[:, :-1]], 1)
+            pyro.sample("x", dist.Normal(z[..., None] + 2 * before, 0.5).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="'x' depends on the data that it shall draw"):
+        bidirectional(autoregressive, torch.randn(3, 4), progress=False)
+
+
 # ------------------------------------------------------------------------------------ other models
+
+
+def test_trajectories_that_overflow_are_rejected():
+    """A scale that underflows to 0 far out: a divergence, and no error of torch."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            s = pyro.sample("s", dist.Exponential(1.0))
+            pyro.sample("x", dist.Normal(0.0, s), obs=x)
+
+    x = torch.tensor([0.1, 1.0, 3.0]).repeat(20).float()
+    exact = quadrature(model, x.double(), progress=False).values
+    check(ais(model, x, num_temperatures=100, progress=False), exact)
+
+
+@pytest.mark.parametrize("name", ["ais_prior", "hmc_normal"])
+def test_data_of_another_type_than_the_model(name):
+    torch.set_default_dtype(torch.float32)
+    oracle = LinearGaussian.random(4, 2)
+    x = oracle.sample(40)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ oracle.weight.T + oracle.mean, 0.5).to_event(1), obs=x)
+
+    result = ESTIMATORS[name](model, oracle.pair(widening=1.2)[1], x.double())
+    check(result, oracle.log_prob(x).double())
+
+
+def test_dropout_is_off_in_programs_that_are_wrapped():
+    oracle = LinearGaussian.random(4, 2)
+    model, guide = oracle.pair()
+    model.likelihood.net = torch.nn.Sequential(torch.nn.Dropout(0.5), model.likelihood.net)
+    x = oracle.sample(20)
+    for wrapped in (config_enumerate(model), lambda x: model(x), model.forward):
+        result = importance_sampling(wrapped, guide, x, num_samples=20, progress=False)
+        torch.testing.assert_close(result.values, oracle.log_prob(x), rtol=0, atol=1e-6)
+        assert model.likelihood.net[0].training
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 3])
@@ -173,6 +224,61 @@ def test_quadrature_finds_narrow_modes_wherever_they_are():
 
     exact = oracles.quadrature(joint, 2, nodes=1500, limit=5.0)
     torch.testing.assert_close(quadrature(model, x, progress=False).values, exact, rtol=0, atol=1e-4)
+
+
+def brute_force(log_likelihood, x, scale=1.0):
+    """log p(x) for z ~ N(0, scale^2) by a grid of a million points."""
+    z = torch.linspace(-15 * scale, 15 * scale, 1_000_001)
+    log_f = dist.Normal(0.0, scale).log_prob(z) + log_likelihood(z, x[:, None])
+    return log_f.logsumexp(1) + math.log(30 * scale / 1_000_000)
+
+
+def test_quadrature_finds_mirrored_modes():
+    """Two modes of one width on a lattice that is not symmetric: one of them is nearer to a node."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z**2, 0.01), obs=x)
+
+    x = torch.tensor([0.3, 0.5, 0.9, 1.3, 1.7, 2.5, 3.0])
+    exact = brute_force(lambda z, x: dist.Normal(z**2, 0.01).log_prob(x), x)
+    torch.testing.assert_close(quadrature(model, x, progress=False).values, exact, rtol=0, atol=1e-4)
+
+
+def test_quadrature_follows_ridges_and_says_where_it_cannot():
+    def ridge(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z * w, 0.05), obs=x)
+
+    x = torch.tensor([0.0, 0.3, 2.0])
+    exact = brute_force(lambda z, x: dist.Normal(0.0, (z**2 + 0.05**2).sqrt()).log_prob(x), x)
+    torch.testing.assert_close(quadrature(ridge, x, progress=False).values, exact, rtol=0, atol=1e-4)
+
+    def funnel(x):
+        with pyro.plate("data", len(x)):
+            v = pyro.sample("v", dist.Normal(0.0, 3.0))
+            z = pyro.sample("z", dist.Normal(0.0, (v / 2).exp()))
+            pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    x = torch.tensor([0.0, 1.0])
+    result = quadrature(funnel, x, max_nodes=100_000, progress=False)
+    exact = brute_force(lambda v, x: dist.Normal(0.0, (v.exp() + 0.01).sqrt()).log_prob(x), x, 3.0)
+    error = (result.values - exact).abs()
+    assert (error <= result.std_error.clamp(min=1e-5)).all()
+
+
+def test_where_no_node_has_a_probability_quadrature_knows_nothing():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Uniform(z - 0.01, z + 0.01, validate_args=False), obs=x)
+
+    result = quadrature(model, torch.tensor([0.2, 50.0]), progress=False)
+    assert (result.std_error == math.inf).all()
+    assert (result.diagnostics["converged"] == 0).all()
 
 
 def test_quadrature_says_where_it_has_not_converged():
@@ -319,6 +425,31 @@ def test_enumeration_of_a_chain():
     assert "exact" in result.summary()
 
 
+def test_masked_sites_are_not_there():
+    """A ragged chain: what is masked is summed out to 1, not to the number of its values."""
+    stay = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+
+    def ragged(x, length):
+        with pyro.plate("data", len(x)):
+            y = 0
+            for t in pyro.markov(range(4)):
+                with pyro.poutine.mask(mask=t < length):
+                    y = pyro.sample(f"y_{t}", dist.Categorical(stay[y]))
+                    pyro.sample(f"x_{t}", dist.Normal(2.0 * y, 1.0), obs=x[:, t])
+
+    x, length = torch.randn(4, 4), torch.tensor([1, 2, 3, 4])
+    result = enumeration(ragged, x, length, progress=False)
+    for i, count in enumerate(length.tolist()):
+
+        def joint(y, i=i, count=count):
+            path = torch.cat([torch.zeros(len(y), 1, dtype=int), y], 1)
+            chain = stay[path[:, :-1], path[:, 1:]].log().sum(-1)
+            return (chain + dist.Normal(2.0 * y, 1.0).log_prob(x[i, :count]).sum(-1))[:, None]
+
+        expected = oracles.enumeration(joint, [2] * count)
+        assert result.values[i].item() == pytest.approx(expected.item())
+
+
 def test_what_cannot_be_enumerated_is_said():
     def vector(x):
         with pyro.plate("data", len(x)):
@@ -382,6 +513,8 @@ def test_inference_gap_of_a_wrong_encoder_is_amortisation():
     assert gap.amortisation.mean().item() == pytest.approx(expected, abs=0.05)
     assert gap.approximation.mean().item() == pytest.approx(0, abs=0.01)
     assert "amortisation gap" in gap.summary()
+    again = importance_sampling(model, guide, x, num_samples=50, progress=False)
+    assert [row.name for row in compare({"gap": gap.log_marginal, "again": again}).rows]
 
 
 def test_inference_gap_of_a_diagonal_family_is_approximation():

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "compiled": {"errors"},
     "algorithms": {"traces", "objectives", "compiled"},
     "diagnostics": set(),
-    "blocks": {"errors", "files", "progress", "traces"},
+    "blocks": {"compiled", "errors", "files", "progress", "traces"},
     "hmc": set(),
     "tempering": {"blocks", "compiled", "hmc", "traces"},
     "posterior": {"blocks", "diagnostics", "hmc", "tempering", "traces"},

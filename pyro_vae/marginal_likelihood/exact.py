@@ -9,17 +9,22 @@ h k,
 whose error for smooth integrands that vanish far out falls faster than any power of h: for a normal of
 standard deviation s it is :math:`2 e^{-2 \pi^2 s^2 / h^2}`, :math:`5 \cdot 10^{-9}` at h = s (Trefethen &
 Weideman, *The exponentially convergent trapezoidal rule*, 2014). The lattice is adaptive: it starts coarse
-over the prior, keeps what lies within some 10 standard deviations of posterior mass, grows there where mass
-is at its border, and is halved until the value no longer changes. Nothing depends on a guide or on finding
-one mode, so that it is a check on everything that does.
+over the prior, keeps the nodes near which there may be mass, grows there where they are at its border, and is
+halved until the value no longer changes. Near a node of a coarse lattice there may be far more mass than at
+it: what counts is
+:math:`\log f + h |\nabla \log f|`, which is above the maximum of any concave piece of :math:`\log f` within
+h. Nothing depends on a guide or on finding one mode, so that it is a check on everything that does. What it
+can miss is a spike of which no neighbouring node feels the slope.
 """
 
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import pyro
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, evaluation, rows_at_once
@@ -31,7 +36,8 @@ from pyro_vae.traces import Program, at_unconstrained, draw_latents, log_joint, 
 MAX_DIMENSIONS = 3
 _START = 4.0  # the lattice starts over so many standard deviations of the prior to both sides,
 _SPACING = 0.5  # with this spacing, in the same unit
-_KEPT = (60.0, 45.0, 35.0, 30.0)  # nats below the maximum that are kept, from the coarsest level on
+_KEPT = 30.0  # nats below the maximum that are kept
+_UNSEEN = 15.0  # nats by which the likelihood may be larger between the nodes than at them
 _BLOCK = 32  # data whose lattices are refined together
 
 
@@ -90,7 +96,7 @@ def quadrature(
     model: Program,
     *batch: Tensor,
     tolerance: float = 1e-3,
-    max_nodes: int = 200_000,
+    max_nodes: int = 400_000,
     data: str | None = None,
     progress: bool = True,
     checkpoint: Path | None = None,
@@ -109,8 +115,8 @@ def quadrature(
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
     Returns:
-        ``std_error`` is the last change of every value, far above its error where the rule has converged.
-        Diagnostics ``nodes`` and ``converged`` (1 or 0).
+        ``std_error`` is the last change of every value, far above its error; infinite where it has not
+        converged. Diagnostics ``nodes`` and ``converged`` (1 or 0).
 
     Raises:
         ValueError: If there are more than three latent dimensions, or a latent site is discrete and cannot be
@@ -155,8 +161,31 @@ def quadrature(
 
 
 def _log_density(model: Program, position: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
-    point = at_unconstrained(model, position, *rows)
-    return {"log_density": sum(point.log_joint) + point.log_jacobian}
+    """The density log p(x, z) + log |dz/du| and the prior's part of it, with gradients by u, coordinates in one axis."""
+    with pyro.validation_enabled(False), torch.enable_grad():
+        position = {name: u.detach().requires_grad_() for name, u in position.items()}
+        point = at_unconstrained(model, position, *rows)
+        log_prior = point.log_joint.log_prior + point.log_jacobian
+        log_density = log_prior + point.log_joint.log_likelihood
+        found = {"log_density": log_density.detach(), "log_prior": log_prior.detach()}
+        for name, value in ("prior_gradient", log_prior), ("gradient", log_density):
+            gradients = torch.autograd.grad(
+                value.sum(), list(position.values()), retain_graph=True, materialize_grads=True
+            )
+            flat = [g.flatten(2) if g.dim() > 2 else g.unsqueeze(2) for g in gradients]
+            found[name] = torch.cat(flat, 2)
+    return found
+
+
+class _Nodes(NamedTuple):
+    """Nodes of lattices, and what they are worth: log f, the prior's part of it, and how steep both are."""
+
+    datum: Int[Tensor, " nodes"]
+    coords: Int[Tensor, "nodes dim"]
+    log_f: Float[Tensor, " nodes"]
+    log_prior: Float[Tensor, " nodes"]
+    slope: Float[Tensor, " nodes"]
+    prior_slope: Float[Tensor, " nodes"]
 
 
 class _Lattices:
@@ -189,46 +218,47 @@ class _Lattices:
         line = torch.arange(-reach, reach + 1, device=self.centre.device)
         grid = torch.cartesian_prod(*[line] * self.dim).reshape(-1, self.dim)
         datum = torch.arange(count, device=grid.device).repeat_interleave(len(grid))
-        datum, coords, log_f = self._grown(datum, grid.repeat(count, 1), _SPACING, _KEPT[0])
+        nodes_of = self._grown(datum, grid.repeat(count, 1))
         level = 0
         while True:
-            total, spread, size = self._sums(datum, log_f, _SPACING / 2**level)
-            change = torch.where(active, (total - values).abs(), change)
+            total, spread, size = self._sums(nodes_of, _SPACING / 2**level)
+            change = torch.where(active, (total - values).abs().nan_to_num(0.0), change)
             values = torch.where(active, total, values)
             nodes += size
             # A lattice too coarse for the mass has it all on a few nodes, and may agree with another such.
             converged |= active & (change < self.tolerance) & (spread > 3.0**self.dim)
-            kept = self._kept(datum, log_f, _KEPT[min(level, len(_KEPT) - 1)])
-            children = torch.bincount(datum[kept].cpu(), minlength=count) * 2**self.dim
-            active &= ~converged & (children <= self.max_nodes)
+            kept = self._kept(nodes_of, _SPACING / 2**level)
+            children = torch.bincount(nodes_of.datum[kept].cpu(), minlength=count) * 2**self.dim
+            active &= ~converged & (size <= self.max_nodes) & (children <= self.max_nodes)
             if not active.any():
                 break
-            kept &= active.to(datum.device)[datum]
+            kept &= active.to(kept.device)[nodes_of.datum]
             level += 1
-            datum, coords = self._unique(
-                datum[kept].repeat_interleave(len(self.neighbours)),
-                (2 * coords[kept].unsqueeze(1) + self.neighbours).flatten(0, 1),
-            )
-            log_f = self._evaluate(datum, coords, _SPACING / 2**level)
-        return {"values": values, "std_error": change, "nodes": nodes, "converged": converged.double()}
+            around = (2 * nodes_of.coords[kept].unsqueeze(1) + self.neighbours).flatten(0, 1)
+            around_of = nodes_of.datum[kept].repeat_interleave(len(self.neighbours))
+            nodes_of = self._evaluated(*self._unique(around_of, around), _SPACING / 2**level)
+            if not len(nodes_of.datum):  # no node has a probability above 0
+                break
+        error = torch.where(converged, change, math.inf)
+        return {"values": values, "std_error": error, "nodes": nodes, "converged": converged.double()}
 
-    def _grown(
-        self, datum: Tensor, coords: Tensor, spacing: float, cutoff: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The nodes, and more of them around those at the border that carry mass."""
-        log_f = self._evaluate(datum, coords, spacing)
+    def _grown(self, datum: Tensor, coords: Tensor) -> "_Nodes":
+        """The coarsest nodes, and more of them around those at the border that carry mass."""
+        found = self._evaluated(datum, coords, _SPACING)
         while True:
-            kept = self._kept(datum, log_f, cutoff)
-            around = (coords[kept].unsqueeze(1) + self.neighbours).flatten(0, 1)
+            kept = self._kept(found, _SPACING)
+            counts = torch.bincount(found.datum, minlength=len(self.block[0]))
+            kept &= (counts <= self.max_nodes)[found.datum]
+            around = (found.coords[kept].unsqueeze(1) + self.neighbours).flatten(0, 1)
             new = self._unique(
-                torch.cat([datum, datum[kept].repeat_interleave(len(self.neighbours))]),
-                torch.cat([coords, around]),
-                known=len(datum),
+                torch.cat([found.datum, found.datum[kept].repeat_interleave(len(self.neighbours))]),
+                torch.cat([found.coords, around]),
+                known=len(found.datum),
             )
             if not len(new[0]):
-                return datum, coords, log_f
-            log_f = torch.cat([log_f, self._evaluate(*new, spacing)])
-            datum, coords = torch.cat([datum, new[0]]), torch.cat([coords, new[1]])
+                return found
+            pairs = zip(found, self._evaluated(*new, _SPACING), strict=True)
+            found = _Nodes(*(torch.cat(pair) for pair in pairs))
 
     def _unique(self, datum: Tensor, coords: Tensor, known: int = 0) -> tuple[Tensor, Tensor]:
         """Every node once; without those among the first ``known``."""
@@ -243,11 +273,10 @@ class _Lattices:
         first = first[first >= known]
         return datum[first], coords[first]
 
-    def _evaluate(
-        self, datum: Int[Tensor, " nodes"], coords: Int[Tensor, "nodes dim"], spacing: float
-    ) -> Tensor:
-        """Log p(x, z(u)) + log |dz/du| at the nodes, in pieces of one size."""
-        pieces = []
+    def _evaluated(self, datum: Tensor, coords: Tensor, spacing: float) -> "_Nodes":
+        """The nodes with what they are worth, in pieces of one size."""
+        empty = torch.empty(0, dtype=torch.float64, device=datum.device)
+        columns = {name: [empty] for name in ("log_density", "log_prior", "gradient", "prior_gradient")}
         for piece, at in zip(datum.split(self.rows), coords.split(self.rows), strict=True):
             count = len(piece)
             if count < self.rows:  # a compiled graph is for one size
@@ -258,22 +287,35 @@ class _Lattices:
             for name, shape in self.shapes.items():
                 position[name] = u[:, start : start + shape.numel()].reshape(1, len(piece), *shape)
                 start += shape.numel()
-            rows = [argument[piece] for argument in self.block]
-            pieces.append(self.score(position, *rows)[0]["log_density"][0, :count].double())
-        return torch.cat(pieces)
+            outputs, _ = self.score(position, *(argument[piece] for argument in self.block))
+            for name in "log_density", "log_prior":
+                values = outputs[name][0, :count].double()
+                columns[name].append(values.nan_to_num(-math.inf, neginf=-math.inf))
+            for name in "gradient", "prior_gradient":
+                gradient = outputs[name][0, :count].double() * self.scale[piece[:count]]
+                columns[name].append(gradient.norm(dim=-1).nan_to_num(0.0, posinf=0.0))
+        return _Nodes(datum, coords, *(torch.cat(parts) for parts in columns.values()))
 
-    def _maxima(self, datum: Tensor, log_f: Tensor) -> Tensor:
-        empty = torch.full((len(self.block[0]),), -math.inf, dtype=log_f.dtype, device=log_f.device)
-        return empty.scatter_reduce(0, datum, log_f, "amax")
+    def _maxima(self, datum: Tensor, numbers: Tensor) -> Tensor:
+        empty = torch.full((len(self.block[0]),), -math.inf, dtype=torch.float64, device=datum.device)
+        return empty.scatter_reduce(0, datum, numbers, "amax")
 
-    def _kept(self, datum: Tensor, log_f: Tensor, cutoff: float) -> Tensor:
-        return log_f > self._maxima(datum, log_f)[datum] - cutoff
+    def _kept(self, nodes: "_Nodes", spacing: float) -> Tensor:
+        """Nodes within whose distance to the next there may be mass."""
+        datum, reach = nodes.datum, spacing * math.sqrt(self.dim)
+        reached = nodes.log_f + nodes.slope * reach
+        # Nor can there be more than the prior times the largest likelihood, some of it still unseen.
+        likelihood = self._maxima(datum, (nodes.log_f - nodes.log_prior).nan_to_num(-math.inf))
+        prior = nodes.log_prior + nodes.prior_slope * reach
+        reached = torch.minimum(reached, prior + likelihood[datum] + _UNSEEN)
+        return reached > self._maxima(datum, nodes.log_f)[datum] - _KEPT
 
-    def _sums(self, datum: Tensor, log_f: Tensor, spacing: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _sums(self, nodes: "_Nodes", spacing: float) -> tuple[Tensor, Tensor, Tensor]:
         """Of every datum the integral, the number of nodes that its mass is spread over, and of all nodes."""
+        datum, log_f = nodes.datum, nodes.log_f
         count = len(self.block[0])
         top = self._maxima(datum, log_f)
-        weight = (log_f - top[datum]).exp()
+        weight = (log_f - top[datum]).exp().nan_to_num(0.0)  # where all are -inf
         zeros = torch.zeros(count, dtype=log_f.dtype, device=log_f.device)
         mass = zeros.scatter_add(0, datum, weight)
         energy = zeros.scatter_add(0, datum, torch.xlogy(weight, weight))

@@ -24,7 +24,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, transform_to
 
-from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, evaluation, rows_at_once
+from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, checksum, evaluation, rows_at_once
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.distributions import base_distribution
 from pyro_vae.marginal_likelihood.importance import elbo, importance_sampling
@@ -154,6 +154,7 @@ def inference_gap(
     extended = (*batch, *columns.values())
     if log_marginal is None:
         log_marginal = importance_sampling(own_model, best_guide, *extended, data=data, progress=progress)
+        log_marginal.settings["data_checksum"] = checksum(*batch)
     amortised = elbo(model, guide, *batch, num_samples=num_samples)
     best = elbo(own_model, best_guide, *extended, num_samples=num_samples)
     return InferenceGap(log_marginal, amortised.elbo, best.elbo)
@@ -198,6 +199,8 @@ class _Shift(Messenger):
 
 def _shifted(distribution: Distribution, offsets: dict[str, Tensor]) -> Distribution:
     """The distribution with its parameters moved in their unconstrained space."""
+    if isinstance(distribution, dist.MaskedDistribution):
+        return _shifted(distribution.base_dist, offsets).mask(distribution._mask)
     if isinstance(distribution, dist.Independent):
         base = _shifted(distribution.base_dist, offsets)
         return dist.Independent(base, distribution.reinterpreted_batch_ndims)

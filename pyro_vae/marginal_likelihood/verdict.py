@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pyro_vae.marginal_likelihood.result import LogMarginal
+from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal
 
 _BOUND_WORDS = {"lower": "lower bound", "upper": "upper bound", "exact": "exact"}
 
@@ -25,11 +25,12 @@ def best_estimate(estimates: Mapping[str, LogMarginal]) -> LogMarginal:
     lower = [e for e in candidates if e.bound == "lower"]
     if not candidates:
         raise ValueError("there is no estimate of given data, only of simulated ones")
-    return (
-        exact[0]
-        if exact
-        else max(lower or candidates, key=lambda estimate: estimate.mean - estimate.monte_carlo_error)
-    )
+    return exact[0] if exact else max(lower or candidates, key=_reliable_height)
+
+
+def _reliable_height(estimate: LogMarginal) -> float:
+    height = estimate.mean - estimate.monte_carlo_error
+    return -math.inf if math.isnan(height) else height  # one chain says nothing about its error
 
 
 def table(estimates: Mapping[str, LogMarginal]) -> str:
@@ -82,7 +83,11 @@ def verdict(estimates: Mapping[str, LogMarginal]) -> str:
     Args:
         estimates: By name of the method, of the same data; ``bidirectional`` of simulated ones.
     """
+    if not estimates:
+        raise ValueError("there are no estimates to judge")
     given = {name: e for name, e in estimates.items() if e.settings["data_checksum"] != "simulated"}
+    if len({estimate.settings["data_checksum"] for estimate in given.values()}) > 1:
+        raise EstimatesError("these estimates are of different data: give those of the same")
     sentences = []
     if given:
         best = best_estimate(given)
@@ -125,7 +130,10 @@ def _relation(other: LogMarginal, best: LogMarginal) -> str:
     if abs(mean) <= max(0.01, 2 * error):
         agrees = f"{words} agrees ({mean:+.3f} ± {error:.1g})"
     else:
-        agrees = f"{words} is {abs(mean):.2g} nats too {'low' if mean < 0 else 'high'} (± {error:.1g})"
+        # A lower bound that is higher than the best one says that the best is not tight.
+        is_certain = best.bound == "exact" or (mean < 0 and other.bound == "lower")
+        low, high = ("too low", "too high") if is_certain else ("lower", "higher")
+        agrees = f"{words} is {abs(mean):.2g} nats {low if mean < 0 else high} (± {error:.1g})"
     if other.khat is not None and other.unreliable_share > 0:
         agrees += f", with k-hat above 0.7 for {100 * other.unreliable_share:.1f} % of the data"
     return agrees

@@ -216,19 +216,30 @@ def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[T
     Raises:
         ValueError: If what a site observes is not one of the arguments itself.
     """
-    latents, arguments = {}, list(batch)
-    for name, site in sample_sites(trace_of(poutine.uncondition(model), batch, 1)):
+    latents, arguments, drawn = {}, list(batch), {}
+    trace = trace_of(poutine.uncondition(model), batch, 1)
+    for name, site in sample_sites(trace):
+        drawn[name] = site["value"]
         if not site["infer"].get("was_observed"):
             if not site["fn"].support.is_discrete:
                 latents[name] = site["value"].expand(1, len(batch[0]), *site["fn"].event_shape)
             continue
         places = [i for i, argument in enumerate(batch) if site["infer"]["obs"] is argument]
-        if not places:
+        if not places or arguments[places[0]] is not batch[places[0]]:
             raise ValueError(
                 f"data cannot be simulated: what the model's site {name!r} observes is none of its arguments "
-                "as they are. Pass obs=x without changing x"
+                "as they are, or one that another site observes as well. Pass obs=x, without changing x"
             )
-        arguments[places[0]] = site["value"].expand(1, *batch[places[0]].shape)[0].to(batch[places[0]].dtype)
+        value = site["value"].expand(1, *batch[places[0]].shape)[0]
+        arguments[places[0]] = value.to(batch[places[0]].dtype)
+    again = trace_of(poutine.condition(poutine.uncondition(model), data=drawn), tuple(arguments), 1)
+    for name, _ in sample_sites(trace):
+        before, after = (t.nodes[name]["fn"].log_prob(drawn[name]) for t in (trace, again))
+        if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"data cannot be simulated: the density of the model's site {name!r} depends on the data "
+                "that it shall draw (an autoregressive model, or a prior given x)"
+            )
     return latents, tuple(arguments)
 
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import opt_einsum
 import pyro
+import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -52,7 +54,9 @@ def sample_sites(trace: poutine.Trace) -> list[tuple[str, dict]]:
     return [
         (name, site)
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
+        if site["type"] == "sample"
+        and not poutine.util.site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
     ]
 
 
@@ -115,6 +119,11 @@ def sum_sites(sites: _Sites, num_samples: int, minus: _Sites = ()) -> Float[Tens
             )
         log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
         log_prob = scale_and_mask(log_prob, mask=site["mask"])
+        if is_enumerated(site) and site["mask"] is not None:
+            # Where it is masked the site is not there: its values must sum to 1, not to their number.
+            count = site["value"].shape[site["infer"]["_enumerate_dim"] - site["fn"].event_dim]
+            mask = torch.as_tensor(site["mask"], device=log_prob.device)
+            log_prob = torch.where(mask, log_prob, -math.log(count))
         terms.append(log_prob if len(terms) < len(sites) else -log_prob)
     if not terms:
         raise ValueError("the program has no latent or no observed site; both are needed")
