@@ -161,7 +161,7 @@ def quadrature(
 
 
 def _log_density(model: Program, position: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
-    """The density log p(x, z) + log |dz/du| and the prior's part of it, with gradients by u, coordinates in one axis."""
+    """Log p(x, z) + log |dz/du| and the part of it that is the prior's, with their gradients by u."""
     with pyro.validation_enabled(False), torch.enable_grad():
         position = {name: u.detach().requires_grad_() for name, u in position.items()}
         point = at_unconstrained(model, position, *rows)
