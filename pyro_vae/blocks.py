@@ -135,9 +135,9 @@ def by_blocks(
         ResumeError: If the file is of other data, programs or settings.
     """
     blocks = split(batch, size)
-    identity = repr((method, sorted(settings.items()), size, checksum(*batch)))
     finished: list[Columns] = []
     if checkpoint:
+        identity = repr((method, sorted(settings.items()), size, checksum(*batch)))
         with evaluation(*programs):
             behaviour = _behaviour(programs, blocks[0])
         finished = _load(Path(checkpoint), identity, behaviour)

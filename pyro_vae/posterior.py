@@ -6,6 +6,7 @@ with the probability that its weight gives it (Neal, *Annealed importance sampli
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -41,16 +42,53 @@ class BlockOfDraws(NamedTuple):
     divergences: Float[Tensor, " batch"]
 
 
+class Chains(NamedTuple):
+    """How posteriors are drawn from; the arguments of :func:`sample_posterior`."""
+
+    num_chains: int
+    num_samples: int
+    num_warmup: int
+    num_leapfrog: int
+    target_acceptance: float
+
+    def check(self, batch: Batch) -> None:
+        """Raise ``ValueError`` for sizes below 1."""
+        sizes = self._asdict()
+        del sizes["target_acceptance"]
+        check_sizes(batch, **sizes)
+
+    @property
+    def num_particles(self) -> int:
+        """Of the annealing."""
+        return max(_NUM_PARTICLES, self.num_chains)
+
+    @property
+    def num_temperatures(self) -> int:
+        """Of the annealing, which takes half of the warmup."""
+        return max(2, self.num_warmup // 6)
+
+    @property
+    def num_tuning(self) -> int:
+        """Steps of each of the two tunings."""
+        return max(2, self.num_warmup // 4)
+
+    @property
+    def num_transitions(self) -> int:
+        """Of every chain, warmup included."""
+        return pilot_steps(self.num_temperatures) + 2 * self.num_tuning + self.num_samples
+
+    def block_size(self, batch: Batch) -> int:
+        """Data whose particles fit one evaluation."""
+        return block_size(batch, self.num_particles)
+
+    def density(self, model: Program, batch: Batch) -> TemperedDensity:
+        """That of the model, to be evaluated as often as drawing from all posteriors takes."""
+        num_blocks = math.ceil(len(batch[0]) / self.block_size(batch))
+        return TemperedDensity(model, planned_calls=num_blocks * self.num_transitions * self.num_leapfrog)
+
+
 def draw_posterior(
-    density: TemperedDensity,
-    block: Batch,
-    *,
-    num_chains: int,
-    num_samples: int,
-    num_warmup: int,
-    num_leapfrog: int,
-    target_acceptance: float,
-    advance: Callable[[int], None] = lambda count: None,
+    density: TemperedDensity, block: Batch, chains: Chains, advance: Callable[[int], None]
 ) -> BlockOfDraws:
     """Anneal, choose where chains start, tune, freeze and run them."""
 
@@ -58,14 +96,13 @@ def draw_posterior(
         advance(len(block[0]))
 
     log_density = density.at(1.0, *block)
-    annealing, tuning = _warmup(num_warmup)
     pilot = pilot_run(
         density,
         block,
-        num_particles=max(_NUM_PARTICLES, num_chains),
-        num_temperatures=annealing,
-        num_leapfrog=num_leapfrog,
-        target_acceptance=target_acceptance,
+        num_particles=chains.num_particles,
+        num_temperatures=chains.num_temperatures,
+        num_leapfrog=chains.num_leapfrog,
+        target_acceptance=chains.target_acceptance,
         advance=advance_one,
     )
     log_weights = pilot.log_weights.nan_to_num(-math.inf, neginf=-math.inf)
@@ -75,29 +112,27 @@ def draw_posterior(
             f"tried, so that their posterior cannot be found; the first such is {_first(block, impossible)}"
         )
     weights = log_weights.softmax(0)
-    chosen = torch.multinomial(weights.T, num_chains, replacement=True).T
+    chosen = torch.multinomial(weights.T, chains.num_chains, replacement=True).T
     data = torch.arange(len(block[0]), device=chosen.device)
     state = init(log_density, {name: u[chosen, data] for name, u in pilot.state.position.items()})
     step_size, scale = torch.full_like(state.at.log_density, 0.5), pilot.frozen(1.0)[1]
-    for _ in range(2):  # scales are known after a first run, and what step sizes they need after a second
-        state, step_size, new_scale = tune(
-            log_density,
-            state,
-            step_size,
-            tuning,
-            num_leapfrog,
-            target_acceptance=target_acceptance,
-            scale=scale,
-        )
-        scale, used = new_scale, scale
-        advance(tuning * len(block[0]))
-    scale = used
+    tuned = functools.partial(
+        tune,
+        log_density,
+        num_steps=chains.num_tuning,
+        num_leapfrog=chains.num_leapfrog,
+        target_acceptance=chains.target_acceptance,
+    )
+    # Scales are known after a first run, and what step sizes they need after a second.
+    state, step_size, scale = tuned(state, step_size, scale=scale)
+    state, step_size, _ = tuned(state, step_size, scale=scale)
+    advance(2 * chains.num_tuning * len(block[0]))
     positions, log_joint, acceptance, divergences = [], [], 0.0, 0.0
-    for _ in range(num_samples):
-        state, info = step(log_density, state, jittered(step_size), num_leapfrog, scale)
+    for _ in range(chains.num_samples):
+        state, info = step(log_density, state, jittered(step_size), chains.num_leapfrog, scale)
         positions.append(state.position)
         log_joint.append(state.at.log_density)
-        acceptance = acceptance + info.acceptance.mean(0) / num_samples
+        acceptance = acceptance + info.acceptance.mean(0) / chains.num_samples
         divergences = divergences + info.is_divergent.sum(0)
         advance(len(block[0]))
     return BlockOfDraws(
@@ -192,41 +227,29 @@ def sample_posterior(
         ValueError: If a size is below 1, or a latent site is discrete and cannot be summed out, or has a
             support that is not the image of all real numbers.
     """
-    sizes = {
-        "num_chains": num_chains,
-        "num_samples": num_samples,
-        "num_warmup": num_warmup,
-        "num_leapfrog": num_leapfrog,
-    }
-    check_sizes(batch, **sizes)
-    size = posterior_block_size(batch, num_chains)
-    density = TemperedDensity(model, planned_calls=planned_calls(batch, **sizes))
+    chains = Chains(num_chains, num_samples, num_warmup, num_leapfrog, target_acceptance)
+    chains.check(batch)
+    density = chains.density(model, batch)
 
     def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
-        draws = draw_posterior(density, block, **sizes, target_acceptance=target_acceptance, advance=advance)
+        draws = draw_posterior(density, block, chains, advance)
         chains_first = {name: value.flatten(0, 1) for name, value in draws.position.items()}
         latents = at_unconstrained(model, chains_first, *block).latents
         kept = {
             f"z/{name}": value.unflatten(0, (num_chains, num_samples)).movedim(2, 0).cpu()
             for name, value in latents.items()
         }
-        return (
-            kept
-            | chain_diagnostics(draws.position)
-            | {
-                "acceptance": draws.acceptance.cpu(),
-                "divergences": draws.divergences.cpu(),
-            }
-        )
+        rates = {"acceptance": draws.acceptance.cpu(), "divergences": draws.divergences.cpu()}
+        return kept | chain_diagnostics(draws.position) | rates
 
     columns = by_blocks(
         estimate,
         batch,
-        size,
+        chains.block_size(batch),
         programs=(model,),
         method="posterior draws",
-        settings={**sizes, "target_acceptance": target_acceptance},
-        work=transitions(num_warmup, num_samples),
+        settings=chains._asdict(),
+        work=chains.num_transitions,
         unit="draw",
         progress=progress,
         checkpoint=checkpoint,
@@ -237,27 +260,3 @@ def sample_posterior(
         if name.startswith("z/")
     }
     return PosteriorDraws(latents, **columns)
-
-
-def posterior_block_size(batch: Batch, num_chains: int) -> int:
-    """Data whose particles fit one evaluation."""
-    return block_size(batch, max(_NUM_PARTICLES, num_chains))
-
-
-def _warmup(num_warmup: int) -> tuple[int, int]:
-    """Temperatures of the annealing, and steps of each of the two tunings."""
-    return max(2, num_warmup // 6), max(2, num_warmup // 4)
-
-
-def transitions(num_warmup: int, num_samples: int) -> int:
-    """Of every chain, those before its draws included."""
-    annealing, tuning = _warmup(num_warmup)
-    return pilot_steps(annealing) + 2 * tuning + num_samples
-
-
-def planned_calls(
-    batch: Batch, *, num_chains: int, num_samples: int, num_warmup: int, num_leapfrog: int
-) -> int:
-    """Evaluations of the density that drawing from all posteriors takes."""
-    num_blocks = -(-len(batch[0]) // posterior_block_size(batch, num_chains))
-    return num_blocks * transitions(num_warmup, num_samples) * num_leapfrog

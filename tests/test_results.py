@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae import LogMarginal, ais, compare, importance_sampling, quadrature, sample_posterior, vae
+from pyro_vae import LogMarginal, ais, compare, importance_sampling, quadrature, sample_posterior
 from pyro_vae.blocks import ResumeError
 from pyro_vae.diagnostics import arviz
 from pyro_vae.marginal_likelihood import EstimatesError, best_estimate, bidirectional, hmc, table, verdict
@@ -95,7 +95,7 @@ def test_interrupted_work_goes_on_with_the_same_result(name, tmp_path, monkeypat
     # Done already: nothing is computed but what describes the result.
     calls = 0
     RESUMABLE[name](model, guide, x, progress=False, checkpoint=tmp_path / "unfinished")
-    assert calls <= 4
+    assert calls <= 2
 
 
 def _tensors(value):
@@ -175,12 +175,10 @@ def test_what_cannot_be_compared():
 def test_real_estimates_know_their_data():
     oracle = LinearGaussian.random(4, 2)
     x = oracle.sample(30)
-    exact, poor = oracle.pair(), vae(4, 2)[0]
-    right = importance_sampling(*exact, x, num_samples=50, progress=False)
+    right = importance_sampling(*oracle.pair(), x, num_samples=50, progress=False)
     wrong = importance_sampling(*LinearGaussian.random(4, 2).pair(), x, num_samples=50, progress=False)
     assert [row.name for row in compare({"wrong": wrong, "right": right}).rows] == ["right", "wrong"]
     assert right.settings["model_checksum"] != wrong.settings["model_checksum"]
-    assert isinstance(poor, torch.nn.Module)
 
 
 # ------------------------------------------------------------------------------------ ArviZ

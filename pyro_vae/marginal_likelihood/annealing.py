@@ -72,16 +72,13 @@ def ais(
         ValueError: If a size is below 1, or a latent site is discrete and cannot be summed out, or has a
             support that is not the image of all real numbers.
     """
+    sizes = {
+        "num_chains": num_chains,
+        "num_temperatures": num_temperatures,
+        "num_leapfrog": num_leapfrog,
+    }
     return _anneal(
-        model,
-        batch,
-        guide,
-        "ais",
-        {"num_chains": num_chains, "num_temperatures": num_temperatures, "num_leapfrog": num_leapfrog},
-        target_acceptance,
-        data,
-        progress,
-        checkpoint,
+        model, batch, guide, sizes, target_acceptance, data, progress, checkpoint, is_simulated=False
     )
 
 
@@ -119,16 +116,13 @@ def bidirectional(
     Raises:
         ValueError: As :func:`ais`.
     """
+    sizes = {
+        "num_chains": num_chains,
+        "num_temperatures": num_temperatures,
+        "num_leapfrog": num_leapfrog,
+    }
     return _anneal(
-        model,
-        batch,
-        guide,
-        "bidirectional",
-        {"num_chains": num_chains, "num_temperatures": num_temperatures, "num_leapfrog": num_leapfrog},
-        target_acceptance,
-        f"{len(batch[0]):,} simulated from the model" if batch else None,
-        progress,
-        checkpoint,
+        model, batch, guide, sizes, target_acceptance, None, progress, checkpoint, is_simulated=True
     )
 
 
@@ -136,18 +130,18 @@ def _anneal(
     model: Program,
     batch: Batch,
     guide: Program | None,
-    method: str,
     sizes: dict[str, int],
     target_acceptance: float,
     data: str | None,
     progress: bool,
     checkpoint: Path | None,
+    *,
+    is_simulated: bool,
 ) -> LogMarginal:
     check_sizes(batch, **sizes)
     num_chains, num_leapfrog = sizes["num_chains"], sizes["num_leapfrog"]
     betas = schedule(sizes["num_temperatures"])
     pilot_temperatures = max(20, sizes["num_temperatures"] // 10)
-    is_simulated = method == "bidirectional"
     transitions = pilot_steps(pilot_temperatures) + (1 + is_simulated) * (len(betas) - 1)
     size = block_size(batch, num_chains)
     density = TemperedDensity(
@@ -182,6 +176,7 @@ def _anneal(
             columns |= {"upper": -values, "upper_std_error": std_error}
         return {name: column.cpu() for name, column in columns.items()}
 
+    method = "bidirectional" if is_simulated else "ais"
     programs = (model,) if guide is None else (model, guide)
     columns = by_blocks(
         estimate,
@@ -205,7 +200,7 @@ def _anneal(
             bound="lower",
             effort=f"from the {base}, {num_chains} chains, {len(betas) - 1:,} temperatures, "
             f"{num_leapfrog} leapfrog steps each",
-            data=data,
+            data=f"{len(batch[0]):,} simulated from the model" if is_simulated else data,
             base=base,
             **sizes,
             **({"data_checksum": "simulated"} if is_simulated else {}),

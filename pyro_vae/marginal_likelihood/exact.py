@@ -3,18 +3,20 @@ r"""Exact values: enumeration of discrete latents, and quadrature in up to three
 *Quadrature* integrates :math:`p(x) = \int p(x, z)\, dz` in unconstrained space by the trapezoidal rule on a
 lattice,
 
-.. math:: p(x) \approx h^d \sum_k p(x, z(u_k)) \left| \frac{\partial z}{\partial u} \right|, \qquad u_k = c +
-h k,
+.. math:: p(x) \approx h^d \sum_k p(x, z(u_k)) \left| \frac{\partial z}{\partial u} \right|, \qquad
+          u_k = c + h k,
 
 whose error for smooth integrands that vanish far out falls faster than any power of h: for a normal of
 standard deviation s it is :math:`2 e^{-2 \pi^2 s^2 / h^2}`, :math:`5 \cdot 10^{-9}` at h = s (Trefethen &
 Weideman, *The exponentially convergent trapezoidal rule*, 2014). The lattice is adaptive: it starts coarse
 over the prior, keeps the nodes near which there may be mass, grows there where they are at its border, and is
-halved until the value no longer changes. Near a node of a coarse lattice there may be far more mass than at
-it: what counts is
+halved until the value no longer changes.
+
+Near a node of a coarse lattice there may be far more mass than at it. What counts is
 :math:`\log f + h |\nabla \log f|`, which is above the maximum of any concave piece of :math:`\log f` within
-h. Nothing depends on a guide or on finding one mode, so that it is a check on everything that does. What it
-can miss is a spike of which no neighbouring node feels the slope.
+h, and at most the prior (with the same allowance) times the largest likelihood. Nothing depends on a guide or
+on finding one mode, so that it is a check on everything that does. What it can miss is a spike of which no
+neighbouring node feels the slope.
 """
 
 import math

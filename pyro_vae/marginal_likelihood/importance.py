@@ -105,7 +105,8 @@ def importance_sampling(
         progress=progress,
         checkpoint=checkpoint,
     )
-    curve = {int(name[1:]): columns.pop(name) for name in list(columns) if name[0] == "L"}
+    found = [name for name in columns if name.startswith(_CURVE)]
+    curve = {int(name.removeprefix(_CURVE)): columns.pop(name) for name in found}
     notes = []
     if tolerance is not None:
         notes.append(_verdict_on_tolerance(columns, tolerance))
@@ -124,6 +125,9 @@ def importance_sampling(
             num_samples=num_samples,
             **({} if tolerance is None else {"tolerance": tolerance, "notes": notes}),
         )
+
+
+_CURVE = "bound of samples: "  # names the columns of the curve
 
 
 class _RunningSums:
@@ -188,7 +192,7 @@ class _RunningSums:
             **self.curve,
             self.num_samples: values if self.count == self.num_samples else values + math.nan,
         }
-        return columns | {f"L{size}": bound for size, bound in curve.items()}
+        return columns | {f"{_CURVE}{size}": bound for size, bound in curve.items()}
 
     def _largest(self, count: int) -> Float[Tensor, "data kept"]:
         row = torch.cat(self.largest, 1)

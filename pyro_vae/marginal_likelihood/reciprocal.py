@@ -22,18 +22,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, evaluation
+from pyro_vae.blocks import Batch, Columns, by_blocks, evaluation
 from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, effective_sample_size, pareto_smooth
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
-from pyro_vae.posterior import (
-    chain_diagnostics,
-    coordinates,
-    draw_posterior,
-    planned_calls,
-    posterior_block_size,
-    transitions,
-)
-from pyro_vae.tempering import TemperedDensity
+from pyro_vae.posterior import Chains, chain_diagnostics, coordinates, draw_posterior
 from pyro_vae.traces import Program
 
 Density = Callable[[Float[Tensor, "points batch dim"]], Float[Tensor, "points batch"]]
@@ -80,21 +72,16 @@ def hmc(
         ValueError: If a size is below 1, there are fewer than 8 draws, or as ``sample_posterior``.
     """
     fit = fit or fit_normal
-    sizes = {
-        "num_chains": num_chains,
-        "num_samples": num_samples,
-        "num_warmup": num_warmup,
-        "num_leapfrog": num_leapfrog,
-    }
-    check_sizes(batch, **sizes)
+    chains = Chains(num_chains, num_samples, num_warmup, num_leapfrog, target_acceptance)
+    chains.check(batch)
     if num_chains * num_samples < 8:
         raise ValueError(
             f"{num_chains} chains of {num_samples} draws are too few: the fit needs 4, and so does the mean"
         )
-    density = TemperedDensity(model, planned_calls=planned_calls(batch, **sizes))
+    density = chains.density(model, batch)
 
     def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
-        drawn = draw_posterior(density, block, **sizes, target_acceptance=target_acceptance, advance=advance)
+        drawn = draw_posterior(density, block, chains, advance)
         log_joint, draws = drawn.log_joint.double().cpu(), coordinates(drawn.position).double().cpu()
         if num_chains == 1:  # two halves of one
             half = num_samples // 2
@@ -110,11 +97,11 @@ def hmc(
     columns = by_blocks(
         estimate,
         batch,
-        posterior_block_size(batch, num_chains),
+        chains.block_size(batch),
         programs=(model,),
         method="hmc",
-        settings={**sizes, "target_acceptance": target_acceptance, "fit": fitted},
-        work=transitions(num_warmup, num_samples),
+        settings=chains._asdict() | {"fit": fitted},
+        work=chains.num_transitions,
         unit="draw",
         progress=progress,
         checkpoint=checkpoint,
@@ -129,7 +116,7 @@ def hmc(
             effort=f"{num_chains} chains of {num_samples:,} draws a datum, {fitted.replace('_', ' ')}",
             data=data,
             fit=fitted,
-            **sizes,
+            **chains._asdict(),
         )
 
 

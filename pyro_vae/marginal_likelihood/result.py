@@ -22,7 +22,8 @@ from pyro_vae.blocks import Batch, Columns, checksum, programs_checksum
 from pyro_vae.distributions import BernoulliCrossEntropy, base_distribution
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
-from pyro_vae.traces import Program, model_distributions
+from pyro_vae.traces import Program
+from pyro_vae.traces.sites import sample_sites, trace_of
 
 _BOUNDS = {
     "lower": "a lower bound in expectation",
@@ -210,8 +211,8 @@ def log_marginal(
 
 
 def _what_is_scored(model: Program, *batch: Tensor) -> str:
-    sites = model_distributions(model, model, *batch).values()
-    if any(isinstance(base_distribution(site), BernoulliCrossEntropy) for site in sites):
+    sites = sample_sites(trace_of(model, batch, 1))
+    if any(isinstance(base_distribution(site["fn"]), BernoulliCrossEntropy) for _, site in sites):
         return "minus the cross-entropy of grey values (not a log-likelihood)"
     return "log p(x)"
 
