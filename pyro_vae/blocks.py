@@ -27,14 +27,26 @@ class ResumeError(UserError):
 
 
 def check_sizes(batch: Batch, **sizes: int) -> int:
-    """The number of data; raises ``ValueError`` for arguments of several lengths, and for sizes below 1."""
+    """The number of data.
+
+    Raises:
+        TypeError: If an argument is no tensor with a first axis.
+        ValueError: For arguments of several lengths, and for sizes below 1.
+    """
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")
+    for number, argument in enumerate(batch):
+        if not isinstance(argument, Tensor) or argument.dim() == 0:
+            found = "a single number" if isinstance(argument, Tensor) else f"a {type(argument).__name__}"
+            raise TypeError(
+                f"argument {number} of the programs is {found}, but must be a tensor with one row a datum; "
+                "torch.as_tensor makes one of arrays and lists"
+            )
     lengths = {len(argument) for argument in batch}
-    if len(lengths) != 1:
+    if len(lengths) > 1:
         raise ValueError(f"the programs' arguments must have one length, not {sorted(lengths)}")
-    if lengths == {0}:
+    if not lengths or lengths == {0}:
         raise ValueError("there are no data to estimate log p(x) of")
     return lengths.pop()
 
@@ -63,7 +75,7 @@ def evaluation(*programs: Program | None) -> Iterator[None]:
     try:
         for module in modules:
             module.training = False
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         for module, mode in zip(modules, training, strict=True):

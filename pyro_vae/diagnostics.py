@@ -112,7 +112,9 @@ def _psis(log_weights: np.ndarray, tail: int | None) -> tuple[float, np.ndarray]
 
 
 def rhat(draws: Float[Tensor, "chains samples *shape"]) -> Float[Tensor, "*shape"]:
-    """Rank-normalised split R-hat."""
+    """Rank-normalised split R-hat; nan of one chain, which agrees with nobody."""
+    if len(draws) == 1:
+        return torch.full(draws.shape[2:], math.nan, dtype=torch.float64)
     return _of_chains("rhat", draws)
 
 

@@ -52,10 +52,12 @@ class Chains(NamedTuple):
     target_acceptance: float
 
     def check(self, batch: Batch) -> None:
-        """Raise ``ValueError`` for sizes below 1."""
+        """Raise ``ValueError`` for sizes below 1, or chains too short to be judged."""
         sizes = self._asdict()
         del sizes["target_acceptance"]
         check_sizes(batch, **sizes)
+        if self.num_samples < 4:
+            raise ValueError(f"num_samples must be at least 4 to judge the chains, not {self.num_samples}")
 
     @property
     def num_particles(self) -> int:
@@ -167,7 +169,8 @@ class PosteriorDraws:
 
     Attributes:
         latents: Of every site, shape ``(chains, samples, batch, *event)``.
-        rhat: The worst R-hat over the coordinates of every datum; the chains agree below 1.01.
+        rhat: The worst R-hat over the coordinates of every datum; the chains agree below 1.01. nan of one
+            chain.
         ess: The least effective sample size over them.
         acceptance: Mean acceptance of every datum.
         divergences: Number of divergent transitions of every datum; each one says that the chains do not
@@ -187,7 +190,12 @@ class PosteriorDraws:
 
         Args:
             datum: Labels of the data; by default their numbers.
+
+        Raises:
+            ValueError: If a site has the name of a dimension.
         """
+        for name in {"chain", "draw", "datum"} & self.latents.keys():
+            raise ValueError(f"ArviZ needs the name {name!r} for a dimension: rename the model's site")
         values = {name: value.cpu().numpy() for name, value in self.latents.items()}
         dims = {
             name: ["datum", *(f"{name}_dim" + (f"_{i}" if i else "") for i in range(value.ndim - 3))]
@@ -224,8 +232,8 @@ def sample_posterior(
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
     Raises:
-        ValueError: If a size is below 1, or a latent site is discrete and cannot be summed out, or has a
-            support that is not the image of all real numbers.
+        ValueError: If a size is below 1, ``num_samples`` below 4, or a latent site is discrete and cannot be
+            summed out, or has a support that is not the image of all real numbers.
     """
     chains = Chains(num_chains, num_samples, num_warmup, num_leapfrog, target_acceptance)
     chains.check(batch)

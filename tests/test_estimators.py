@@ -321,6 +321,51 @@ def check(result, exact):
         assert result.std_error.mean() < 0.4
 
 
+def angle(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.VonMises(3.0, 2.0))  # its mode is near the cut
+        pyro.sample("x", dist.Normal(torch.stack([z.cos(), z.sin()], -1), 0.8).to_event(1), obs=x)
+
+
+def angle_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.VonMises(3.0, torch.full((len(x),), 2.0)))
+
+
+@pytest.mark.parametrize("name", ["importance_sampling", "ais_prior", "quadrature"])
+def test_an_angle(name):
+    x = torch.randn(30, 2)
+    z = torch.arange(4096) * (2 * math.pi / 4096) - math.pi
+    log_prior = dist.VonMises(3.0, 2.0).log_prob(z)
+    points = torch.stack([z.cos(), z.sin()], -1).unsqueeze(1)
+    joint = log_prior + dist.Normal(points, 0.8).to_event(1).log_prob(x).T
+    check(ESTIMATORS[name](angle, angle_guide, x), joint.logsumexp(1) + math.log(2 * math.pi / 4096))
+
+
+MEANS = torch.tensor([[-1.0, 0.5], [1.5, 1.0]], dtype=torch.float64)
+
+
+def mixture_prior(x):
+    parts = dist.Normal(MEANS, 0.6).to_event(1)
+    with pyro.plate("data", len(x)):
+        prior = dist.MixtureSameFamily(torch.distributions.Categorical(torch.ones(2)), parts)
+        z = pyro.sample("z", prior)
+        pyro.sample("x", dist.Normal(z, 0.7).to_event(1), obs=x)
+
+
+def wide_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_mixture_as_prior(name):
+    x = torch.randn(40, 2)
+    scale = math.sqrt(0.6**2 + 0.7**2)
+    exact = dist.Normal(MEANS, scale).to_event(1).log_prob(x.unsqueeze(1)).logsumexp(1) - math.log(2)
+    check(ESTIMATORS[name](mixture_prior, wide_guide, x), exact)
+
+
 WEIGHTS = torch.tensor([[1.0, 0.5], [-0.3, 0.8], [0.6, -1.0]], dtype=torch.float64)
 
 
@@ -460,8 +505,38 @@ def test_what_cannot_be_enumerated_is_said():
         enumeration(vector, torch.zeros(3), progress=False)
     with pytest.raises(ValueError, match="no value for the model's site 'z'"):
         enumeration(mixture, torch.zeros(3, 2), progress=False)
-    with pytest.raises(ValueError, match="all latent sites are discrete: enumeration"):
+    with pytest.raises(ValueError, match=r"all latent sites \(.*\) are discrete: enumeration"):
         ais(chain, torch.zeros(3, 8), progress=False)
+
+
+def test_a_support_that_depends_on_what_is_summed_out_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(0.5))
+            z = pyro.sample("z", dist.Uniform(-y - 1, y + 1))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="support of the model's site 'z' depends on a discrete site"):
+        quadrature(model, torch.zeros(3), progress=False)
+
+
+def test_annealing_from_a_guide_of_other_sites_is_refused():
+    model, _ = LinearGaussian.random(4, 2).pair()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"\['z'\].*\['w'\]"):
+        ais(model, torch.zeros(3, 4), guide=guide, progress=False)
+
+
+def test_estimates_under_inference_mode():
+    oracle = LinearGaussian.random(4, 2)
+    model, x = oracle.pair()[0], oracle.sample(3)
+    with torch.inference_mode():
+        result = quadrature(model, x, progress=False)
+    torch.testing.assert_close(result.values, oracle.log_prob(x))
 
 
 # ------------------------------------------------------------------------------------ Appendix D

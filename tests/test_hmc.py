@@ -1,5 +1,7 @@
 """The kernel of Hamiltonian Monte Carlo, and posterior draws."""
 
+import dataclasses
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -198,3 +200,14 @@ def test_schedule_is_monotone_from_0_to_1():
     assert betas[-1] == 1
     assert (betas.diff() > 0).all()
     assert betas.diff()[0] < betas.diff()[25] / 5
+
+
+def test_chains_that_cannot_be_judged():
+    oracle = LinearGaussian.random(3, 2)
+    model, x = oracle.pair()[0], oracle.sample(3)
+    with pytest.raises(ValueError, match="num_samples must be at least 4"):
+        sample_posterior(model, x, num_samples=3, progress=False)
+    draws = sample_posterior(model, x, num_chains=1, num_samples=20, num_warmup=20, progress=False)
+    assert draws.rhat.isnan().all()
+    with pytest.raises(ValueError, match="the name 'datum'"):
+        dataclasses.replace(draws, latents={"datum": draws.latents["z"]}).to_arviz()

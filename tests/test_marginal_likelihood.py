@@ -269,6 +269,11 @@ def test_impossible_requests_are_refused(arguments, settings, message):
             estimator(*vae(4, 2), *arguments, **settings)
 
 
+def test_arguments_that_are_no_data_are_refused():
+    with pytest.raises(TypeError, match=r"argument 0 of the programs is a .*, but must be a tensor"):
+        estimate(*vae(4, 2), torch.tensor(0.0))
+
+
 def test_memory_stays_bounded():
     """Ten times the samples of 2,000 images take (almost) no more memory."""
     program = """

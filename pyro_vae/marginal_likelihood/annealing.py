@@ -33,7 +33,7 @@ from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes, 
 from pyro_vae.hmc import HMCState, Position, init, jittered, step
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
 from pyro_vae.tempering import Frozen, TemperedDensity, pilot_run, pilot_steps, schedule, tempered
-from pyro_vae.traces import Program, simulate, unconstrain
+from pyro_vae.traces import Program, log_weights, simulate, unconstrain
 
 
 def ais(
@@ -139,6 +139,10 @@ def _anneal(
     is_simulated: bool,
 ) -> LogMarginal:
     check_sizes(batch, **sizes)
+    programs = (model,) if guide is None else (model, guide)
+    if guide is not None:
+        with evaluation(*programs):  # raises where they do not fit each other
+            log_weights(model, guide, *(argument[:1] for argument in batch), num_samples=1)
     num_chains, num_leapfrog = sizes["num_chains"], sizes["num_leapfrog"]
     betas = schedule(sizes["num_temperatures"])
     pilot_temperatures = max(20, sizes["num_temperatures"] // 10)
@@ -177,7 +181,6 @@ def _anneal(
         return {name: column.cpu() for name, column in columns.items()}
 
     method = "bidirectional" if is_simulated else "ais"
-    programs = (model,) if guide is None else (model, guide)
     columns = by_blocks(
         estimate,
         batch,
@@ -218,7 +221,8 @@ def _run(
 ) -> tuple[Float[Tensor, "chains batch"], Float[Tensor, " batch"]]:
     """Log-weights of chains along the temperatures, in their order, and the mean acceptance."""
     state = init(density.at(betas[0].item(), *block), position)
-    log_w, acceptance = torch.zeros_like(state.at.log_density, dtype=torch.float64), 0.0
+    log_w = torch.zeros_like(state.at.log_density, dtype=torch.float64)
+    acceptance = 0.0 if len(betas) > 2 else math.nan  # of one temperature there are no transitions
     for before, beta in zip(betas[:-1].tolist(), betas[1:].tolist(), strict=True):
         parts = state.at.parts
         log_w += (beta - before) * (parts["log_joint"] - parts["log_base"]).double()
@@ -228,7 +232,7 @@ def _run(
         step_size, scale = frozen(beta)
         state = HMCState(state.position, tempered(parts, beta))
         state, info = step(density.at(beta, *block), state, jittered(step_size), num_leapfrog, scale)
-        acceptance = acceptance + info.acceptance.mean(0) / max(1, len(betas) - 2)
+        acceptance = acceptance + info.acceptance.mean(0) / (len(betas) - 2)
     return log_w, acceptance + torch.zeros_like(log_w[0])
 
 

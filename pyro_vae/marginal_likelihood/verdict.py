@@ -67,7 +67,9 @@ def _diagnostics(estimate: LogMarginal) -> str:
     if estimate.ess is not None:
         found.append(f"median ESS {estimate.ess.median().item():.0f}")
     if (rhat := estimate.diagnostics.get("rhat")) is not None:
-        found.append(f"R-hat > 1.01: {100 * (rhat > 1.01).double().mean().item():.1f} %")
+        # One chain has none; nor have chains that never moved, which surely do not agree.
+        share = f"{100 * (~(rhat <= 1.01)).double().mean().item():.1f} %"
+        found.append(f"R-hat > 1.01: {share}" if estimate.settings.get("num_chains") != 1 else "one chain")
     if (acceptance := estimate.diagnostics.get("acceptance")) is not None:
         found.append(f"acceptance {acceptance.mean().item():.2f}")
     if (converged := estimate.diagnostics.get("converged")) is not None:

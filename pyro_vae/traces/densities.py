@@ -98,13 +98,17 @@ def draw_latents(program: Program, *batch: Tensor, num_samples: int) -> dict[str
     Raises:
         ValueError: If there is none.
     """
-    latents = {
-        name: site["value"]
+    sites = {
+        name: site
         for name, site in sample_sites(trace_of(program, batch, num_samples))
-        if not site["is_observed"] and not site["fn"].support.is_discrete
+        if not site["is_observed"]
     }
+    latents = {name: site["value"] for name, site in sites.items() if not site["fn"].support.is_discrete}
     if not latents:
-        raise ValueError("all latent sites are discrete: enumeration(model, x) sums them out exactly")
+        raise ValueError(
+            f"all latent sites ({', '.join(sites) or 'none'}) are discrete: enumeration(model, x) sums them "
+            "out where they can be enumerated; else use importance_sampling"
+        )
     return {
         name: value.expand(num_samples, len(batch[0]), *value.shape[2:]) for name, value in latents.items()
     }

@@ -1,13 +1,16 @@
 """Latents with constraints, reached from unconstrained space."""
 
+import math
 from typing import NamedTuple
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
+from pyro_vae.distributions import base_distribution
 from pyro_vae.traces.densities import LogJoint, joint_of
 from pyro_vae.traces.sites import Program, enumerated, sample_count, trace_of
 
@@ -57,7 +60,7 @@ class _Transform(Messenger):
         if name not in self.values:
             return
         try:
-            transform = biject_to(msg["fn"].support)
+            transform = biject_to(_support(msg["fn"]))
         except NotImplementedError:
             raise ValueError(
                 f"the support of the model's site {name!r}, {msg['fn'].support}, cannot be mapped to all "
@@ -65,6 +68,11 @@ class _Transform(Messenger):
             ) from None
         given = self.values[name]
         u, z = (transform.inv(given), given) if self.inverse else (given, transform(given))
+        if z.dim() > given.dim() or u.dim() > given.dim():
+            raise ValueError(
+                f"the support of the model's site {name!r} depends on a discrete site that is summed out: "
+                "use importance_sampling with a guide that samples both"
+            )
         self.result[name] = u if self.inverse else z
         log_jacobian = transform.log_abs_det_jacobian(u, z)
         events = msg["fn"].event_dim - transform.codomain.event_dim
@@ -74,3 +82,12 @@ class _Transform(Messenger):
             else (self.log_jacobian + log_jacobian)
         )
         msg["value"], msg["is_observed"] = z, True
+
+
+def _support(distribution: dist.Distribution) -> constraints.Constraint:
+    """The support, of mixtures that of their components; angles are taken from one circle."""
+    if isinstance(base_distribution(distribution), dist.VonMises):
+        return constraints.interval(-math.pi, math.pi)
+    support = distribution.support
+    is_mixture = isinstance(support, constraints.MixtureSameFamilyConstraint)
+    return support.base_constraint if is_mixture else support
