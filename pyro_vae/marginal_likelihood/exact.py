@@ -40,7 +40,7 @@ _START = 4.0  # the lattice starts over so many standard deviations of the prior
 _SPACING = 0.5  # with this spacing, in the same unit
 _KEPT = 30.0  # nats below the maximum that are kept
 _UNSEEN = 15.0  # nats by which the likelihood may be larger between the nodes than at them
-_BLOCK = 32  # data whose lattices are refined together
+_BLOCK = 8  # data whose lattices are refined together
 
 
 def enumeration(
@@ -98,7 +98,7 @@ def quadrature(
     model: Program,
     *batch: Tensor,
     tolerance: float = 1e-3,
-    max_nodes: int = 400_000,
+    max_nodes: int = 1_000_000,
     data: str | None = None,
     progress: bool = True,
     checkpoint: Path | None = None,
