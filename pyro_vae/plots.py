@@ -4,6 +4,7 @@ Each function returns a new :class:`matplotlib.figure.Figure`, which a notebook 
 none touches pyplot's state or the disk.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -162,8 +163,8 @@ def sandwich(estimates: Mapping[str, LogMarginal]) -> Figure:
             over_k.plot(sizes, means, "o-", color=colour, label=label)
         else:
             over_k.axhline(estimate.mean, color=colour, label=label)
-            error = estimate.monte_carlo_error
-            over_k.axhspan(estimate.mean - error, estimate.mean + error, color=colour, alpha=0.2)
+            if math.isfinite(error := estimate.monte_carlo_error):
+                over_k.axhspan(estimate.mean - error, estimate.mean + error, color=colour, alpha=0.2)
     over_k.set(xscale="log", xlabel="importance samples K", ylabel=f"mean {best.settings['scores']} (nats)")
     first = estimates.get("importance_sampling", next(iter(estimates.values())))
     order = (first.values - best.values).argsort()

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import math
 
@@ -45,6 +46,8 @@ def test_sandwich_shows_every_method_over_samples_and_data():
     assert over_k.lines[1].get_ydata()[0] == pytest.approx(exact.mean)
     assert len(over_k.lines) == len(per_datum.lines) == 2
     np.testing.assert_allclose(per_datum.lines[0].get_ydata(), -0.5, rtol=1e-4)
+    unconverged = dataclasses.replace(exact, std_error=torch.full((200,), math.inf))
+    plots.sandwich({"quadrature": unconverged}).savefig(io.BytesIO())
 
 
 def test_certificate_shows_the_gap_of_every_datum():

@@ -235,6 +235,13 @@ def test_the_verdict_says_what_to_rely_on():
     assert best_estimate(everything) is annealed
     unconverged = estimates(values, method="quadrature", bound="exact", converged=torch.zeros(1000))
     assert best_estimate({"ais": annealed, "quadrature": unconverged}) is annealed
+    unknown = torch.full((1000,), 1e-5)
+    unknown[0] = math.inf
+    partly = dataclasses.replace(unconverged, std_error=unknown)
+    text = verdict({"importance_sampling": sampled, "quadrature": partly})
+    assert "quadrature is 0.2 nats higher (± 0.009) on the 999 data of which both know" in text
+    text = verdict({"ais": annealed, "hmc": estimates(values, math.nan, method="hmc", bound="upper")})
+    assert "Appendix D (hmc) does not know its error" in text
     assert verdict({"bidirectional": simulated}).startswith("on 1,000 data simulated from the model")
 
     # One chain says nothing about its error, and cannot be the best.

@@ -125,10 +125,12 @@ def _mean_error(std_error: Tensor) -> float:
 
 
 def _relation(other: LogMarginal, best: LogMarginal) -> str:
-    difference = (other.values - best.values).double()
-    mean = difference.mean().item()
-    error = math.hypot(other.monte_carlo_error, best.monte_carlo_error)
     words = _words(other.method)
+    known = other.std_error.isfinite() & best.std_error.isfinite()
+    if not known.any():
+        return f"{words} does not know its error"
+    mean = (other.values - best.values)[known].double().mean().item()
+    error = math.hypot(_mean_error(other.std_error[known]), _mean_error(best.std_error[known]))
     if abs(mean) <= max(0.01, 2 * error):
         agrees = f"{words} agrees ({mean:+.3f} ± {error:.1g})"
     else:
@@ -136,6 +138,8 @@ def _relation(other: LogMarginal, best: LogMarginal) -> str:
         is_certain = best.bound == "exact" or (mean < 0 and other.bound == "lower")
         low, high = ("too low", "too high") if is_certain else ("lower", "higher")
         agrees = f"{words} is {abs(mean):.2g} nats {low if mean < 0 else high} (± {error:.1g})"
+    if not known.all():
+        agrees += f" on the {int(known.sum()):,} data of which both know their error"
     if other.khat is not None and other.unreliable_share > 0:
         agrees += f", with k-hat above 0.7 for {100 * other.unreliable_share:.1f} % of the data"
     return agrees
