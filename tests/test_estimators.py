@@ -34,7 +34,7 @@ ESTIMATORS = {
     ),
     "ais_prior": lambda model, _, x: ais(model, x, num_temperatures=100, num_leapfrog=2, progress=False),
     "ais_guide": lambda model, guide, x: ais(
-        model, x, guide=guide, num_temperatures=20, num_leapfrog=2, progress=False
+        model, x, guide=guide, num_chains=64, num_temperatures=20, num_leapfrog=2, progress=False
     ),
     "hmc_normal": lambda model, _, x: hmc(
         model, x, num_samples=100, num_warmup=120, num_leapfrog=4, progress=False

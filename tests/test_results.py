@@ -57,7 +57,6 @@ def test_interrupted_work_goes_on_with_the_same_result(name, tmp_path, monkeypat
     """Interrupted again and again, in another process's state of the generators each time."""
     monkeypatch.setattr("pyro_vae.blocks.rows_at_once", lambda batch: 256)
     monkeypatch.setattr("pyro_vae.marginal_likelihood.importance.rows_at_once", lambda batch: 256)
-    monkeypatch.setattr("pyro_vae.marginal_likelihood.exact._BLOCK", 8)
     oracle = LinearGaussian.random(4, 2)
     x, (model, guide) = oracle.sample(40), oracle.pair(widening=1.2)
     calls = left = 0
@@ -92,10 +91,10 @@ def test_interrupted_work_goes_on_with_the_same_result(name, tmp_path, monkeypat
         a, b = getattr(whole, field.name), getattr(parts, field.name)
         for first, second in zip(_tensors(a), _tensors(b), strict=True):
             torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
-    # Done already: nothing is computed but what describes the result.
+    # Done already: nothing is computed but what checks the programs and describes the result.
     calls = 0
     RESUMABLE[name](model, guide, x, progress=False, checkpoint=tmp_path / "unfinished")
-    assert calls <= 2
+    assert calls <= 3
 
 
 def _tensors(value):

@@ -65,12 +65,13 @@ def ais(
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
     Returns:
-        Lower bounds. The errors are by the delta method from the weights of the chains. Diagnostics ``ess``
-        (of chains) and ``acceptance`` (mean over the temperatures).
+        Lower bounds. The errors are by the delta method from the weights of the chains, and too small where
+        few of them carry the weight. Diagnostics ``ess`` (of chains) and ``acceptance`` (mean over the
+        temperatures; nan of one).
 
     Raises:
-        ValueError: If a size is below 1, or a latent site is discrete and cannot be summed out, or has a
-            support that is not the image of all real numbers.
+        ValueError: If a size is below 1, the sites of model and guide differ, or a latent site is discrete
+            and cannot be summed out, or has a support that is not the image of all real numbers.
     """
     sizes = {
         "num_chains": num_chains,
