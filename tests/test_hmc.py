@@ -12,6 +12,7 @@ from pyro.infer import MCMC, NUTS
 from pyro_vae import sample_posterior
 from pyro_vae.diagnostics import arviz, rhat
 from pyro_vae.hmc import Evaluation, init, jittered, step, tune
+from pyro_vae.marginal_likelihood import hmc
 from pyro_vae.oracles import LinearGaussian
 from pyro_vae.tempering import TemperedDensity, schedule, tempered
 
@@ -211,3 +212,6 @@ def test_chains_that_cannot_be_judged():
     assert draws.rhat.isnan().all()
     with pytest.raises(ValueError, match="the name 'datum'"):
         dataclasses.replace(draws, latents={"datum": draws.latents["z"]}).to_arviz()
+    for num_chains, said in (1, False), (2, True):
+        result = hmc(model, x, num_chains=num_chains, num_samples=20, num_warmup=20, progress=False)
+        assert ("R-hat" in result.summary()) == said

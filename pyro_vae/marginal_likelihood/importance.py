@@ -8,7 +8,8 @@ and the bound tightens as S grows (Burda, Grosse & Salakhutdinov, *Importance We
 By the delta method its variance is :math:`\mathrm{se}^2 = 1/\mathrm{ESS} - 1/S` with
 :math:`\mathrm{ESS} = (\sum w)^2 / \sum w^2`, and its bias :math:`-\mathrm{se}^2 / 2` (Nowozin, *Debiasing
 Evidence Approximations*, 2018). All of these mean little where the weights have no finite variance; the
-Pareto k-hat of their tail tells (:mod:`pyro_vae.diagnostics`).
+Pareto k-hat of their tail tells (:mod:`pyro_vae.diagnostics`). Nothing tells of a mode that no sample has
+seen.
 """
 
 import math

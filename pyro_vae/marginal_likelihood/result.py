@@ -98,6 +98,14 @@ class LogMarginal:
         return None if self.khat is None else (self.khat > 0.7).double().mean().item()
 
     @property
+    def unmixed_share(self) -> float | None:
+        """Share of the data whose chains disagree (R-hat above 1.01) or never moved; None of one chain."""
+        rhat = self.diagnostics.get("rhat")
+        if rhat is None or self.settings["num_chains"] == 1:
+            return None
+        return (~(rhat <= 1.01)).double().mean().item()
+
+    @property
     def gap(self) -> float | None:
         """Mean over data of the upper minus the lower bound, nats; None where the method has no upper one."""
         return None if self.upper is None else (self.upper - self.values).mean().item()
@@ -168,11 +176,11 @@ def _diagnoses(result: LogMarginal) -> list[str]:
         lines.append(f"with Pareto-smoothed weights {smoothed.mean().item():.2f}")
     if result.upper is not None:
         lines.append(f"upper bound {result.upper.mean().item():.2f}: a gap of {result.gap:.2g} nats")
-    if (rhat := result.diagnostics.get("rhat")) is not None:
-        lines.append(
-            f"R-hat above 1.01 for {100 * (rhat > 1.01).double().mean().item():.1f} % of the data, largest "
-            f"{rhat.max().item():.3f}; {int(result.diagnostics['divergences'].sum())} divergent transitions"
-        )
+    if (share := result.unmixed_share) is not None:
+        largest = result.diagnostics["rhat"].max().item()
+        lines.append(f"R-hat above 1.01 for {100 * share:.1f} % of the data, largest {largest:.3f}")
+    if (divergences := result.diagnostics.get("divergences")) is not None:
+        lines.append(f"{int(divergences.sum())} divergent transitions")
     if (acceptance := result.diagnostics.get("acceptance")) is not None:
         lines.append(f"mean acceptance {acceptance.mean().item():.2f}, least {acceptance.min().item():.2f}")
     lines += result.settings.get("notes", [])

@@ -66,10 +66,8 @@ def _diagnostics(estimate: LogMarginal) -> str:
         found.append(f"k-hat > 0.7: {100 * estimate.unreliable_share:.1f} %")
     if estimate.ess is not None:
         found.append(f"median ESS {estimate.ess.median().item():.0f}")
-    if (rhat := estimate.diagnostics.get("rhat")) is not None:
-        # One chain has none; nor have chains that never moved, which surely do not agree.
-        share = f"{100 * (~(rhat <= 1.01)).double().mean().item():.1f} %"
-        found.append(f"R-hat > 1.01: {share}" if estimate.settings.get("num_chains") != 1 else "one chain")
+    if (share := estimate.unmixed_share) is not None:
+        found.append(f"R-hat > 1.01: {100 * share:.1f} %")
     if (acceptance := estimate.diagnostics.get("acceptance")) is not None:
         found.append(f"acceptance {acceptance.mean().item():.2f}")
     if (converged := estimate.diagnostics.get("converged")) is not None:
