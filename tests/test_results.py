@@ -184,7 +184,7 @@ def test_real_estimates_know_their_data():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pandas, in ArviZ
-@pytest.mark.parametrize("error", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("error", [0.0, 0.05, 0.3, 5.0, math.nan, math.inf])
 def test_arviz_ranks_models_by_our_values(error):
     values = 5 * torch.randn(40) - 90
     good, bad = estimates(values, error), estimates(values - 1 + 0.1 * torch.randn(40), error)

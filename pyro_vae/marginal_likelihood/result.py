@@ -129,7 +129,7 @@ class LogMarginal:
         Both take draws :math:`\ell` of a log-likelihood and average :math:`e^{-\ell}`. A trained model has
         one value, with a Monte Carlo error: the draws are its normal quantiles, shifted so that the average
         is the value. So ``elpd_loo`` of a datum is log p(x), and ``p_loo`` tells of nothing but Monte Carlo
-        error.
+        error, of which those that are not known or above 0.5 nats count as 0.5.
 
         Returns:
             ArviZ' own type (``InferenceData``, in 1.x a ``DataTree``) with the groups ``log_likelihood``
@@ -137,7 +137,7 @@ class LogMarginal:
         """
         draws = 400
         quantiles = torch.special.ndtri((torch.arange(draws, dtype=torch.float64) + 0.5) / draws)
-        spread = self.std_error.double().nan_to_num(0.0).clamp(min=1e-4)
+        spread = self.std_error.double().nan_to_num(0.5).clamp(1e-4, 0.5)
         values = self.values.double() + spread * quantiles[:, None]
         values = values + self.values + (-values).logsumexp(0) - math.log(draws)
         # az.loo estimates how many independent draws these are, so they come in random order.
