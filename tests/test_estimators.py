@@ -34,7 +34,7 @@ ESTIMATORS = {
     ),
     "ais_prior": lambda model, _, x: ais(model, x, num_temperatures=100, num_leapfrog=2, progress=False),
     "ais_guide": lambda model, guide, x: ais(
-        model, x, guide=guide, num_chains=64, num_temperatures=20, num_leapfrog=2, progress=False
+        model, x, guide=guide, num_temperatures=20, num_leapfrog=2, progress=False
     ),
     "hmc_normal": lambda model, _, x: hmc(
         model, x, num_samples=100, num_warmup=120, num_leapfrog=4, progress=False
@@ -438,7 +438,12 @@ def test_discrete_and_continuous_latents_by_importance_sampling(guide):
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "importance_sampling"])
 def test_discrete_and_continuous_latents_by_the_others(name):
     x = 3 * torch.randn(60, 2)
-    result = ESTIMATORS[name](mixture, without_y, x)
+    if name == "ais_guide":  # far from the posterior, so that 16 chains understate their error
+        result = ais(
+            mixture, x, guide=without_y, num_chains=64, num_temperatures=20, num_leapfrog=2, progress=False
+        )
+    else:
+        result = ESTIMATORS[name](mixture, without_y, x)
     if name.startswith("hmc"):  # two modes in some
         assert (result.values - mixture_log_prob(x)).abs().median() < 0.05
     else:

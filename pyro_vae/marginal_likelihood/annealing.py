@@ -141,9 +141,6 @@ def _anneal(
 ) -> LogMarginal:
     check_sizes(batch, **sizes)
     programs = (model,) if guide is None else (model, guide)
-    if guide is not None:
-        with evaluation(*programs):  # raises where they do not fit each other
-            log_weights(model, guide, *(argument[:1] for argument in batch), num_samples=1)
     num_chains, num_leapfrog = sizes["num_chains"], sizes["num_leapfrog"]
     betas = schedule(sizes["num_temperatures"])
     pilot_temperatures = max(20, sizes["num_temperatures"] // 10)
@@ -157,6 +154,8 @@ def _anneal(
         def advance_one() -> None:
             advance(len(block[0]))
 
+        if guide is not None:  # raises where the two do not fit each other
+            log_weights(model, guide, *(argument[:1] for argument in block), num_samples=1)
         latents: dict[str, Tensor] = {}
         if is_simulated:
             latents, block = simulate(model, *block)

@@ -244,7 +244,7 @@ class _Lattices:
         error = torch.where(converged, change, math.inf)
         return {"values": values, "std_error": error, "nodes": nodes, "converged": converged.double()}
 
-    def _grown(self, datum: Tensor, coords: Tensor) -> "_Nodes":
+    def _grown(self, datum: Tensor, coords: Tensor) -> _Nodes:
         """The coarsest nodes, and more of them around those at the border that carry mass."""
         found = self._evaluated(datum, coords, _SPACING)
         while True:
@@ -275,7 +275,7 @@ class _Lattices:
         first = first[first >= known]
         return datum[first], coords[first]
 
-    def _evaluated(self, datum: Tensor, coords: Tensor, spacing: float) -> "_Nodes":
+    def _evaluated(self, datum: Tensor, coords: Tensor, spacing: float) -> _Nodes:
         """The nodes with what they are worth, in pieces of one size."""
         empty = torch.empty(0, dtype=torch.float64, device=datum.device)
         columns = {name: [empty] for name in ("log_density", "log_prior", "gradient", "prior_gradient")}
@@ -302,7 +302,7 @@ class _Lattices:
         empty = torch.full((len(self.block[0]),), -math.inf, dtype=torch.float64, device=datum.device)
         return empty.scatter_reduce(0, datum, numbers, "amax")
 
-    def _kept(self, nodes: "_Nodes", spacing: float) -> Tensor:
+    def _kept(self, nodes: _Nodes, spacing: float) -> Tensor:
         """Nodes within whose distance to the next there may be mass."""
         datum, reach = nodes.datum, spacing * math.sqrt(self.dim)
         reached = nodes.log_f + nodes.slope * reach
@@ -312,7 +312,7 @@ class _Lattices:
         reached = torch.minimum(reached, prior + likelihood[datum] + _UNSEEN)
         return reached > self._maxima(datum, nodes.log_f)[datum] - _KEPT
 
-    def _sums(self, nodes: "_Nodes", spacing: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _sums(self, nodes: _Nodes, spacing: float) -> tuple[Tensor, Tensor, Tensor]:
         """Of every datum the integral, the number of nodes that its mass is spread over, and of all nodes."""
         datum, log_f = nodes.datum, nodes.log_f
         count = len(self.block[0])

@@ -50,9 +50,7 @@ def table(estimates: Mapping[str, LogMarginal]) -> str:
             )
         )
         if estimate.upper is not None:
-            error = estimate.diagnostics["upper_std_error"].square().sum().sqrt().item() / len(
-                estimate.values
-            )
+            error = _mean_error(estimate.diagnostics["upper_std_error"])
             rows.append(("", f"{estimate.upper.mean().item():.3f}", f"{error:.2g}", "upper bound", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
