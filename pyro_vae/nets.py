@@ -10,6 +10,7 @@ The paper's networks (Kingma & Welling 2013, appendix C) have one hidden layer o
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -41,7 +42,8 @@ class MLP(nn.Module):
         inputs: Size of the last axis of the input.
         outputs: Size of the last axis of the output.
         hidden: Units of each hidden layer; empty for a linear map.
-        activation: Makes the non-linearity of the hidden layers.
+        activation: Makes the non-linearity of the hidden layers. With ``nn.GLU`` every layer is gated,
+            :math:`(W h + b) \odot \sigma(V h + c)`, as in Tomczak & Welling, *VAE with a VampPrior*, 2018.
         init: Initialises one linear layer in place; see :func:`glorot` and :func:`small_normal`.
         output_bias: Initial bias of the last layer instead of the one drawn by ``init``, such as
             ``family.bias(x.mean(0))``, with which every output starts at the mean of the data.
@@ -63,10 +65,12 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for fan_in, fan_out in itertools.pairwise((inputs, *hidden, outputs)):
-            layers += [nn.Linear(fan_in, fan_out), activation()]
+        for fan_in, fan_out in itertools.pairwise((inputs, *hidden)):
+            layers += [nn.Linear(fan_in, 2 * fan_out if activation is nn.GLU else fan_out), activation()]
             init(layers[-2])
-        self.layers = nn.Sequential(*layers[:-1])
+        layers.append(nn.Linear((inputs, *hidden)[-1], outputs))
+        init(layers[-1])
+        self.layers = nn.Sequential(*layers)
         self.inputs = inputs
         if output_bias is not None:
             if output_bias.shape != (outputs,):
@@ -84,3 +88,177 @@ class MLP(nn.Module):
                 f"{tuple(inputs.shape)}: flatten the data, or build the network for this size"
             )
         return self.layers(inputs)
+
+
+class _Residual(nn.Module):
+    r""":math:`h + C(\mathrm{ELU}(C(\mathrm{ELU}(h))))`, C convolutions (He et al. 2016, pre-activation)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ELU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ELU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.layers(hidden)
+
+
+def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Height, width and colours."""
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(
+            f"a convolutional network is for images of shape (height, width) or (height, width, colours), "
+            f"not {tuple(shape)}: take an MLP"
+        )
+    height, width, *colours = shape
+    return height, width, colours[0] if colours else 1
+
+
+def _sizes(height: int, width: int, scales: int) -> list[tuple[int, int]]:
+    """Heights and widths, each half of that before, rounded up."""
+    sizes = [(height, width)]
+    for _ in range(scales):
+        height, width = (height + 1) // 2, (width + 1) // 2
+        sizes.append((height, width))
+    return sizes
+
+
+class ConvEncoder(nn.Module):
+    r"""From flattened images to a vector: convolutions that halve height and width, then a linear map.
+
+    Args:
+        shape: Of an image: (height, width), or (height, width, colours); any size.
+        outputs: Size of the vector.
+        channels: Of the convolutions, one a halving.
+        blocks: Residual blocks after each halving.
+        context_dim: Further numbers behind the image (labels, covariates), for the linear map.
+
+    Raises:
+        ValueError: If ``shape`` is not that of images; in ``forward``, if the input has another size.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        outputs: int,
+        channels: Sequence[int] = (32, 64),
+        *,
+        blocks: int = 0,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        height, width, colours = _image_shape(shape)
+        self.shape, self.context_dim = (height, width, colours), context_dim
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((colours, *channels)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
+            layers += [_Residual(after) for _ in range(blocks)]
+            layers.append(nn.ELU())
+        self.layers = nn.Sequential(*layers)
+        height, width = _sizes(height, width, len(channels))[-1]
+        self.head = nn.Linear((colours, *channels)[-1] * height * width + context_dim, outputs)
+
+    def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Outputs for every image along the last axis."""
+        size = math.prod(self.shape)
+        if inputs.shape[-1] != size + self.context_dim:
+            raise ValueError(
+                f"this ConvEncoder takes {size} numbers of an image of shape {self.shape} and "
+                f"{self.context_dim} of a context, but was given shape {tuple(inputs.shape)}"
+            )
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        images, context = rows.split([size, self.context_dim], 1)
+        hidden = self.layers(images.unflatten(1, self.shape).movedim(3, 1)).flatten(1)
+        return self.head(torch.cat([hidden, context], 1)).reshape(*inputs.shape[:-1], -1)
+
+
+class ConvDecoder(nn.Module):
+    r"""From a vector to parameters of every pixel: a linear map, then convolutions that double the size.
+
+    Args:
+        inputs: Size of the vector.
+        shape: Of an image: (height, width), or (height, width, colours); any size.
+        params_per_dim: Of the family: so many numbers for every pixel and colour.
+        channels: Of the convolutions, in the order of the encoder's.
+        blocks: Residual blocks before each doubling.
+        output_bias: As of :class:`MLP`.
+
+    Raises:
+        ValueError: If ``shape`` is not that of images, or ``output_bias`` has another size.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        shape: Sequence[int],
+        params_per_dim: int = 1,
+        channels: Sequence[int] = (32, 64),
+        *,
+        blocks: int = 0,
+        output_bias: Float[Tensor, " outputs"] | None = None,
+    ) -> None:
+        super().__init__()
+        height, width, colours = _image_shape(shape)
+        self.shape, self.params_per_dim = (height, width, colours), params_per_dim
+        *larger, (height, width) = _sizes(height, width, len(channels))
+        first, *rest = (*reversed(channels), params_per_dim * colours)
+        self.smallest = (first, height, width)
+        self.head = nn.Linear(inputs, math.prod(self.smallest))
+        layers: list[nn.Module] = []
+        for before, after, size in zip((first, *rest), rest, reversed(larger), strict=False):
+            layers += [_Residual(before) for _ in range(blocks)]
+            layers += [nn.ELU(), nn.Upsample(size), nn.Conv2d(before, after, 3, padding=1)]
+        self.layers = nn.Sequential(*layers)
+        self.bias = nn.Parameter(torch.zeros(params_per_dim * math.prod(self.shape)))
+        if output_bias is not None:
+            if output_bias.shape != self.bias.shape:
+                raise ValueError(
+                    f"output_bias has shape {tuple(output_bias.shape)}, this ConvDecoder has "
+                    f"{len(self.bias)} outputs"
+                )
+            with torch.no_grad():
+                self.bias.copy_(output_bias)
+
+    def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Parameters, one kind after another, of the pixels row by row."""
+        hidden = self.head(inputs.reshape(-1, inputs.shape[-1])).unflatten(1, self.smallest)
+        # rows, kinds, colours, height, width
+        kinds = self.layers(hidden).unflatten(1, (self.params_per_dim, -1))
+        outputs = kinds.movedim(2, 4).flatten(1) + self.bias
+        return outputs.reshape(*inputs.shape[:-1], -1)
+
+
+class WithMissing(nn.Module):
+    r"""A network for data with missing numbers: it sees 0 for those that are nan, and which they are.
+
+    Args:
+        net: Takes twice as many numbers: the data, then 1 for each that was observed and 0 for others.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Outputs for every datum along the last axis."""
+        observed = ~inputs.isnan()
+        return self.net(torch.cat([torch.where(observed, inputs, 0.0), observed.to(inputs.dtype)], -1))
+
+
+class Log1p(nn.Module):
+    r"""A network for counts: it sees :math:`\log(1 + x)`.
+
+    Args:
+        net: Takes the logarithms.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Outputs for every datum along the last axis."""
+        return self.net(inputs.log1p())

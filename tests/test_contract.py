@@ -12,20 +12,40 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_vae import (
+    MLP,
     SVI,
     Bernoulli,
+    Categorical,
+    Columns,
     Conditional,
     ContinuousBernoulli,
+    ConvDecoder,
+    ConvEncoder,
     DiagNormal,
+    DiscretizedLogistic,
     FixedScaleNormal,
+    FullNormal,
+    Log1p,
+    LogitNormal,
     MixtureOfNormals,
+    NegativeBinomial,
+    NormalMixture,
+    Poisson,
+    ProjectedNormal,
     SupportError,
+    Unconditional,
+    UniformBox,
+    VampPrior,
+    affine_coupling,
+    inverse_autoregressive,
     log_joint,
     log_weights,
+    planar,
     sample,
     vae,
 )
 from pyro_vae.oracles import LinearGaussian
+from pyro_vae.traces import guide_distributions
 
 DATA_DIM = 6
 
@@ -34,24 +54,74 @@ def bits():
     return torch.rand(10, DATA_DIM).round()
 
 
-PAIRS = {
+def reals():
+    return torch.randn(10, DATA_DIM)
+
+
+def vamp():
+    model, guide = vae(DATA_DIM, 3, hidden=(8,))
+    model.prior = VampPrior(guide.posterior, torch.rand(4, DATA_DIM))
+    return model, guide
+
+
+def with_missing():
+    x = reals()
+    x[0, 1] = x[3, :3] = float("nan")
+    return x
+
+
+def table():
+    return torch.cat([torch.randn(10, 3), torch.randint(5, (10, 2)), torch.randint(3, (10, 1))], 1)
+
+
+def of_table():
+    amount, count = DiagNormal(), Poisson()
+    return Columns([amount, amount, amount, count, count, Categorical(3)])
+
+
+PAIRS = {  # what makes the pair, what makes its arguments
     "vae": (lambda: vae(DATA_DIM, 3, hidden=(8,)), bits),
     "mixture": (lambda: vae(DATA_DIM, 3, prior=MixtureOfNormals(3, 4), family=Bernoulli(), hidden=()), bits),
     "grey": (
         lambda: vae(DATA_DIM, 3, family=ContinuousBernoulli(), hidden=(8, 7)),
         lambda: torch.rand(10, DATA_DIM),
     ),
-    "normal": (
-        lambda: vae(DATA_DIM, 3, family=DiagNormal(squash_loc=True)),
-        lambda: torch.randn(10, DATA_DIM),
+    "normal": (lambda: vae(DATA_DIM, 3, family=DiagNormal(squash_loc=True)), reals),
+    "fixed_scale": (lambda: vae(DATA_DIM, 3, family=FixedScaleNormal(0.3)), reals),
+    "linear_gaussian": (lambda: LinearGaussian.random(DATA_DIM, 3).pair(widening=1.2), reals),
+    "vamp": (vamp, bits),
+    "flow_prior": (lambda: vae(DATA_DIM, 3, prior=Unconditional(affine_coupling(3), 3)), bits),
+    "box": (lambda: vae(DATA_DIM, 3, prior=UniformBox(3, -1.0, 1.0), posterior=LogitNormal(-1.0, 1.0)), bits),
+    "sphere": (
+        lambda: vae(DATA_DIM, 3, prior=Unconditional(ProjectedNormal(), 3), posterior=ProjectedNormal()),
+        bits,
     ),
-    "fixed_scale": (
-        lambda: vae(DATA_DIM, 3, family=FixedScaleNormal(0.3)),
-        lambda: torch.randn(10, DATA_DIM),
+    "iaf": (lambda: vae(DATA_DIM, 3, posterior=inverse_autoregressive(3, context_dim=4)), bits),
+    "planar": (lambda: vae(DATA_DIM, 3, posterior=planar(3, context_dim=4)), bits),
+    "full": (lambda: vae(DATA_DIM, 3, posterior=FullNormal()), bits),
+    "posterior_mixture": (lambda: vae(DATA_DIM, 3, posterior=NormalMixture(2)), bits),
+    "counts": (
+        lambda: vae(DATA_DIM, 3, family=NegativeBinomial(), encoder=Log1p(MLP(DATA_DIM, 6))),
+        lambda: torch.randint(9, (10, DATA_DIM)).float(),
     ),
-    "linear_gaussian": (
-        lambda: LinearGaussian.random(DATA_DIM, 3).pair(widening=1.2),
-        lambda: torch.randn(10, DATA_DIM),
+    "levels": (
+        lambda: vae(DATA_DIM, 3, family=DiscretizedLogistic(17, 2)),
+        lambda: torch.randint(17, (10, DATA_DIM)) / 16,
+    ),
+    "table": (lambda: vae(DATA_DIM, 3, family=of_table()), table),
+    "missing": (lambda: vae(DATA_DIM, 3, family=DiagNormal(), missing=True), with_missing),
+    "context": (
+        lambda: vae(DATA_DIM, 3, context_dim=2, hidden=(8,)),
+        lambda: (bits(), torch.randn(10, 2)),
+    ),
+    "convolutions": (
+        lambda: vae(
+            DATA_DIM,
+            3,
+            encoder=ConvEncoder((3, 2), 6, (4,), blocks=1),
+            decoder=ConvDecoder(3, (3, 2), 1, (4,), blocks=1),
+        ),
+        bits,
     ),
 }
 
@@ -60,21 +130,22 @@ PAIRS = {
 def pair(request):
     make, data = PAIRS[request.param]
     model, guide = make()
-    return model, guide, data()
+    batch = data()
+    return model, guide, batch if isinstance(batch, tuple) else (batch,)
 
 
 def test_guide_and_model_share_their_latent_sites_in_the_data_plate(pair):
-    model, guide, x = pair
-    guide_trace = poutine.trace(guide).get_trace(x)
-    model_trace = poutine.trace(model).get_trace(x)
+    model, guide, batch = pair
+    guide_trace = poutine.trace(guide).get_trace(*batch)
+    model_trace = poutine.trace(model).get_trace(*batch)
     latent = {name for name in model_trace.stochastic_nodes if name != "data"}
     assert latent == {name for name in guide_trace.stochastic_nodes if name != "data"} == {"z"}
     assert model_trace.observation_nodes == ["x"]
     for trace, names in (guide_trace, latent), (model_trace, latent | {"x"}):
         for name in names:
             frames = trace.nodes[name]["cond_indep_stack"]
-            assert [(frame.name, frame.dim, frame.size) for frame in frames] == [("data", -1, len(x))]
-            assert trace.nodes[name]["fn"].batch_shape == (len(x),)
+            assert [(frame.name, frame.dim, frame.size) for frame in frames] == [("data", -1, len(batch[0]))]
+            assert trace.nodes[name]["fn"].batch_shape == (len(batch[0]),)
 
 
 def test_theta_and_phi_are_disjoint(pair):
@@ -85,41 +156,41 @@ def test_theta_and_phi_are_disjoint(pair):
 
 
 def test_a_samples_plate_vectorises_everything(pair):
-    model, guide, x = pair
-    assert log_weights(model, guide, x, num_samples=5).shape == (5, len(x))
+    model, guide, batch = pair
+    assert log_weights(model, guide, *batch, num_samples=5).shape == (5, len(batch[0]))
 
 
 def test_data_are_independent(pair):
-    model, _, x = pair
-    latents = {"z": torch.randn(4, len(x), 3)}
-    whole = log_joint(model, latents, x)
-    order = torch.randperm(len(x))
-    permuted = log_joint(model, {"z": latents["z"][:, order]}, x[order])
-    part = log_joint(model, {"z": latents["z"][:, :3]}, x[:3])
+    model, _, batch = pair
+    latents = {"z": torch.randn(4, len(batch[0]), 3)}
+    whole = log_joint(model, latents, *batch)
+    order = torch.randperm(len(batch[0]))
+    permuted = log_joint(model, {"z": latents["z"][:, order]}, *(part[order] for part in batch))
+    part = log_joint(model, {"z": latents["z"][:, :3]}, *(part[:3] for part in batch))
     for all_, shuffled, some in zip(whole, permuted, part, strict=True):
         torch.testing.assert_close(all_[:, order], shuffled, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(all_[:, :3], some, rtol=1e-5, atol=1e-5)
 
 
 def test_plain_pyro_svi_trains_it(pair):
-    model, guide, x = pair
+    model, guide, batch = pair
     before = copy.deepcopy([*model.parameters(), *guide.parameters()])
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     for _ in range(3):
-        svi.step(x)
+        svi.step(*batch)
     for old, new in zip(before, [*model.parameters(), *guide.parameters()], strict=True):
         assert not torch.equal(old, new)
 
 
 def test_two_pairs_in_one_process_do_not_share_parameters(pair):
-    model, guide, x = pair
+    model, guide, batch = pair
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-    svi.step(x)
-    other_model, other_guide = copy.deepcopy(model), copy.deepcopy(guide)
+    svi.step(*batch)
+    other_model, other_guide = copy.deepcopy((model, guide))
     frozen = copy.deepcopy([*model.parameters(), *guide.parameters()])
     other = pyro.infer.SVI(other_model, other_guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     for _ in range(3):
-        other.step(x)
+        other.step(*batch)
     for old, first, second in zip(
         frozen,
         [*model.parameters(), *guide.parameters()],
@@ -132,29 +203,29 @@ def test_two_pairs_in_one_process_do_not_share_parameters(pair):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive(pair, parallel):
-    model, guide, x = pair
+    model, guide, batch = pair
     predictive = Predictive(
         poutine.uncondition(model), guide=guide, num_samples=5, parallel=parallel, return_sites=("x", "z")
     )
-    drawn = predictive(x)
-    assert drawn["z"].squeeze().shape == (5, len(x), 3)
-    assert drawn["x"].squeeze().shape == (5, len(x), DATA_DIM)
+    drawn = predictive(*batch)
+    assert drawn["z"].squeeze().shape == (5, len(batch[0]), 3)
+    assert drawn["x"].squeeze().shape == (5, len(batch[0]), DATA_DIM)
 
 
 @pytest.mark.parametrize("num_particles", [1, 4])
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 def test_elbo_modules(pair, elbo, num_particles):
-    model, guide, x = pair
+    model, guide, batch = pair
     bound = elbo(num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=1)
-    bound(model, guide)(x).backward()
+    bound(model, guide)(*batch).backward()
     for parameter in [*model.parameters(), *guide.parameters()]:
         assert parameter.grad is not None
 
 
 def test_the_parameter_store_stays_empty_in_our_functions(pair):
-    model, guide, x = pair
-    log_weights(model, guide, x, num_samples=2)
-    sample(model, x)
+    model, guide, batch = pair
+    log_weights(model, guide, *batch, num_samples=2)
+    sample(model, *batch)
     assert not list(pyro.get_param_store())
 
 
@@ -200,6 +271,37 @@ def test_wrong_data_are_explained_by_plain_pyro_too():
 def test_a_prior_of_another_size_is_refused():
     with pytest.raises(ValueError, match="latent_dim is 3"):
         vae(DATA_DIM, 3, prior=MixtureOfNormals(2))
+
+
+@pytest.mark.parametrize(
+    ("prior", "posterior"),
+    [
+        (UniformBox(3), DiagNormal()),
+        (UniformBox(3), LogitNormal(-1.0, 1.0)),
+        (Unconditional(ProjectedNormal(), 3), DiagNormal()),
+        (None, LogitNormal()),
+    ],
+)
+def test_a_posterior_of_other_values_than_the_prior_is_refused(prior, posterior):
+    with pytest.raises(ValueError, match="a box goes with LogitNormal"):
+        vae(DATA_DIM, 3, prior=prior, posterior=posterior)
+
+
+def test_the_context_reaches_model_and_guide():
+    model, guide = vae(DATA_DIM, 3, context_dim=2)
+    x, c = bits(), torch.randn(10, 2)
+    z = {"z": torch.zeros(1, 10, 3)}
+    one, other = log_joint(model, z, x, c), log_joint(model, z, x, -c)
+    assert (one.log_likelihood - other.log_likelihood).abs().min() > 1e-4
+    torch.testing.assert_close(one.log_prior, other.log_prior)
+    first, second = (guide_distributions(guide, x, part)["z"].mean for part in (c, -c))
+    assert (first - second).abs().min() > 1e-6
+
+
+def test_missing_numbers_need_to_be_announced():
+    model, guide = vae(DATA_DIM, 3, family=DiagNormal())
+    with pytest.raises(SupportError, match="missing=True"):
+        Trace_ELBO().loss(model, guide, with_missing())
 
 
 def test_a_users_own_modules_need_no_adapter():

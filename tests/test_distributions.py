@@ -8,38 +8,109 @@ import torch
 from pyro_vae import (
     MLP,
     Bernoulli,
+    BetaBinomial,
+    Categorical,
+    Columns,
     Conditional,
     ContinuousBernoulli,
     DiagNormal,
+    DiscretizedLogistic,
     FixedScaleNormal,
+    FullNormal,
+    GreyCategorical,
+    Laplace,
+    LogitNormal,
+    LowRankNormal,
     MixtureOfNormals,
+    NegativeBinomial,
+    NormalMixture,
+    Poisson,
+    ProjectedNormal,
+    SharedScaleNormal,
     StandardNormal,
+    StudentT,
     SupportError,
+    Unconditional,
+    UniformBox,
+    VampPrior,
+    ZeroInflatedNegativeBinomial,
+    affine_coupling,
+    inverse_autoregressive,
+    masked_autoregressive,
+    planar,
+    spline_autoregressive,
+    spline_coupling,
+    sylvester,
 )
-from pyro_vae.distributions import check_support, soft_clamp
+from pyro_vae.distributions import Missing, check_support, same_support, soft_clamp
+from pyro_vae.distributions.posteriors import DiagNormalMixture
 
 UNIT = torch.linspace(0, 1, 200_001, dtype=torch.float64)
 LINE = torch.linspace(-60, 60, 400_001, dtype=torch.float64)
 BITS = torch.tensor([0.0, 1.0], dtype=torch.float64)
-FAMILIES = {
-    "bernoulli": (Bernoulli(), BITS),
-    "continuous_bernoulli": (ContinuousBernoulli(), UNIT),
-    "diag_normal": (DiagNormal(), LINE),
-    "sigmoid_normal": (DiagNormal(squash_loc=True), LINE),
-    "fixed_scale_normal": (FixedScaleNormal(0.7), LINE),
+COUNTS = torch.arange(20_000, dtype=torch.float64)
+LEVELS = torch.arange(256, dtype=torch.float64) / 255
+ETAS = [-30.0, -2.0, -1e-4, 0.0, 5e-4, 2e-3, 1.0, 30.0]
+FEW = [-2.0, 0.0, 1.0]
+FAMILIES = {  # of independent numbers: family, all values of a number, first parameters to try
+    "bernoulli": (Bernoulli(), BITS, ETAS),
+    "continuous_bernoulli": (ContinuousBernoulli(), UNIT, ETAS),
+    "diag_normal": (DiagNormal(), LINE, ETAS),
+    "sigmoid_normal": (DiagNormal(squash_loc=True), LINE, ETAS),
+    "fixed_scale_normal": (FixedScaleNormal(0.7), LINE, ETAS),
+    "shared_scale_normal": (SharedScaleNormal(scale=0.6), LINE, ETAS),
+    "laplace": (Laplace(), LINE, FEW),
+    "student_t": (StudentT(30.0), LINE, FEW),
+    "discretized_logistic": (DiscretizedLogistic(), LEVELS, ETAS),
+    "logistic_mixture": (DiscretizedLogistic(17, 3), torch.arange(17) / 16, ETAS),
+    "grey_categorical": (GreyCategorical(17), torch.arange(17) / 16, ETAS),
+    "beta_binomial": (BetaBinomial(), LEVELS, ETAS),
+    "poisson": (Poisson(), COUNTS, [-30.0, *FEW, 6.0]),
+    "negative_binomial": (NegativeBinomial(), COUNTS, [-30.0, *FEW, 6.0]),
+    "zero_inflated_negative_binomial": (ZeroInflatedNegativeBinomial(), COUNTS, [-30.0, *FEW, 6.0]),
+    "categorical": (Categorical(4), COUNTS[:4], ETAS),
 }
-PRIORS = {"standard_normal": StandardNormal, "mixture_of_normals": MixtureOfNormals}
+VECTORS = {  # of vectors whose numbers depend on each other: how to make them for so many dimensions
+    "full_normal": lambda _: FullNormal(),
+    "low_rank_normal": lambda _: LowRankNormal(2),
+    "normal_mixture": lambda _: NormalMixture(3),
+    "inverse_autoregressive": inverse_autoregressive,
+    "spline_autoregressive": spline_autoregressive,
+    "affine_coupling": affine_coupling,
+    "spline_coupling": spline_coupling,
+    "masked_autoregressive": masked_autoregressive,
+}
+PRIORS = {
+    "standard_normal": StandardNormal,
+    "uniform_box": lambda dim: UniformBox(dim, -2.0, 3.0),
+    "mixture_of_normals": MixtureOfNormals,
+    "laplace": lambda dim: Unconditional(Laplace(), dim),
+    "learned_normal": lambda dim: Unconditional(DiagNormal(), dim, learned=True),
+    "student_t": lambda dim: Unconditional(StudentT(30.0), dim),
+    "affine_coupling": lambda dim: Unconditional(affine_coupling(dim), dim),
+    "spline_coupling": lambda dim: Unconditional(spline_coupling(dim), dim),
+    "masked_autoregressive": lambda dim: Unconditional(masked_autoregressive(dim), dim),
+    "vamp": lambda dim: VampPrior(Conditional(MLP(5, 2 * dim, (8,)), DiagNormal()), torch.rand(7, 5)),
+}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("eta", [-30.0, -2.0, -1e-4, 0.0, 5e-4, 2e-3, 1.0, 30.0])
+def grid_line(name):
+    """Where to sum a density; splines have kinks, and are the identity outside of [-5, 5]."""
+    return (
+        torch.linspace(-7, 7, 1001).double()
+        if name == "spline_coupling"
+        else torch.linspace(-12, 12, 601).double()
+    )
+
+
+@pytest.mark.parametrize(("name", "eta"), [(name, eta) for name in FAMILIES for eta in FAMILIES[name][2]])
 def test_family_is_normalised(name, eta):
-    family, points = FAMILIES[name]
+    family, points, _ = FAMILIES[name]
     parameters = torch.full((1, family.params_per_dim), eta, dtype=torch.float64)
-    if family.params_per_dim == 2:
-        parameters[0, 1] = 0.3
-    density = family(parameters).log_prob(points.unsqueeze(-1)).exp()
-    total = density.sum() if points is BITS else torch.trapezoid(density, points)
+    parameters[0, 1:] = torch.linspace(0.3, -0.5, family.params_per_dim - 1)
+    density = family(parameters).log_prob(points.double().unsqueeze(-1)).exp()
+    total = density.sum() if len(points) <= len(COUNTS) else torch.trapezoid(density, points)
+    # The mean of a beta-binomial is kept 1e-4 from the ends, and its log gammas are of size 1e3.
     assert total.item() == pytest.approx(1, abs=1e-6)
 
 
@@ -49,27 +120,107 @@ def test_prior_is_normalised(name):
     prior = PRIORS[name](2)()
     assert prior.batch_shape == ()
     assert prior.event_shape == (2,)
-    line = torch.linspace(-9, 9, 601)
-    density = prior.log_prob(torch.cartesian_prod(line, line)).exp()
-    assert density.double().sum().item() * (18 / 600) ** 2 == pytest.approx(1, abs=1e-4)
+    line = grid_line(name)
+    grid = torch.cartesian_prod(line, line).float()
+    inside = prior.support.check(grid)
+    density = prior.log_prob(grid).exp().double() * inside
+    assert density.sum().item() * (line[1] - line[0]).item() ** 2 == pytest.approx(
+        1, abs=1e-3 if name != "uniform_box" else 0.03
+    )
+    assert prior.support.check(prior.sample((50,))).all()
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_family_of_vectors_is_normalised(name):
+    torch.manual_seed(1)
+    family = VECTORS[name](2)
+    density = family(0.5 * torch.randn(family.num_params(2)))
+    line = grid_line(name)
+    total = density.log_prob(torch.cartesian_prod(line, line).float()).exp().double().sum()
+    assert total.item() * (line[1] - line[0]).item() ** 2 == pytest.approx(1, abs=1e-3)
+
+
+def test_the_logit_normal_is_normalised_on_its_interval():
+    x = torch.linspace(-1, 2, 100_001, dtype=torch.float64)[1:-1]
+    for eta in ([0.0, 0.0], [1.0, -1.0], [-2.0, 1.0]):
+        density = LogitNormal(-1.0, 2.0)(torch.tensor(eta, dtype=torch.float64))
+        assert torch.trapezoid(density.log_prob(x.unsqueeze(-1)).exp(), x).item() == pytest.approx(
+            1, abs=1e-5
+        )
+        assert density.sample((1000,)).min() > -1
+        assert density.support.check(density.sample((5,))).all()
+
+
+@pytest.mark.parametrize("dim", [2, 3, 4])
+def test_the_projected_normal_is_normalised_on_its_sphere(dim):
+    torch.manual_seed(0)
+    area = 2 * math.pi ** (dim / 2) / math.gamma(dim / 2)
+    uniform = torch.nn.functional.normalize(torch.randn(400_000, dim, dtype=torch.float64), dim=-1)
+    eta = torch.tensor([1.0, -0.5, 0.3, 0.2], dtype=torch.float64)[:dim]
+    density = ProjectedNormal()(eta).log_prob(uniform).exp()
+    assert area * density.mean().item() == pytest.approx(1, abs=0.01)
+    at_zero = Unconditional(ProjectedNormal(), dim)().log_prob(uniform[:5].float())
+    torch.testing.assert_close(at_zero, torch.full((5,), -math.log(area)))
+
+
+@pytest.mark.parametrize("flow", [planar, sylvester])
+def test_flows_without_an_inverse_know_the_density_of_their_draws(flow):
+    torch.manual_seed(0)
+    family = flow(2)
+    density = family.double()(0.3 * torch.randn(family.num_params(2), dtype=torch.float64))
+    # E_q[u(z) / q(z)] = 1 for any density u inside of q's support.
+    inside = dist.Normal(density.sample((1000,)).mean(0), 0.5).to_event(1)
+    z = density.rsample((100_000,))
+    ratio = (inside.log_prob(z) - density.log_prob(z)).exp()
+    assert ratio.mean().item() == pytest.approx(1, abs=5 * ratio.std().item() / len(ratio) ** 0.5)
+    assert ratio.std() / len(ratio) ** 0.5 < 0.02
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *VECTORS])
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+def test_batch_shape_is_the_leading_shape(name, leading):
+    family = FAMILIES[name][0] if name in FAMILIES else VECTORS[name](5)
+    density = Conditional(MLP(4, family.num_params(5)), family)(torch.randn(*leading, 4))
+    assert density.batch_shape == leading
+    assert density.event_shape == (5,)
+    assert density.sample().shape == (*leading, 5)
+    assert density.expand((6, *leading)).sample().shape == (6, *leading, 5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
-def test_batch_shape_is_the_leading_shape(name, leading):
+def test_draws_have_the_mean_and_lie_in_the_support(name):
     family = FAMILIES[name][0]
-    density = Conditional(MLP(4, 5 * family.params_per_dim), family)(torch.randn(*leading, 4))
-    assert density.batch_shape == leading
-    assert density.event_shape == (5,)
+    density = family(torch.linspace(-1, 0.5, 3 * family.params_per_dim))
+    draws = density.sample((40_000,))
+    check_support(density, draws)
+    error = draws.std(0) / 200
+    assert ((draws.mean(0) - density.mean).abs() < 5 * error).all()
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *PRIORS])
-def test_gradient_reaches_every_parameter_and_state_dict_restores_it(name):
-    if name in PRIORS:
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "categorical"])
+def test_draws_follow_the_density(name):
+    """The mean log-density of draws is minus the entropy, which a sum over all values gives."""
+    family, points, _ = FAMILIES[name]
+    parameters = torch.linspace(-0.8, 0.5, family.params_per_dim, dtype=torch.float64)
+    density = family.double()(parameters)
+    family.float()
+    log_prob = density.log_prob(points.double().unsqueeze(-1))
+    summed = torch.where(log_prob > -700, log_prob, 0.0) * log_prob.exp()
+    exact = summed.sum() if len(points) <= len(COUNTS) else torch.trapezoid(summed, points)
+    drawn = density.log_prob(density.sample((40_000,)))
+    assert abs(drawn.mean() - exact) < 5 * drawn.std() / 200 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "role", [f"family {name}" for name in (*FAMILIES, *VECTORS)] + [f"prior {n}" for n in PRIORS]
+)
+def test_gradient_reaches_every_parameter_and_state_dict_restores_it(role):
+    role, name = role.split()
+    if role == "prior":
         module, arguments, x = PRIORS[name](3), (), torch.rand(7, 3)
     else:
-        family = FAMILIES[name][0]
-        module = Conditional(MLP(4, 3 * family.params_per_dim, (6,)), family)
+        family = FAMILIES[name][0] if name in FAMILIES else VECTORS[name](3)
+        module = Conditional(MLP(4, family.num_params(3), (6,)), family)
         arguments, x = (torch.randn(7, 4),), torch.rand(7, 3).round()
     log_prob = module(*arguments).log_prob(x)
     log_prob.sum().backward() if log_prob.requires_grad else None
@@ -132,13 +283,18 @@ def test_soft_clamp_is_the_identity_inside():
     assert (soft_clamp(value, -20.0, 20.0) - value).abs().max() < 2 * math.exp(-10)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+WITHOUT_BIAS = ("grey_categorical", "categorical")  # of which no mean determines the parameters
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITHOUT_BIAS])
 def test_bias_starts_at_the_mean(name):
     family = FAMILIES[name][0]
     mean = torch.tensor([0.05, 0.5, 0.9])
+    assert family.bias(mean).shape == (family.num_params(3),)
     start = family(family.bias(mean)).mean
-    if name == "continuous_bernoulli":  # its mean is no simple function of the logit
-        assert ((start - 0.5).sign() == (mean - 0.5).sign()).all()
+    if name in ("continuous_bernoulli", "discretized_logistic", "logistic_mixture"):
+        # Their means are no simple functions of the parameters.
+        assert ((start - 0.5).sign() == (mean - 0.5).sign())[[0, 2]].all()
     else:
         torch.testing.assert_close(start, mean)
 
@@ -161,6 +317,18 @@ def test_mixture_of_one_component_is_its_normal():
         (lambda: DiagNormal(min_scale=0.0), "min_scale"),
         (lambda: DiagNormal(min_scale=2.0, max_scale=1.0), "min_scale"),
         (lambda: FixedScaleNormal(-1.0), "positive"),
+        (lambda: SharedScaleNormal(scale=0.0), "scale must lie"),
+        (lambda: LowRankNormal(0), "rank"),
+        (lambda: StudentT(1.0), "df"),
+        (lambda: DiscretizedLogistic(1), "levels"),
+        (lambda: DiscretizedLogistic(components=0), "at least one"),
+        (lambda: Categorical(1), "categories"),
+        (lambda: Columns([]), "every column"),
+        (lambda: NormalMixture(1), "at least 2"),
+        (lambda: ProjectedNormal().num_params(5), "not in 5"),
+        (lambda: LogitNormal(1.0, 1.0), "below"),
+        (lambda: UniformBox(2, 1.0, 0.0), "below"),
+        (lambda: affine_coupling(1), "at least 2 dimensions"),
         (lambda: MixtureOfNormals(2, components=0), "at least one"),
     ],
 )
@@ -177,11 +345,17 @@ def test_impossible_arguments_are_refused(make, message):
         (ContinuousBernoulli(), [[0.0, 200.0]], ["ContinuousBernoulli", "200", "[0, 1]"]),
         (DiagNormal(), [[0.0, float("inf")]], ["Normal", "infinite"]),
         (Bernoulli(), [[0.0, 1.0, 0.0]], ["shape", "(1, 3)", "(2,)"]),
+        (Poisson(), [[0.0, 0.5]], ["Poisson", "0.5", "whole numbers", "DiscretizedLogistic"]),
+        (NegativeBinomial(), [[0.0, -1.0]], ["NegativeBinomial", "-1", "whole numbers"]),
+        (ZeroInflatedNegativeBinomial(), [[0.0, 0.1]], ["ZeroInflated", "0.1", "whole numbers"]),
+        (DiscretizedLogistic(), [[0.0, 0.1234]], ["GreyLevels", "0.1234", "levels"]),
+        (GreyCategorical(17), [[0.0, 2.0]], ["GreyLevels", "2", "levels"]),
+        (LowRankNormal(1), [[0.0, float("nan")]], ["LowRank", "nan"]),
         (Bernoulli(cross_entropy=True), [[0.0, 1.5]], ["1.5", "[0, 1]"]),
     ],
 )
 def test_data_outside_the_support_are_named_with_a_way_out(family, x, words):
-    density = family(torch.zeros(1, 2 * family.params_per_dim))
+    density = family(torch.zeros(1, family.num_params(2)))
     with pytest.raises(SupportError) as error:
         check_support(density, torch.tensor(x))
     for word in words:
@@ -196,3 +370,154 @@ def test_grey_pixels_need_an_explicit_choice():
         torch.tensor([[0.4, -1.0]]), grey, reduction="sum"
     )
     torch.testing.assert_close(cross_entropy.log_prob(grey).sum(), expected)
+
+
+def table():
+    amount, count, ward = DiagNormal(), Poisson(), Categorical(3)
+    return Columns([amount, count, ward, amount]), [amount, count, ward]
+
+
+def test_columns_are_independent_and_of_their_own_families():
+    family, (amount, count, ward) = table()
+    assert family.num_params(4) == 4 + 1 + 3
+    eta = torch.randn(6, 8)
+    row = family(eta)
+    x = torch.tensor([[0.3, 2.0, 1.0, -1.0]]).expand(6, 4)
+    expected = (
+        amount(eta[:, :4]).log_prob(x[:, [0, 3]])
+        + count(eta[:, 4:5]).log_prob(x[:, 1:2])
+        + ward(eta[:, 5:]).log_prob(x[:, 2:3])
+    )
+    torch.testing.assert_close(row.log_prob(x), expected)
+    drawn = row.sample((20_000,))
+    check_support(row, drawn)
+    torch.testing.assert_close(drawn.mean(0), row.mean, atol=0.15, rtol=0.1)
+    start = family(family.bias(torch.tensor([1.0, 5.0, 0.0, 2.0]))).mean
+    torch.testing.assert_close(start, torch.tensor([1.0, 5.0, 1.0, 2.0]))
+
+
+def test_a_table_says_which_column_is_wrong():
+    family, _ = table()
+    row = family(torch.zeros(1, 8))
+    with pytest.raises(
+        SupportError, match=r"x\[..., \[2\]\] holds values from 3 to 3 .*Categorical.*one less"
+    ):
+        check_support(row, torch.tensor([[0.3, 2.0, 3.0, -1.0]]))
+    with pytest.raises(
+        SupportError, match=r"x\[..., \[1\]\] holds values from 2.5 to 2.5 .*Poisson.*whole numbers"
+    ):
+        check_support(row, torch.tensor([[0.3, 2.5, 1.0, -1.0]]))
+    with pytest.raises(ValueError, match="4 columns, but the data have 5"):
+        family.num_params(5)
+
+
+def test_missing_numbers_are_integrated_out():
+    family, _ = table()
+    eta = torch.randn(5, 8)
+    x = torch.tensor([0.3, 2.0, 1.0, -1.0]).expand(5, 4).clone()
+    x[:, 2] = float("nan")
+    observed = Missing(family)(eta)
+    check_support(observed, x)
+    values = torch.tensor([0.0, 1.0, 2.0])
+    complete = [family(eta).log_prob(torch.cat([x[:, :2], v.expand(5, 1), x[:, 3:]], 1)) for v in values]
+    torch.testing.assert_close(observed.log_prob(x), torch.stack(complete).logsumexp(0))
+    assert observed.log_prob(torch.full((5, 4), float("nan"))).abs().max() == 0
+    with pytest.raises(SupportError, match="infinite"):
+        check_support(observed, torch.full((5, 4), float("inf")))
+    with pytest.raises(ValueError, match=r"LowRank.*are not"):
+        Missing(LowRankNormal(1))(torch.zeros(1, 12)).log_prob(torch.zeros(1, 4))
+
+
+def test_missing_numbers_leave_gradients_finite():
+    family = Missing(NegativeBinomial())
+    eta = torch.zeros(1, 4, requires_grad=True)
+    family(eta).log_prob(torch.tensor([[3.0, float("nan")]])).sum().backward()
+    assert eta.grad.isfinite().all()
+    assert eta.grad[0, [1, 3]].abs().max() == 0
+
+
+def test_a_vamp_prior_is_the_mixture_of_posteriors():
+    posterior = Conditional(MLP(5, 4, (8,)), DiagNormal())
+    inputs = torch.rand(3, 5)
+    prior = VampPrior(posterior, inputs)
+    z = torch.randn(6, 2)
+    expected = torch.stack([posterior(u).log_prob(z) for u in inputs]).logsumexp(0) - math.log(3)
+    torch.testing.assert_close(prior().log_prob(z), expected)
+    assert [name for name, _ in prior.named_parameters()] == ["inputs"]
+    assert not list(VampPrior(posterior, inputs, learned=False).parameters())
+    prior().log_prob(z).sum().backward()
+    assert posterior.net.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_supports_are_told_apart():
+    normal, box = StandardNormal(2)(), UniformBox(2, -1.0, 2.0)()
+    for family in VECTORS.values():
+        of_family = family(2)
+        assert same_support(normal, of_family(torch.zeros(of_family.num_params(2))))
+    assert same_support(normal, MixtureOfNormals(2)())
+    assert same_support(box, LogitNormal(-1.0, 2.0)(torch.zeros(4)))
+    assert not same_support(box, LogitNormal()(torch.zeros(4)))
+    assert not same_support(normal, box)
+    assert not same_support(normal, ProjectedNormal()(torch.zeros(2)))
+
+
+def test_shared_scales_of_data_find_their_maximum_likelihood():
+    family = SharedScaleNormal()
+    x = 0.3 * torch.randn(5000, 2)
+    optimizer = torch.optim.Adam(family.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (-family(torch.zeros(2)).log_prob(x).mean()).backward()
+        optimizer.step()
+    assert family(torch.zeros(2)).base_dist.scale[0].item() == pytest.approx(
+        x.square().mean().sqrt().item(), rel=0.01
+    )
+
+
+def test_the_low_rank_normal_has_its_covariance():
+    density = LowRankNormal(2)(torch.randn(5 * 4))
+    w = density.cov_factor
+    covariance = w @ w.T + torch.diag(density.cov_diag)
+    exact = torch.distributions.MultivariateNormal(density.loc, covariance)
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(density.log_prob(x), exact.log_prob(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("dim", [1, 3])
+def test_draws_of_a_mixture_carry_the_gradient_of_expectations(dim):
+    """E[(z - a)^3 ...] of a mixture is known; so are its derivatives by weights, means and scales."""
+    torch.manual_seed(3)
+    parameters = [torch.randn(4), torch.randn(4, dim), 0.3 + torch.rand(4, dim)]
+    parameters = [p.requires_grad_() for p in parameters]
+    logits, loc, scale = parameters
+    weights = logits.softmax(-1)
+    # E of the sum of squares, plus that of the product of the first and the last dimension's values
+    exact = (weights * (loc.square() + scale.square()).sum(-1)).sum()
+    if dim > 1:
+        exact = exact + (weights * loc[:, 0] * loc[:, -1]).sum()
+    exact = torch.autograd.grad(exact, parameters)
+    estimates = []
+    for _ in range(20):
+        z = DiagNormalMixture(*parameters).expand((20_000,)).rsample()
+        value = z.square().sum(-1) + (z[:, 0] * z[:, -1] if dim > 1 else 0.0)
+        estimates.append(torch.autograd.grad(value.mean(), parameters))
+    for expected, found in zip(exact, zip(*estimates, strict=True), strict=True):
+        found = torch.stack(found)
+        error = found.std(0) / 20**0.5
+        assert ((found.mean(0) - expected).abs() < 4.5 * error).all()
+        assert error.max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.usefixtures("double")
+def test_the_derivative_of_a_mixtures_distribution_functions_is_that_of_autograd():
+    density = DiagNormalMixture(torch.randn(3), torch.randn(3, 4), 0.2 + torch.rand(3, 4))
+    z = density.sample()
+    _, by_z = density._distribution_functions(z)
+    expected = torch.autograd.functional.jacobian(lambda z: density._distribution_functions(z)[0], z)
+    torch.testing.assert_close(by_z, expected)
+    one = dist.MixtureSameFamily(
+        dist.Categorical(logits=density.log_weights), dist.Normal(density.loc, density.scale).to_event(1)
+    )
+    torch.testing.assert_close(density.log_prob(z), one.log_prob(z))
+    torch.testing.assert_close(density.mean, one.mean)

@@ -9,7 +9,6 @@ import itertools
 import weakref
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 from pyro_vae.distributions import SupportError
@@ -38,13 +37,17 @@ def validating() -> bool:
     return pyro.settings.get("validate_poutine")
 
 
-def check_data(x: Tensor) -> None:
-    """Raise ``SupportError`` unless ``x`` is a floating-point tensor of finite numbers."""
+def check_data(x: Tensor, *, missing: bool = False) -> None:
+    """Raise ``SupportError`` unless ``x`` holds finite floating-point numbers (or nan, if ``missing``)."""
     if not x.is_floating_point():
         raise SupportError(
             f"x holds {x.dtype}; programs take floating-point data. The x of a data split, and what "
             "pyro_vae.batches yields, are converted already; else use x.float()"
         )
-    if not bool(torch.isfinite(x).all()):
-        bad = int((~torch.isfinite(x)).sum())
-        raise SupportError(f"x holds {bad} nan or infinite numbers of {x.numel()}: remove or fill them in")
+    bad = int((x.isinf() if missing else ~x.isfinite()).sum())
+    if bad:
+        kind = "infinite" if missing else "nan or infinite"
+        raise SupportError(
+            f"x holds {bad} {kind} numbers of {x.numel()}: remove or fill them in"
+            + ("" if missing else "; or, if nan says that a number is missing, vae(..., missing=True)")
+        )

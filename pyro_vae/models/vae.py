@@ -10,7 +10,8 @@ posterior are values that are passed in. The parameters :math:`\theta` are ``mod
 from collections.abc import Sequence
 
 import pyro
-from jaxtyping import Shaped
+import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from pyro_vae.distributions import (
@@ -18,19 +19,22 @@ from pyro_vae.distributions import (
     Conditional,
     DiagNormal,
     Family,
+    Missing,
     StandardNormal,
     check_support,
+    same_support,
 )
 from pyro_vae.models.program import check_data, register, validating
-from pyro_vae.nets import MLP
+from pyro_vae.nets import MLP, WithMissing
 
 
 class VAEModel(nn.Module):
-    r""":math:`p_\theta(x, z) = p(z)\, p(x \mid z)`, independently for every datum.
+    r""":math:`p_\theta(x, z) = p(z)\, p(x \mid z)`, independently for every datum; given c, p(x | z, c).
 
     Args:
         prior: :math:`p(z)`: a module whose ``forward()`` returns a distribution of batch shape ().
-        likelihood: :math:`p(x \mid z)`: a module from z to a distribution, such as a ``Conditional``.
+        likelihood: :math:`p(x \mid z)`: a module from z to a distribution, such as a ``Conditional``; given
+            c, from (z, c) side by side.
     """
 
     def __init__(self, prior: nn.Module, likelihood: nn.Module) -> None:
@@ -38,7 +42,9 @@ class VAEModel(nn.Module):
         self.prior = prior
         self.likelihood = likelihood
 
-    def forward(self, x: Shaped[Tensor, "batch ..."]) -> None:
+    def forward(
+        self, x: Shaped[Tensor, "batch ..."], c: Float[Tensor, "batch context"] | None = None
+    ) -> None:
         """Sample sites ``z`` (latent) and ``x`` (observed) in the plate ``data``.
 
         Raises:
@@ -47,30 +53,44 @@ class VAEModel(nn.Module):
         register(self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())
-            likelihood = self.likelihood(z)
+            likelihood = self.likelihood(beside(z, c))
             if validating():
                 check_support(likelihood, x)
             pyro.sample("x", likelihood, obs=x)
 
 
 class VAEGuide(nn.Module):
-    r""":math:`q_\phi(z \mid x)`, amortised: one network gives the posterior of any datum.
+    r""":math:`q_\phi(z \mid x)`, amortised: one network gives the posterior of any datum; or q(z | x, c).
 
     Args:
-        posterior: A module from x to a distribution of z, such as a ``Conditional``.
+        posterior: A module from x to a distribution of z, such as a ``Conditional``; given c, from (x, c)
+            side by side.
+        missing: x may hold nan, where a number is missing.
     """
 
-    def __init__(self, posterior: nn.Module) -> None:
+    def __init__(self, posterior: nn.Module, *, missing: bool = False) -> None:
         super().__init__()
         self.posterior = posterior
+        self.missing = missing
 
-    def forward(self, x: Shaped[Tensor, "batch ..."]) -> None:
+    def forward(
+        self, x: Shaped[Tensor, "batch ..."], c: Float[Tensor, "batch context"] | None = None
+    ) -> None:
         """Sample site ``z`` in the plate ``data``."""
         register(self)
         if validating():
-            check_data(x)
+            check_data(x, missing=self.missing)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(x))
+            pyro.sample("z", self.posterior(beside(x, c)))
+
+
+def beside(
+    values: Shaped[Tensor, "*batch dim"], c: Float[Tensor, "data context"] | None
+) -> Shaped[Tensor, "*batch both"]:
+    """Values with the context of their datum behind, if there is one."""
+    if c is None:
+        return values
+    return torch.cat([values, c.expand(*values.shape[:-1], -1)], -1)
 
 
 def vae(
@@ -83,6 +103,8 @@ def vae(
     posterior: Family | None = None,
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
+    context_dim: int = 0,
+    missing: bool = False,
 ) -> tuple[VAEModel, VAEGuide]:
     """A VAE's model and guide, sized to fit each other.
 
@@ -90,31 +112,54 @@ def vae(
         data_dim: Numbers in a datum.
         latent_dim: Dimensions of z.
         hidden: Units of the hidden layers of the encoder; the decoder has them in reverse order.
-        prior: p(z); by default ``StandardNormal(latent_dim)``.
+        prior: p(z); by default ``StandardNormal(latent_dim)``. (A ``VampPrior`` is made of the guide's
+            posterior, so it is set afterwards: ``model.prior = VampPrior(guide.posterior, ...)``.)
         family: The family of p(x | z); by default ``Bernoulli()``.
         posterior: The family of q(z | x); by default ``DiagNormal()``.
-        encoder: The network of q(z | x), ``(*, data_dim) -> (*, latent_dim * posterior.params_per_dim)``;
-            by default an :class:`~pyro_vae.nets.MLP` with tanh units.
-        decoder: The network of p(x | z), ``(*, latent_dim) -> (*, data_dim * family.params_per_dim)``;
-            by default an :class:`~pyro_vae.nets.MLP` with tanh units.
+        encoder: The network of q(z | x), ``(*, data_dim + context_dim) ->
+            (*, posterior.num_params(latent_dim))``; by default an :class:`~pyro_vae.nets.MLP` of tanh units.
+        decoder: The network of p(x | z), ``(*, latent_dim + context_dim) ->
+            (*, family.num_params(data_dim))``; by default an :class:`~pyro_vae.nets.MLP` with tanh units.
+        context_dim: Numbers of a condition c, such as a label as ``one_hot(y, 10).float()``: both programs
+            then take ``(x, c)`` and are p(x, z | c) and q(z | x, c); the prior is not conditioned.
+        missing: x may hold nan where a number is missing at random: the likelihood leaves it out
+            (:class:`~pyro_vae.distributions.Missing`), and the encoder sees 0 and which numbers were observed
+            (:class:`~pyro_vae.nets.WithMissing`; an encoder of your own is put into it and takes
+            ``2 (data_dim + context_dim)`` numbers).
 
     Returns:
         The model and the guide, to be passed to ``SVI``, ``log_weights``, ``importance_sampling`` and to
         Pyro's own ``SVI`` and ``Predictive``.
 
     Raises:
-        ValueError: If the prior is not one of vectors of ``latent_dim`` numbers.
+        ValueError: If the prior is not one of vectors of ``latent_dim`` numbers, or the posterior is one of
+            other values than the prior.
     """
     prior = StandardNormal(latent_dim) if prior is None else prior
     family = Bernoulli() if family is None else family
     posterior = DiagNormal() if posterior is None else posterior
-    if (shape := tuple(prior().event_shape)) != (latent_dim,):
-        raise ValueError(f"the prior is one of data of shape {shape}, but latent_dim is {latent_dim}")
+    sizes = posterior.num_params(latent_dim), family.num_params(data_dim)
+    _check_prior(prior, posterior, latent_dim)
     if encoder is None:
-        encoder = MLP(data_dim, latent_dim * posterior.params_per_dim, hidden)
+        encoder = MLP((1 + missing) * (data_dim + context_dim), sizes[0], hidden)
     if decoder is None:
-        decoder = MLP(latent_dim, data_dim * family.params_per_dim, tuple(reversed(hidden)))
+        decoder = MLP(latent_dim + context_dim, sizes[1], tuple(reversed(hidden)))
+    if missing:
+        encoder, family = WithMissing(encoder), Missing(family)
     return (
         VAEModel(prior, Conditional(decoder, family)),
-        VAEGuide(Conditional(encoder, posterior)),
+        VAEGuide(Conditional(encoder, posterior), missing=missing),
     )
+
+
+def _check_prior(prior: nn.Module, posterior: Family, latent_dim: int) -> None:
+    """Raise ``ValueError`` unless prior and posterior are of the same vectors."""
+    of_prior, of_posterior = prior(), posterior(torch.zeros(posterior.num_params(latent_dim)))
+    if (shape := tuple(of_prior.event_shape)) != (latent_dim,):
+        raise ValueError(f"the prior is one of data of shape {shape}, but latent_dim is {latent_dim}")
+    if not same_support(of_prior, of_posterior):
+        raise ValueError(
+            f"prior and posterior must be of the same values, but {type(prior).__name__} is of "
+            f"{of_prior.support} and {type(posterior).__name__} of {of_posterior.support}: a box goes with "
+            "LogitNormal(low, high), a sphere with ProjectedNormal, all real numbers with the others"
+        )

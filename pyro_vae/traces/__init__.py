@@ -26,6 +26,7 @@ from pyro_vae.traces.densities import (
     draw_latents,
     first_nonfinite,
     guide_distributions,
+    kl_by_dimension,
     log_guide,
     log_joint,
     log_weights,
@@ -33,7 +34,7 @@ from pyro_vae.traces.densities import (
     sample,
     simulate,
 )
-from pyro_vae.traces.sites import Program, local_parameters
+from pyro_vae.traces.sites import Program, local_parameters, parameters_in_the_store
 from pyro_vae.traces.unconstrained import Unconstrained, at_unconstrained, unconstrain
 
 __all__ = [
@@ -46,11 +47,13 @@ __all__ = [
     "draw_latents",
     "first_nonfinite",
     "guide_distributions",
+    "kl_by_dimension",
     "local_parameters",
     "log_guide",
     "log_joint",
     "log_weights",
     "model_distributions",
+    "parameters_in_the_store",
     "sample",
     "simulate",
     "unconstrain",

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, kl_divergence
 
 from pyro_vae.distributions import base_distribution
 from pyro_vae.traces.sites import (
@@ -260,6 +260,44 @@ def model_distributions(model: Program, guide: Program, *batch: Tensor) -> dict[
     """The model's distribution of every site, batch shape (1, batch), at one draw from the guide."""
     replayed = poutine.replay(model, trace=trace_of(guide, batch, 1))
     return {name: site["fn"] for name, site in sample_sites(trace_of(replayed, batch, 1))}
+
+
+def kl_by_dimension(
+    model: Program, guide: Program, *batch: Tensor, num_samples: int = 1
+) -> tuple[Float[Tensor, "samples batch"], dict[str, Tensor]]:
+    r""":math:`\log p(x \mid z)` at draws from the guide, and the divergence of every latent site; nats.
+
+    Returns:
+        The log-likelihood; and by site :math:`KL(q_j \| p_j)` of every sample, datum and dimension j, in
+        closed form or as :math:`\log q_j - \log p_j` at the draw. Where prior or posterior is not
+        independent over dimensions the whole site is one.
+    """
+    guide_trace = trace_of(guide, batch, num_samples)
+    model_trace = _replayed(model, guide_trace, batch, num_samples, EnumMessenger(ENUMERATION_DIM))
+    names = latent_names(guide_trace)
+    joint = joint_of(model_trace, {name: guide_trace.nodes[name]["value"] for name in names}, num_samples)
+    kl = {}
+    for name in names:
+        q, p, z = (
+            guide_trace.nodes[name]["fn"],
+            model_trace.nodes[name]["fn"],
+            guide_trace.nodes[name]["value"],
+        )
+        each = _kl_of_numbers(base_distribution(q), base_distribution(p), z)
+        if each is None:
+            each = (q.log_prob(z) - p.log_prob(z)).unsqueeze(-1)
+        kl[name] = each.expand(num_samples, len(batch[0]), *each.shape[2:]).flatten(2)
+    return joint.log_likelihood, kl
+
+
+def _kl_of_numbers(q: Distribution, p: Distribution, z: Tensor) -> Tensor | None:
+    """The divergence of independent numbers; None if they are not independent."""
+    if q.event_shape or p.event_shape:
+        return None
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return q.log_prob(z) - p.log_prob(z)
 
 
 def first_nonfinite(model: Program, guide: Program, *batch: Tensor) -> str | None:

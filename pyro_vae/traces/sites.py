@@ -1,6 +1,7 @@
 """Traces of one program: its sites, what they add up to, and sums over those that are enumerated."""
 
 import contextlib
+import contextvars
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,19 @@ from torch import Tensor, nn
 
 Program = Callable[..., object]
 ENUMERATION_DIM = -3  # left of the data and the samples
+
+
+_in_the_store = contextvars.ContextVar("in_the_store", default=False)
+
+
+@contextlib.contextmanager
+def parameters_in_the_store() -> Iterator[None]:
+    """Parameters are looked for in Pyro's store here, as ``pyro.infer.SVI`` expects of an objective."""
+    token = _in_the_store.set(True)
+    try:
+        yield
+    finally:
+        _in_the_store.reset(token)
 
 
 @contextlib.contextmanager
@@ -38,7 +52,8 @@ def local_parameters(*programs: Program) -> Iterator[None]:
 
 def trace_of(program: Program, batch: tuple[Tensor, ...], num_samples: int) -> poutine.Trace:
     """A trace of the program with everything drawn ``num_samples`` times."""
-    with local_parameters(_module_of(program)), pyro.plate("samples", num_samples, dim=-2):
+    local = contextlib.nullcontext() if _in_the_store.get() else local_parameters(_module_of(program))
+    with local, pyro.plate("samples", num_samples, dim=-2):
         return poutine.trace(program).get_trace(*batch)
 
 

@@ -1,77 +1,16 @@
-r"""Objectives: what is maximised, as Pyro ELBO objects.
-
-``differentiable_loss(model, guide, *batch)`` is *minus* the objective, summed over the batch, in nats. Pyro's
-own objects are used where they are right:
-
-- ``pyro.infer.Trace_ELBO`` is the paper's estimator A,
-  :math:`\log p(x, z) - \log q(z \mid x)` at draws of z (Kingma & Welling 2013, equation 6);
-- ``pyro.infer.TraceMeanField_ELBO`` is its estimator B,
-  :math:`\log p(x \mid z) - KL(q(z \mid x) \| p(z))` with the divergence in closed form (equation 7);
-  where Pyro knows no closed form, as for a mixture prior, it falls back on A for this site.
-
-The objects here wrap one of those. They are ELBO objects again, so ``pyro.infer.SVI`` takes them too.
-"""
-
-import abc
-from typing import Any
+"""Bounds whose terms are weighted, bounded, or added to."""
 
 import torch
 from jaxtyping import Float
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.traces import Program
+from pyro_vae.objectives.base import Objective, Wrapper, loss_and_metrics
+from pyro_vae.traces import Program, kl_by_dimension
 
 
-def loss_and_metrics(
-    objective: ELBO, model: Program, guide: Program, *batch: Tensor
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Minus the objective summed over the batch, and what to report of it.
-
-    Returns:
-        The loss, differentiable, in nats; and detached metrics, among them ``elbo``: the bound itself in
-        nats per datum, higher is better, whatever else the objective adds or weights.
-    """
-    if isinstance(objective, Objective):
-        return objective.loss_and_metrics(model, guide, *batch)
-    loss = objective.differentiable_loss(model, guide, *batch)
-    return loss, {"elbo": -loss.detach() / len(batch[0])}
-
-
-class Objective(ELBO, abc.ABC):
-    """An objective built around another one, ``bound``."""
-
-    def __init__(self, bound: ELBO | None = None) -> None:
-        super().__init__()
-        self.bound = Trace_ELBO() if bound is None else bound
-
-    @abc.abstractmethod
-    def loss_and_metrics(
-        self, model: Program, guide: Program, *batch: Tensor
-    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """See :func:`loss_and_metrics`."""
-
-    def differentiable_loss(self, model: Program, guide: Program, *batch: Tensor) -> Tensor:
-        """Minus the objective, summed over the batch, in nats."""
-        return self.loss_and_metrics(model, guide, *batch)[0]
-
-    @torch.no_grad()
-    def loss(self, model: Program, guide: Program, *batch: Tensor) -> float:
-        """The value of ``differentiable_loss`` as a number (Pyro's ELBO interface)."""
-        return self.differentiable_loss(model, guide, *batch).item()
-
-    def loss_and_grads(self, model: Program, guide: Program, *batch: Tensor) -> float:
-        """The same, with gradients accumulated in the parameters (Pyro's ELBO interface)."""
-        loss = self.differentiable_loss(model, guide, *batch)
-        loss.backward()
-        return loss.item()
-
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        return self.bound._get_trace(model, guide, args, kwargs)
-
-
-class MAP(Objective):
+class MAP(Wrapper):
     r"""A bound plus a standard normal log-prior on the networks' weights, as in the paper's experiments.
 
     The objective for N data is :math:`\sum_n L(x_n) + \log N(w; 0, I)`; a minibatch of M data contributes
@@ -108,7 +47,7 @@ class MAP(Objective):
         return loss - len(batch[0]) / self.num_data * log_prior, metrics
 
 
-class BetaELBO(Objective):
+class BetaELBO(Wrapper):
     r"""The bound with its divergence weighted, :math:`E_q \log p(x \mid z) - \beta KL(q(z \mid x) \| p(z))`.
 
     For :math:`\beta < 1` this is not a bound on log p(x); it is how training is warmed up (Bowman et al.,
@@ -117,11 +56,16 @@ class BetaELBO(Objective):
 
     Args:
         beta: Weight of every latent site; may be set between steps, see ``training.KLWarmup``.
-        bound: The ELBO object whose latent sites are weighted.
+        bound: The ELBO object of Pyro whose latent sites are weighted.
     """
 
     def __init__(self, beta: float = 1.0, bound: ELBO | None = None) -> None:
         super().__init__(bound)
+        if isinstance(bound, Objective):
+            raise TypeError(
+                f"BetaELBO weights the latent sites of Pyro's own bounds, such as Trace_ELBO; a "
+                f"{type(bound).__name__} has terms of its own"
+            )
         # A tensor, changed in place: steps that were compiled go on with the new value.
         self._weight = torch.ones((), dtype=torch.float64)
         self.beta = beta
@@ -162,3 +106,35 @@ class _ScaleLatents(Messenger):
         # Replayed sites count as latent: only data given by obs= are observed.
         if not msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.factor
+
+
+class FreeBitsELBO(Objective):
+    r"""The bound with a KL term that costs nothing below a threshold: no dimension gains by being unused.
+
+    .. math:: E_q \log p(x \mid z) - \sum_j \max\Big(\lambda,\ \frac1M \sum_m KL_j(x_m)\Big)
+
+    with :math:`KL_j` the divergence of dimension j (of the whole site, where prior or posterior are not
+    independent over dimensions), in closed form where torch has one and at draws else; Kingma et al.,
+    *Improving Variational Inference with Inverse Autoregressive Flow*, 2016, appendix C.8. The metric
+    ``elbo`` is the bound itself.
+
+    Args:
+        free_nats: :math:`\lambda`, nats a dimension.
+        num_particles: Draws of z for every datum.
+    """
+
+    def __init__(self, free_nats: float = 0.5, num_particles: int = 1) -> None:
+        super().__init__(num_particles)
+        if free_nats < 0:
+            raise ValueError(f"free_nats must not be negative: {free_nats}")
+        self.free_nats = free_nats
+
+    def loss_and_metrics(
+        self, model: Program, guide: Program, *batch: Tensor
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """See :func:`loss_and_metrics`."""
+        log_likelihood, kl = kl_by_dimension(model, guide, *batch, num_samples=self.num_particles)
+        means = torch.cat([site.flatten(end_dim=1).mean(0) for site in kl.values()])
+        fit = log_likelihood.mean()
+        loss = len(batch[0]) * (means.clamp(min=self.free_nats).sum() - fit)
+        return loss, {"elbo": (fit - means.sum()).detach()}

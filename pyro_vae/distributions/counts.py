@@ -1,0 +1,139 @@
+"""Families of counts and of categories: whole numbers 0, 1, 2, ..."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.nn import functional as F  # noqa: N812
+
+from pyro_vae.distributions.base import Family, soft_clamp
+from pyro_vae.distributions.grey import WholeCategorical
+
+
+def _positive(log_value: Tensor) -> Tensor:
+    """exp, bounded to [1e-6, 1e9]."""
+    return soft_clamp(log_value, -13.8, 20.7).exp()
+
+
+def _log_mean(mean: Tensor) -> Tensor:
+    return mean.clamp(min=1e-3).log()
+
+
+class Poisson(Family):
+    r"""Counts whose variance is their mean.
+
+    :math:`\log P(x) = \sum_d x_d \log \lambda_d - \lambda_d - \log x_d!`, :math:`\eta = \log \lambda`.
+    """
+
+    params_per_dim = 1
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """Independent counts with rates ``exp(eta)``, bounded to [1e-6, 1e9]."""
+        return dist.Poisson(_positive(eta), validate_args=False).to_event(1)
+
+    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
+        """Logarithm of the mean, which is kept above 0.001."""
+        return _log_mean(mean)
+
+
+def _mean_and_shape(log_mean: Tensor, log_shape: Tensor) -> dict[str, Tensor]:
+    """Parameters of a negative binomial with this mean and variance mean + mean^2 / shape."""
+    shape = _positive(log_shape)
+    return {"total_count": shape, "logits": _positive(log_mean).log() - shape.log()}
+
+
+class NegativeBinomial(Family):
+    r"""Counts that vary more than a Poisson's: mean :math:`\mu` and variance :math:`\mu + \mu^2 / r`.
+
+    :math:`P(x) = \frac{\Gamma(x + r)}{x!\, \Gamma(r)} \big(\frac{r}{r + \mu}\big)^r \big(\frac{\mu}{r +
+    \mu}\big)^x` with :math:`\eta = (\log \mu, \log r)`; the noise of single-cell counts (Lopez et al., *Deep
+    Generative Modeling for Single-cell Transcriptomics*, 2018).
+    """
+
+    params_per_dim = 2
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """Independent counts; log means, then log shapes."""
+        parameters = _mean_and_shape(*eta.chunk(2, -1))
+        return dist.NegativeBinomial(**parameters, validate_args=False).to_event(1)
+
+    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
+        """Logarithm of the mean, which is kept above 0.001."""
+        return _log_mean(mean)
+
+
+class ZeroInflated(dist.TorchDistribution):
+    """Counts that are set to 0 with some probability; Pyro's own cannot be expanded once it has drawn."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
+    support = constraints.nonnegative_integer
+
+    def __init__(self, counts: Distribution, gate_logits: Tensor) -> None:
+        self.counts, self.gate_logits = counts, gate_logits
+        super().__init__(counts.batch_shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the counts, extra zeros included."""
+        return self.counts.mean * torch.sigmoid(-self.gate_logits)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Counts."""
+        counts = self.counts.sample(sample_shape)
+        return torch.where(torch.rand_like(counts) < self.gate_logits.sigmoid(), 0.0, counts)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of each count, nats."""
+        counted = self.counts.log_prob(value) + F.logsigmoid(-self.gate_logits)
+        return torch.where(value == 0, torch.logaddexp(counted, F.logsigmoid(self.gate_logits)), counted)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ZeroInflated":
+        """The same for a larger batch."""
+        return ZeroInflated(self.counts.expand(batch_shape), self.gate_logits.expand(batch_shape))
+
+
+class ZeroInflatedNegativeBinomial(Family):
+    r"""A negative binomial whose counts are set to 0 with probability :math:`\sigma(g)`.
+
+    :math:`\eta = (\log \mu, \log r, g)`; Lopez et al. 2018, as :class:`NegativeBinomial`.
+    """
+
+    params_per_dim = 3
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """Independent counts; log means, log shapes, logits of extra zeros."""
+        log_mean, log_shape, gate_logits = eta.chunk(3, -1)
+        parameters = _mean_and_shape(log_mean, log_shape)
+        counts = dist.NegativeBinomial(**parameters, validate_args=False)
+        return ZeroInflated(counts, gate_logits).to_event(1)
+
+    def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
+        """Half of the counts extra zeros, and twice the mean for the others."""
+        return torch.cat([_log_mean(2 * mean), torch.zeros_like(mean), torch.zeros_like(mean)])
+
+
+class Categorical(Family):
+    r"""Categories 0, 1, ..., ``categories`` - 1 without an order: that many logits for every number.
+
+    Args:
+        categories: How many there are.
+    """
+
+    def __init__(self, categories: int) -> None:
+        super().__init__()
+        if categories < 2:
+            raise ValueError(f"there must be at least 2 categories, not {categories}")
+        self.params_per_dim = self.categories = categories
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """Independent categories; the logits of category 0 come first."""
+        logits = eta.unflatten(-1, (self.categories, -1)).movedim(-2, -1)
+        return WholeCategorical(logits=logits, validate_args=False).to_event(1)
+
+    def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
+        """Equal probabilities: a mean of categories says nothing."""
+        return mean.new_zeros(self.num_params(len(mean)))

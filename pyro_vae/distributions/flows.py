@@ -1,0 +1,191 @@
+r"""Normalising flows: :math:`z = T_n \circ \dots \circ T_1(\epsilon)`, as families made of Pyro's transforms.
+
+.. math:: \log q(z) = \log q_0(\epsilon) - \sum_i \log \big|\det \partial T_i / \partial \epsilon_i\big| .
+
+A :class:`Flow` is a family like any other. As a posterior, the encoder computes the parameters of the base
+distribution :math:`q_0` and a context for the transforms; as a prior, ``Unconditional(Flow(...), dim)``.
+Which transforms are cheap in which direction is what they differ by:
+
+======================  =======  ==========  =================================================================
+transforms              draw     density of  reference
+                                 any z
+======================  =======  ==========  =================================================================
+affine_coupling         1        1           Dinh, Sohl-Dickstein & Bengio 2017
+spline_coupling         1        1           Durkan et al. 2019; Dolatabadi et al. 2020
+masked_autoregressive   dim      1           Papamakarios, Pavlakou & Murray 2017: for priors
+inverse_autoregressive  1        dim         Kingma et al. 2016: for posteriors
+spline_autoregressive   1        dim         Durkan et al. 2019: for posteriors
+planar                  1        none        Rezende & Mohamed 2015
+sylvester               1        none        van den Berg et al. 2018
+======================  =======  ==========  =================================================================
+
+(passes through a transform's network). The density of a draw is cheap everywhere.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import pyro.distributions.transforms as T  # noqa: N812
+import torch
+from jaxtyping import Float
+from pyro.distributions.conditional import ConditionalTransformModule
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from pyro_vae.distributions.base import Family
+from pyro_vae.distributions.continuous import DiagNormal
+
+
+class Flow(Family):
+    """A base distribution sent through transforms.
+
+    Args:
+        transforms: Pyro's transform modules, the first acts first. Those that are conditional get the
+            context, others are the same for all conditions.
+        context_dim: Numbers of the context, which follow the parameters of the base distribution.
+        base: Family of the base distribution; its N(0, I) at parameters 0 makes it a prior's.
+        inverted: Send the base distribution through the transforms' inverses, the last one first.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[nn.Module],
+        *,
+        context_dim: int = 0,
+        base: Family | None = None,
+        inverted: bool = False,
+    ) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList(transforms)
+        self.base = DiagNormal() if base is None else base
+        self.context_dim = context_dim
+        self.inverted = inverted
+
+    def num_params(self, dim: int) -> int:
+        """Those of the base distribution, and the context."""
+        return self.base.num_params(dim) + self.context_dim
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """The base distribution transformed; batch shape ``(*batch,)``."""
+        parameters, context = eta.split([eta.shape[-1] - self.context_dim, self.context_dim], -1)
+        transforms = [self._given(transform, context) for transform in self.transforms]
+        if self.inverted:
+            transforms = [transform.inv for transform in reversed(transforms)]
+        return dist.TransformedDistribution(self.base(parameters), transforms)
+
+    @staticmethod
+    def _given(transform: nn.Module, context: Tensor) -> torch.distributions.Transform:
+        if isinstance(transform, ConditionalTransformModule):
+            return transform.condition(context)
+        # Pyro's transforms remember their last values: let that be as short-lived as the distribution.
+        return copy.copy(transform)
+
+    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
+        """That of the base distribution: what the transforms make of it is another matter."""
+        return self.base.location(mean)
+
+
+def _with_reversals(transforms: Sequence[nn.Module]) -> list[nn.Module]:
+    """Between two transforms the order of dimensions is turned round."""
+    mixed: list[nn.Module] = []
+    for transform in transforms:
+        mixed += [Reversal(), transform] if mixed else [transform]
+    return mixed
+
+
+class Reversal(TransformModule):
+    """Turns the order of dimensions round."""
+
+    bijective = True
+    domain = codomain = constraints.real_vector
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x.flip(-1)
+
+    _inverse = _call
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Zero."""
+        return x.new_zeros(x.shape[:-1])
+
+
+def _check_dim(dim: int, least: int = 2) -> None:
+    if dim < least:
+        raise ValueError(f"this flow needs at least {least} dimensions, not {dim}")
+
+
+def affine_coupling(dim: int, *, depth: int = 4, hidden: Sequence[int] = (64, 64)) -> Flow:
+    """RealNVP: half of the dimensions are shifted and scaled by functions of the other half, in turns.
+
+    Args:
+        dim: Dimensions.
+        depth: Number of transforms.
+        hidden: Units of their networks.
+    """
+    _check_dim(dim)
+    return Flow(_with_reversals([T.affine_coupling(dim, list(hidden)) for _ in range(depth)]))
+
+
+def spline_coupling(
+    dim: int, *, depth: int = 2, hidden: Sequence[int] = (64, 64), bound: float = 5.0
+) -> Flow:
+    """As :func:`affine_coupling`, with monotone rational splines on ``[-bound, bound]``."""
+    _check_dim(dim)
+    transforms = [T.spline_coupling(dim, hidden_dims=list(hidden), bound=bound) for _ in range(depth)]
+    return Flow(_with_reversals(transforms))
+
+
+def masked_autoregressive(dim: int, *, depth: int = 3, hidden: Sequence[int] = (64,)) -> Flow:
+    """Every dimension is shifted and scaled by functions of those before: density in one pass, for priors."""
+    _check_dim(dim)
+    transforms = [T.affine_autoregressive(dim, list(hidden)) for _ in range(depth)]
+    return Flow(_with_reversals(transforms), inverted=True)
+
+
+def inverse_autoregressive(
+    dim: int, *, depth: int = 2, hidden: Sequence[int] = (320,), context_dim: int = 32
+) -> Flow:
+    """IAF: draws in one pass, for posteriors; the encoder gives the base distribution and a context.
+
+    Args:
+        dim: Dimensions.
+        depth: Number of transforms.
+        hidden: Units of their masked networks; no layer may have fewer than ``dim``.
+        context_dim: Numbers of the encoder's output that the transforms see.
+    """
+    _check_dim(dim)
+    transforms = [
+        T.conditional_affine_autoregressive(dim, context_dim, _at_least(dim, hidden), stable=True)
+        for _ in range(depth)
+    ]
+    return Flow(_with_reversals(transforms), context_dim=context_dim)
+
+
+def spline_autoregressive(
+    dim: int, *, depth: int = 1, hidden: Sequence[int] = (64,), context_dim: int = 32, bound: float = 5.0
+) -> Flow:
+    """As :func:`inverse_autoregressive`, with monotone rational splines on ``[-bound, bound]``."""
+    _check_dim(dim)
+    transforms = [
+        T.conditional_spline_autoregressive(dim, context_dim, _at_least(dim, hidden), bound=bound)
+        for _ in range(depth)
+    ]
+    return Flow(_with_reversals(transforms), context_dim=context_dim)
+
+
+def _at_least(dim: int, hidden: Sequence[int]) -> list[int]:
+    return [max(dim, units) for units in hidden]
+
+
+def planar(dim: int, *, depth: int = 8, hidden: Sequence[int] = (32,), context_dim: int = 32) -> Flow:
+    """Each transform expands or contracts along one direction, which a network computes from the context."""
+    transforms = [T.conditional_planar(dim, context_dim, list(hidden)) for _ in range(depth)]
+    return Flow(transforms, context_dim=context_dim)
+
+
+def sylvester(dim: int, *, depth: int = 4) -> Flow:
+    """Each transform bends along ``dim`` orthogonal directions, the same ones for all data."""
+    _check_dim(dim)
+    return Flow([T.sylvester(dim, dim) for _ in range(depth)])

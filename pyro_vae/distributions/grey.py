@@ -1,0 +1,315 @@
+r"""Families of bits and of grey values.
+
+Grey values of an image are numbers k / (levels - 1), k = 0 ... levels - 1: 256 levels of bytes. The families
+of levels (:class:`DiscretizedLogistic`, :class:`GreyCategorical`, :class:`BetaBinomial`) give each one a
+probability, so their log-likelihoods are lengths of codes and compare with each other in bits per dimension.
+Densities, such as :class:`ContinuousBernoulli`, compare with them where they are of dequantised data
+(``binarization="dequantize"``), which bounds the probability of a level from below.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.nn import functional as F  # noqa: N812
+
+from pyro_vae.distributions.base import Family, ScaleBounds, logit
+
+
+class BernoulliCrossEntropy(dist.Bernoulli):
+    r"""Minus the binary cross-entropy of grey values in [0, 1]; **not a density** of them.
+
+    :math:`\sum_d x_d \log p_d + (1 - x_d) \log (1 - p_d)` integrates to less than one over [0, 1], so no
+    number that comes of it is a log-likelihood of grey data. It is the expected log-probability of data
+    binarised anew with probabilities x.
+    """
+
+    support = constraints.unit_interval
+
+
+class Bernoulli(Family):
+    r"""Bits: :math:`\log p(x) = \sum_d x_d \log p_d + (1 - x_d) \log(1 - p_d)`, logits :math:`\eta`.
+
+    Kingma & Welling 2013, equation (11).
+
+    Args:
+        cross_entropy: Accept grey values in [0, 1] as well. The result is then a cross-entropy and no
+            log-likelihood, and estimates of log p(x) say so (:class:`BernoulliCrossEntropy`).
+    """
+
+    params_per_dim = 1
+
+    def __init__(self, *, cross_entropy: bool = False) -> None:
+        super().__init__()
+        self.cross_entropy = cross_entropy
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """Bernoulli with logits ``eta``."""
+        make = BernoulliCrossEntropy if self.cross_entropy else dist.Bernoulli
+        # The support is checked by check_support, with a message that helps.
+        return make(logits=eta, validate_args=False).to_event(1)
+
+    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
+        """Logits of the mean, which is kept 0.001 away from 0 and 1."""
+        return logit(mean)
+
+
+class _ContinuousBernoulli(dist.ContinuousBernoulli):
+    """torch's, with a ``log_prob`` that stays normalised at large logits.
+
+    torch computes the normalising constant from probabilities clipped at 1e-7, i.e. logits within 16:
+    beyond that its density integrates to less than one (by a factor 16/30 a pixel at logit 30).
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        logits = self.logits
+        small = logits.abs() < 1e-3
+        safe = torch.where(small, 1.0, logits)
+        # C = 2 atanh(1 - 2p) / (1 - 2p) = logit / tanh(logit / 2)
+        log_constant = torch.where(
+            small, math.log(2) + logits**2 / 12, torch.log(safe / torch.tanh(safe / 2))
+        )
+        return value * logits - F.softplus(logits) + log_constant
+
+
+class ContinuousBernoulli(Family):
+    r"""Grey values in [0, 1], as a density: :math:`p(x) = \prod_d C(p_d)\, p_d^{x_d} (1 - p_d)^{1 - x_d}`.
+
+    With :math:`C(p) = 2 \operatorname{atanh}(1 - 2p) / (1 - 2p)`; logits :math:`\eta`. Loaiza-Ganem &
+    Cunningham, *The continuous Bernoulli*, 2019.
+    """
+
+    params_per_dim = 1
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """Continuous Bernoulli with logits ``eta``."""
+        return _ContinuousBernoulli(logits=eta, validate_args=False).to_event(1)
+
+    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
+        """Logits of the mean: right at 1/2, and on the right side of it elsewhere."""
+        return logit(mean)
+
+
+# ------------------------------------------------------------------------------------- grey levels
+
+
+class _IsLevel(constraints.Constraint):
+    """0, 1/(levels - 1), ..., 1, to the rounding of 32-bit floats."""
+
+    is_discrete = True
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        whole = value * (self.levels - 1)
+        return (value >= 0) & (value <= 1) & ((whole - whole.round()).abs() < 1e-3)
+
+
+class GreyLevels(dist.TorchDistribution):
+    """k / (levels - 1) for a distribution of whole numbers k = 0 ... levels - 1."""
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
+
+    def __init__(self, whole: Distribution, levels: int) -> None:
+        self.whole, self.levels = whole, levels
+        super().__init__(whole.batch_shape, whole.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The levels."""
+        return _IsLevel(self.levels)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the grey value."""
+        return self.whole.mean / (self.levels - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of each level, nats."""
+        return self.whole.log_prob((value * (self.levels - 1)).round())
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Grey values."""
+        return self.whole.sample(sample_shape) / (self.levels - 1)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "GreyLevels":
+        """The same for a larger batch."""
+        return GreyLevels(self.whole.expand(batch_shape), self.levels)
+
+
+class WholeCategorical(dist.Categorical):
+    """A categorical distribution whose mean is that of the numbers and whose values may be floats."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the numbers."""
+        return self.probs @ torch.arange(self._num_events, dtype=self.probs.dtype, device=self.probs.device)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Whole numbers, as floats."""
+        return super().sample(sample_shape).to(self.logits.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability, nats."""
+        return super().log_prob(value.clamp(0, self._num_events - 1))
+
+
+class _WholeLogistic(dist.TorchDistribution):
+    """Mixture of logistics on [0, 1], rounded to whole numbers 0 ... levels - 1; the ends take the tails.
+
+    Shapes of parameters: ``(*batch, components)``.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, levels: int) -> None:
+        self.logits, self.loc, self.scale, self.levels = logits, loc, scale, levels
+        super().__init__(loc.shape[:-1], validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "_WholeLogistic":
+        shape = (*batch_shape, self.loc.shape[-1])
+        parameters = (parameter.expand(shape) for parameter in (self.logits, self.loc, self.scale))
+        return _WholeLogistic(*parameters, self.levels)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        value = value.unsqueeze(-1)
+        bin_width = 1 / (self.levels - 1)
+        centre = (value * bin_width - self.loc) / self.scale
+        half = bin_width / 2 / self.scale
+        below = F.logsigmoid(centre + half)  # log P(K <= k)
+        above = F.logsigmoid(half - centre)  # log P(K >= k)
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a))
+        inside = below + above + torch.log(-torch.expm1(-2 * half))
+        log_prob = torch.where(value < 0.5, below, torch.where(value > self.levels - 1.5, above, inside))
+        return (log_prob + self.logits.log_softmax(-1)).logsumexp(-1)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = (*sample_shape, *self.loc.shape)
+        component = dist.Categorical(logits=self.logits, validate_args=False).sample(sample_shape)
+        noise = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(1e-7, 1 - 1e-7)
+        drawn = self.loc + self.scale * noise.logit()
+        drawn = drawn.gather(-1, component.unsqueeze(-1)).squeeze(-1)
+        return (drawn.clamp(0, 1) * (self.levels - 1)).round()
+
+    @property
+    def mean(self) -> Tensor:
+        # The sum of P(K > k) over k.
+        weights = self.logits.softmax(-1)
+        total = torch.zeros_like(weights[..., 0])
+        for k in range(self.levels - 1):
+            total = total + (
+                weights * torch.sigmoid((self.loc - (k + 0.5) / (self.levels - 1)) / self.scale)
+            ).sum(-1)
+        return total
+
+
+def _check_levels(levels: int) -> int:
+    if levels < 2:
+        raise ValueError(f"there must be at least 2 grey levels, not {levels}")
+    return levels
+
+
+class DiscretizedLogistic(Family):
+    r"""Grey levels by a logistic distribution, or a mixture of them, in bins.
+
+    :math:`P(x) = \sum_i \pi_i [\sigma((x + h - \mu_i) / s_i) - \sigma((x - h - \mu_i) / s_i)]` with half a
+    bin :math:`h = 1 / (2 (\mathrm{levels} - 1))`; the first and the last level have the tails. Kingma et al.,
+    *Improving Variational Inference with Inverse Autoregressive Flow*, 2016; mixtures: Salimans et al.,
+    *PixelCNN++*, 2017.
+
+    :math:`\eta`: the logits of all components, if there are several, their means before a sigmoid, and
+    :math:`2 \log s`.
+
+    Args:
+        levels: Grey levels of the data: 256 for bytes.
+        components: Logistics in the mixture of every number.
+        min_scale: Lower bound of s, in the unit of x.
+        max_scale: Upper bound of s.
+    """
+
+    def __init__(
+        self,
+        levels: int = 256,
+        components: int = 1,
+        *,
+        min_scale: float = 1e-3,
+        max_scale: float = 10.0,
+    ) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"a mixture needs at least one component, not {components}")
+        self.levels, self.components = _check_levels(levels), components
+        self.params_per_dim = 3 * components if components > 1 else 2
+        self.scale = ScaleBounds(min_scale, max_scale)
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """Independent grey levels."""
+        kinds = eta.unflatten(-1, (self.params_per_dim, -1)).movedim(-2, -1)  # (*batch, data, params_per_dim)
+        *_, loc, twice_log_scale = kinds.chunk(self.params_per_dim // self.components, -1)
+        logits = kinds[..., : self.components] if self.components > 1 else torch.zeros_like(loc)
+        whole = _WholeLogistic(logits, loc.sigmoid(), self.scale(twice_log_scale), self.levels)
+        return GreyLevels(whole, self.levels).to_event(1)
+
+    def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
+        """Means of components around the mean of the data, spread by 1 each in logits."""
+        spread = torch.arange(self.components) - (self.components - 1) / 2
+        loc = (logit(mean) + spread[:, None].to(mean)).flatten()
+        rest = loc.new_zeros(self.num_params(len(mean)) // (self.params_per_dim // self.components))
+        return torch.cat([*([rest] if self.components > 1 else []), loc, rest])
+
+
+class GreyCategorical(Family):
+    r"""Grey levels, each with a probability of its own: ``levels`` logits for every number.
+
+    It knows no order of the levels (van den Oord et al., *Pixel Recurrent Neural Networks*, 2016).
+
+    Args:
+        levels: Grey levels of the data: 256 for bytes.
+    """
+
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__()
+        self.params_per_dim = self.levels = _check_levels(levels)
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """Independent grey levels; the logits of level 0 come first."""
+        logits = eta.unflatten(-1, (self.levels, -1)).movedim(-2, -1)
+        return GreyLevels(WholeCategorical(logits=logits, validate_args=False), self.levels).to_event(1)
+
+
+class BetaBinomial(Family):
+    r"""Grey levels by a beta-binomial: k of levels - 1 trials succeed, with a probability from a beta.
+
+    :math:`P(k) = \binom{n}{k} B(k + a, n - k + b) / B(a, b)`, :math:`n = \mathrm{levels} - 1`; smooth over
+    levels, with one bump or piled up at the ends. :math:`\eta`: the logit of the mean :math:`a / (a + b)`,
+    and :math:`\log (a + b)`, bounded to [0.05, 5,000].
+
+    Args:
+        levels: Grey levels of the data: 256 for bytes.
+    """
+
+    params_per_dim = 2
+
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__()
+        self.levels = _check_levels(levels)
+        self.concentration = ScaleBounds(0.05, 5e3)
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        """Independent grey levels."""
+        mean_logit, log_total = eta.chunk(2, -1)
+        mean = mean_logit.sigmoid().clamp(1e-4, 1 - 1e-4)
+        total = self.concentration(2 * log_total)
+        whole = dist.BetaBinomial(total * mean, total * (1 - mean), self.levels - 1, validate_args=False)
+        return GreyLevels(whole, self.levels).to_event(1)
+
+    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
+        """Logit of the mean."""
+        return logit(mean)

@@ -1,0 +1,116 @@
+r"""Priors that are no :class:`~pyro_vae.distributions.Unconditional` family."""
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vae.distributions.base import Conditional
+from pyro_vae.distributions.continuous import DiagNormal
+
+
+class StandardNormal(nn.Module):
+    r"""The prior of the paper, :math:`p(z) = N(0, I)`; batch shape (), event shape ``(latent_dim,)``."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> Distribution:
+        """N(0, I)."""
+        return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+class UniformBox(nn.Module):
+    r"""Uniform on a box, :math:`p(z) = \prod_j U(z_j; l, h)`; needs a posterior on it, :class:`LogitNormal`.
+
+    Args:
+        latent_dim: Dimensions of z.
+        low: l.
+        high: h.
+    """
+
+    def __init__(self, latent_dim: int, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"low must be below high, not {low} and {high}")
+        self.register_buffer("low", torch.full((latent_dim,), float(low)), persistent=False)
+        self.register_buffer("high", torch.full((latent_dim,), float(high)), persistent=False)
+
+    def forward(self) -> Distribution:
+        """The uniform distribution; batch shape (), event shape ``(latent_dim,)``."""
+        return dist.Uniform(self.low, self.high, validate_args=False).to_event(1)
+
+
+class MixtureOfNormals(nn.Module):
+    r"""A learned mixture, :math:`p(z) = \sum_k \pi_k N(z; \mu_k, \operatorname{diag} \sigma_k^2)`.
+
+    Means start at draws from N(0, I), scales at 1, weights equal.
+
+    Args:
+        latent_dim: Dimensions of z.
+        components: Number of normals.
+        min_scale: Lower bound of every :math:`\sigma_k`; a component cannot collapse to a point.
+        max_scale: Upper bound of every :math:`\sigma_k`.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        components: int = 20,
+        *,
+        min_scale: float = 1e-2,
+        max_scale: float = 1e2,
+    ) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"a mixture needs at least one component, not {components}")
+        self.normals = DiagNormal(min_scale=min_scale, max_scale=max_scale)
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(torch.randn(components, latent_dim))
+        self.log_variance = nn.Parameter(torch.zeros(components, latent_dim))
+
+    def forward(self) -> Distribution:
+        """The mixture; batch shape (), event shape ``(latent_dim,)``."""
+        normals = self.normals(torch.cat([self.loc, self.log_variance], -1))
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)
+
+
+class VampPrior(nn.Module):
+    r"""The mixture of posteriors at pseudo-inputs, :math:`p(z) = \frac1K \sum_k q(z \mid u_k)`.
+
+    Tomczak & Welling, *VAE with a VampPrior*, 2018.
+
+    .. code-block:: python
+
+        model, guide = vae(784, 40)
+        model.prior = VampPrior(guide.posterior, mnist.train.x[:500])
+
+    The posterior stays the guide's: its parameters are not among ``model.parameters()``, ``.to(device)`` of
+    the model does not move it, and model and guide must be copied together (``copy.deepcopy((model,
+    guide))``).
+
+    Args:
+        posterior: That of the guide, :math:`q(z \mid x)`; it needs a density at any z.
+        inputs: :math:`u_1 \dots u_K`, shape ``(K, data)``, such as some of the training data.
+        learned: Make the inputs parameters, which start where they are; else they are kept.
+    """
+
+    def __init__(
+        self, posterior: Conditional, inputs: Float[Tensor, "components data"], *, learned: bool = True
+    ) -> None:
+        super().__init__()
+        self._posterior = (posterior,)  # in a tuple, which nn.Module does not look into
+        inputs = inputs.detach().clone()
+        if learned:
+            self.inputs = nn.Parameter(inputs)
+        else:
+            self.register_buffer("inputs", inputs)
+
+    def forward(self) -> Distribution:
+        """The mixture; batch shape (), event shape ``(latent_dim,)``."""
+        posteriors = self._posterior[0](self.inputs)
+        weights = dist.Categorical(logits=self.inputs.new_zeros(len(self.inputs)))
+        return dist.MixtureSameFamily(weights, posteriors, validate_args=False)
