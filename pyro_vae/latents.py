@@ -17,11 +17,18 @@ from torch.distributions import Distribution, kl_divergence
 from pyro_vae.distributions import base_distribution
 from pyro_vae.traces import Program, guide_distributions, model_distributions
 
+_DRAWS = 500
+
 
 @torch.no_grad()
 def posterior_mean(guide: Program, *batch: Tensor, site: str = "z") -> Float[Tensor, "batch latent"]:
-    r"""The codes of data: :math:`E_{q(z \mid x)}[z]`."""
-    return _at(site, guide_distributions(guide, *batch)).mean.squeeze(0)
+    r"""The codes of data: :math:`E_{q(z \mid x)}[z]`, the mean of 500 draws where it is not known (flows)."""
+    posterior = _at(site, guide_distributions(guide, *batch))
+    try:
+        mean = posterior.mean
+    except NotImplementedError:
+        mean = sum(posterior.sample() for _ in range(_DRAWS)) / _DRAWS
+    return mean.squeeze(0)
 
 
 def active_units(

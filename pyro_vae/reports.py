@@ -27,6 +27,7 @@ from pyro_vae.marginal_likelihood import (
     load_estimates,
     save_estimates,
 )
+from pyro_vae.models.vae import beside
 from pyro_vae.runs import Run
 from pyro_vae.training import read_metrics
 
@@ -49,14 +50,15 @@ class Quality:
 def assess(run: Run, split: Split, limit: int | None = None) -> Quality:
     """ELBO, KL and active units of a split, or of its first ``limit`` data."""
     pyro.set_rng_seed(run.config.seed)
-    x = split.x[:limit]
-    bound = elbo(run.model, run.guide, x, num_samples=30)
-    active = int(active_units(run.guide, x).sum())
-    error = bound.elbo.std().item() / math.sqrt(len(x)) if len(x) > 1 else math.nan
+    batch = run.arguments(split, limit)
+    count = len(batch[0])
+    bound = elbo(run.model, run.guide, *batch, num_samples=30)
+    active = int(active_units(run.guide, *batch).sum())
+    error = bound.elbo.std().item() / math.sqrt(count) if count > 1 else math.nan
     is_density = run.config.family != "bernoulli_cross_entropy"
     name = "ELBO" if is_density else "bound on the cross-entropy, no ELBO,"
     text = (
-        f"{name} = {bound.elbo.mean():.2f} nats per datum ± {error:.2g} ({len(x):,} data): "
+        f"{name} = {bound.elbo.mean():.2f} nats per datum ± {error:.2g} ({count:,} data): "
         f"log-likelihood {bound.log_likelihood.mean():.2f} - KL {bound.kl.mean():.2f}\n"
         f"{active} of {run.config.latent_dim} latent dimensions are active"
     )
@@ -82,13 +84,14 @@ def estimate(
         **settings: Of the estimator.
     """
     pyro.set_rng_seed(run.config.seed)
-    x = split.x[:limit]
-    description = split.description + (f", the first {len(x):,}" if len(x) < len(split) else "")
+    batch = run.arguments(split, limit)
+    count = len(batch[0])
+    description = split.description + (f", the first {count:,}" if count < len(split) else "")
     programs = (run.model, run.guide) if method == "importance_sampling" else (run.model,)
     if method != "bidirectional":
         settings["data"] = description
     started = time.perf_counter()
-    result = experiment.estimator(method)(*programs, x, checkpoint=checkpoint, **settings)
+    result = experiment.estimator(method)(*programs, *batch, checkpoint=checkpoint, **settings)
     result.settings["seconds"] = time.perf_counter() - started
     return result
 
@@ -113,13 +116,19 @@ def keep(estimates: Mapping[str, LogMarginal], path: Path) -> dict[str, LogMargi
 
 
 def bits(run: Run, split: Split, result: LogMarginal) -> str | None:
-    """Bits per dimension in words; None for data that are bits."""
-    if run.config.family in ("bernoulli", "bernoulli_cross_entropy"):
+    """Bits per dimension in words; None for data that are bits or counts."""
+    family, data_dim = run.config.family, run.dataset.data_dim
+    if family.startswith("bernoulli") or family in experiment.COUNTS:
         return None
+    if family in experiment.GREY_LEVELS:
+        return f"{bits_per_dim(result.mean, data_dim, 1.0):.3f} bits per dimension, the length of a code"
+    value = f"{bits_per_dim(result.mean, data_dim, split.bin_width):.3f} bits per dimension"
+    if split.binarization == "dequantize":
+        return f"{value} in dequantised bins of {split.bin_width:.3g}: at least the length of a code"
     unit = f"in bins of 1/{split.levels:.0f}" if split.levels != 1 else "in the unit of the data"
     return (
-        f"{bits_per_dim(result.mean, split.x.shape[1], 1 / split.levels):.2f} bits per dimension {unit}; the "
-        "data were not dequantised, so this is a density at their values and not the length of a code"
+        f"{value} {unit}; the data were not dequantised, so this is a density at their values and not the "
+        "length of a code"
     )
 
 
@@ -134,7 +143,7 @@ def figures(folder: Path, run: Run) -> dict[str, Figure]:
             drawn |= _images(run)
         if run.config.latent_dim == 2:
             test = run.dataset.test
-            drawn["codes"] = plots.scatter(posterior_mean(run.guide, test.x), test.labels)
+            drawn["codes"] = plots.scatter(posterior_mean(run.guide, *run.arguments(test)), test.labels)
     return drawn
 
 
@@ -155,21 +164,25 @@ def _estimates(estimates: Mapping[str, LogMarginal]) -> dict[str, Figure]:
 
 def _images(run: Run) -> dict[str, Figure]:
     shape, test = run.dataset.shape, run.dataset.test
+    x, *context = run.arguments(test, 16)
 
-    def decode(z: torch.Tensor) -> torch.Tensor:
-        return run.model.likelihood(z.to(test.stored.device)).mean
+    def decode(z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        return run.model.likelihood(beside(z.to(test.stored.device), c)).mean
 
-    x = test.x[:16]
-    posterior = run.guide.posterior(x)
-    sampled = run.model.likelihood(posterior.sample())
-    rows = [x, decode(posterior.mean), sampled.mean]
+    posterior = run.guide.posterior(beside(x, *context))
+    rows = [x, decode(posterior_mean(run.guide, x, *context), *context), decode(posterior.sample(), *context)]
     titles = ["data", "mean of p(x|z) at the mean of q(z|x)", "mean of p(x|z) at one draw of z from q(z|x)"]
     prior = run.model.prior()
+    if context:  # a row for every class
+        classes = torch.eye(context[0].shape[1], device=test.stored.device).unsqueeze(1)
+        samples = [decode(prior.sample((16,)), c) for c in classes]
+    else:
+        samples = [decode(prior.sample((16,))) for _ in range(10)]
     drawn = {
         "reconstructions": plots.image_grid(rows, shape, titles),
-        "samples": plots.image_grid([decode(prior.sample((16,))) for _ in range(10)], shape),
+        "samples": plots.image_grid(samples, shape),
     }
-    if run.config.latent_dim == 2:
+    if run.config.latent_dim == 2 and not context and run.config.prior not in experiment.POSTERIOR_OF:
         drawn["manifold"] = plots.manifold(decode, shape)
     return drawn
 

@@ -16,11 +16,25 @@ from pyro_vae.experiment import Config, ConfigError
 from pyro_vae.files import write_atomically
 
 if TYPE_CHECKING:
-    from pyro_vae.data import Dataset
+    from torch import Tensor
+
+    from pyro_vae.data import Dataset, Split
     from pyro_vae.models import VAEGuide, VAEModel
 
 # What may differ between a run and its continuation.
 _PLACE = ("data_dir", "device", "tensorboard")
+# What must be the same for the networks of a run to serve under another prior.
+_NETWORKS = (
+    "data",
+    "binarization",
+    "condition_on_labels",
+    "latent_dim",
+    "net",
+    "hidden",
+    "channels",
+    "family",
+)
+_NETWORKS += ("scale", "rank")
 _EXTENSIBLE = ("epochs", "test_samples")
 
 
@@ -44,7 +58,7 @@ def start_run(folder: Path, config: Config, dataset: "Dataset") -> None:
     path = folder / "config.json"
     if path.exists():
         other = load_config(folder)
-        differing = _differences(other, config)
+        differing = differences(other, config)
         raise ConfigError(
             f"{folder} already holds a run, "
             + (f"of another configuration ({differing})" if differing else "of this very configuration")
@@ -99,7 +113,7 @@ def _record(folder: Path) -> dict[str, Any]:
 def check_continuation(folder: Path, config: Config, dataset: "Dataset") -> None:
     """Raise :class:`ConfigError` unless the run in ``folder`` can go on with this configuration and data."""
     may_differ = _PLACE + (_EXTENSIBLE if config.schedule == "constant" else ())
-    differing = _differences(load_config(folder), config, may_differ)
+    differing = differences(load_config(folder), config, may_differ)
     if differing:
         raise ConfigError(f"a run keeps its configuration when it is resumed, but {differing}")
     if _record(folder)["data"].get("checksum") != dataset.checksum:
@@ -120,7 +134,8 @@ def continue_run(folder: Path, config: Config, dataset: "Dataset") -> None:
     write_atomically(json.dumps(record, indent=2).encode(), folder / "config.json")
 
 
-def _differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> str:
+def differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> str:
+    """In words, in which settings two configurations differ; empty if in none."""
     return ", ".join(
         f"{field.name} was {before!r} and now is {now!r}"
         for field in dataclasses.fields(Config)
@@ -128,6 +143,35 @@ def _differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> 
         for before, now in [(getattr(old, field.name), getattr(new, field.name))]
         if before != now
     )
+
+
+def take_networks(folder: Path, config: Config, model: "VAEModel", guide: "VAEGuide") -> None:
+    """Load encoder and decoder of another run, for a prior to be fitted to them.
+
+    Raises:
+        ConfigError: If the other run differs in more than the prior and its training.
+    """
+    from pyro_vae.training import load_checkpoint
+
+    other = load_config(folder)
+    fields = {field.name for field in dataclasses.fields(Config)} - set(_NETWORKS)
+    differing = differences(other, config, tuple(fields))
+    if differing or other.chosen_posterior != config.chosen_posterior:
+        raise ConfigError(
+            f"refit_prior takes encoder and decoder of {folder}, so all but the prior and its training must "
+            f"be as there, but {differing or 'the posterior differs'}"
+        )
+    state = load_checkpoint(_best(folder))["algorithm"]
+    prefix = "likelihood."
+    likelihood = {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
+    model.likelihood.load_state_dict(likelihood)
+    guide.load_state_dict(state["guide"])
+
+
+def _best(folder: Path) -> Path:
+    """The checkpoint with the best bound on validation data, else the last."""
+    best = folder / "best.pt"
+    return best if best.exists() else folder / "checkpoint.pt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +192,16 @@ class Run:
     guide: "VAEGuide"
     epoch: int = 0
 
+    def arguments(self, split: "Split", limit: int | None = None) -> "tuple[Tensor, ...]":
+        """What both programs are called with, for a split or its first ``limit`` data."""
+        return experiment.arguments(self.config, self.dataset, split, limit)
+
 
 def load_weights(folder: Path, model: "VAEModel", guide: "VAEGuide") -> int:
     """Load the weights of the epoch with the best bound on validation data, else of the last; returns it."""
     from pyro_vae.training import load_checkpoint, load_parameters
 
-    best = folder / "best.pt"
-    path = best if best.exists() else folder / "checkpoint.pt"
+    path = _best(folder)
     checkpoint = load_checkpoint(path)
     load_parameters(checkpoint, path, model, guide)
     return checkpoint["epoch"]
@@ -175,6 +222,6 @@ def load_run(folder: Path, **place: Any) -> Run:
     device = experiment.device(config)
     dataset = experiment.load_data(config)
     check_continuation(folder, config, dataset)
-    model, guide = experiment.build_pair(config, dataset.train)
+    model, guide = experiment.build_pair(config, dataset)
     epoch = load_weights(folder, model, guide)
     return Run(config, dataset.to(device), model.to(device), guide.to(device), epoch)

@@ -55,7 +55,9 @@ def main() -> None:
     # Data and model
     device = experiment.device(config)
     dataset = experiment.load_data(config)
-    model, guide = experiment.build_pair(config, dataset.train)
+    model, guide = experiment.build_pair(config, dataset)
+    if config.refit_prior and not arguments.resume:
+        runs.take_networks(config.refit_prior, config, model, guide)
     experiment.check_data(model, config, dataset)
     run = runs.Run(config, dataset.to(device), model.to(device), guide.to(device))
     svi, callbacks = experiment.build_training(config, run.model, run.guide, run.dataset, folder)
@@ -81,7 +83,8 @@ def train_and_test(
     # Training
     config, dataset = run.config, run.dataset
     checkpoint = training.Checkpoint(folder, resume=resume)
-    minibatches = batches(dataset.train, config.batch_size, seed=config.seed)
+    context = experiment.context(config, dataset, dataset.train)
+    minibatches = batches(dataset.train, config.batch_size, seed=config.seed, context=context)
     history = fit(svi, minibatches, config.epochs, [*callbacks, checkpoint])
     epoch = runs.load_weights(folder, run.model, run.guide)
     print(f"{len(history)} epochs in {history[-1]['seconds']:.0f} s; weights of epoch {epoch}")

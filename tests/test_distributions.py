@@ -44,6 +44,7 @@ from pyro_vae import (
 )
 from pyro_vae.distributions import Missing, check_support, same_support, soft_clamp
 from pyro_vae.distributions.posteriors import DiagNormalMixture
+from pyro_vae.distributions.splines import RationalQuadratic
 
 UNIT = torch.linspace(0, 1, 200_001, dtype=torch.float64)
 LINE = torch.linspace(-60, 60, 400_001, dtype=torch.float64)
@@ -125,7 +126,7 @@ def test_prior_is_normalised(name):
     inside = prior.support.check(grid)
     density = prior.log_prob(grid).exp().double() * inside
     assert density.sum().item() * (line[1] - line[0]).item() ** 2 == pytest.approx(
-        1, abs=1e-3 if name != "uniform_box" else 0.03
+        1, abs={"uniform_box": 0.03}.get(name, 1e-3)
     )
     assert prior.support.check(prior.sample((50,))).all()
 
@@ -137,7 +138,9 @@ def test_family_of_vectors_is_normalised(name):
     density = family(0.5 * torch.randn(family.num_params(2)))
     line = grid_line(name)
     total = density.log_prob(torch.cartesian_prod(line, line).float()).exp().double().sum()
-    assert total.item() * (line[1] - line[0]).item() ** 2 == pytest.approx(1, abs=1e-3)
+    assert total.item() * (line[1] - line[0]).item() ** 2 == pytest.approx(
+        1, abs=3e-3 if name == "spline_coupling" else 1e-3
+    )
 
 
 def test_the_logit_normal_is_normalised_on_its_interval():
@@ -521,3 +524,39 @@ def test_the_derivative_of_a_mixtures_distribution_functions_is_that_of_autograd
     )
     torch.testing.assert_close(density.log_prob(z), one.log_prob(z))
     torch.testing.assert_close(density.mean, one.mean)
+
+
+@pytest.mark.usefixtures("double")
+def test_splines_are_inverted_and_have_their_derivatives():
+    spline = RationalQuadratic(2 * torch.randn(500, 23), 5.0)
+    x = (14 * torch.rand(500) - 7).requires_grad_()
+    y, log_derivative = spline(x)
+    torch.testing.assert_close(spline.inverse(y), x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(slope.log(), log_derivative)
+    assert (y[x.abs() > 5] == x[x.abs() > 5]).all()
+    identity, _ = RationalQuadratic(torch.zeros(500, 23), 5.0)(x)
+    torch.testing.assert_close(identity, x)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("name", [name for name in VECTORS if "normal" not in name])
+def test_the_density_of_a_draw_is_that_of_its_value(name):
+    """Transforms remember what they drew; without it they are inverted."""
+    family = VECTORS[name](4).double()
+    eta = torch.randn(6, family.num_params(4))
+    density = family(eta)
+    z = density.rsample()
+    again = family(eta).log_prob(z.clone())
+    torch.testing.assert_close(density.log_prob(z), again)
+    jacobian = torch.autograd.functional.jacobian
+    inverse = jacobian(lambda z: _to_base(family(eta[0]), z), z[0])
+    base = family(eta[0])
+    expected = base.base_dist.log_prob(_to_base(base, z[0])) + inverse.det().abs().log()
+    torch.testing.assert_close(again[0], expected)
+
+
+def _to_base(density, z):
+    for transform in reversed(density.transforms):
+        z = transform.inv(z)
+    return z

@@ -61,7 +61,7 @@ def test_help_and_code_know_the_same_names():
 def test_every_setting_trains(change, tmp_path):
     config = dataclasses.replace(SMALL, **change)
     dataset = load_data(config)
-    model, guide = build_pair(config, dataset.train)
+    model, guide = build_pair(config, dataset)
     check_data(model, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
     few = [(dataset.train.minibatch(torch.arange(100)),)] * 2
@@ -69,20 +69,20 @@ def test_every_setting_trains(change, tmp_path):
     assert {"train/elbo", "valid/elbo"} <= set(row)
     assert not torch.equal(
         guide.state_dict()["posterior.net.layers.0.weight"],
-        build_pair(config, dataset.train)[1].state_dict()["posterior.net.layers.0.weight"],
+        build_pair(config, dataset)[1].state_dict()["posterior.net.layers.0.weight"],
     )
 
 
 def test_names_choose_what_they_say():
     dataset = load_data(SMALL)
-    model, _ = build_pair(dataclasses.replace(SMALL, prior="mixture_of_normals"), dataset.train)
+    model, _ = build_pair(dataclasses.replace(SMALL, prior="mixture_of_normals"), dataset)
     assert isinstance(model.prior, MixtureOfNormals)
     assert model.prior.logits.shape == (3,)
-    model, _ = build_pair(dataclasses.replace(SMALL, family="sigmoid_normal"), dataset.train)
+    model, _ = build_pair(dataclasses.replace(SMALL, family="sigmoid_normal"), dataset)
     assert model.likelihood.family.squash_loc
-    model, _ = build_pair(dataclasses.replace(SMALL, family="fixed_scale_normal", scale=0.25), dataset.train)
+    model, _ = build_pair(dataclasses.replace(SMALL, family="fixed_scale_normal", scale=0.25), dataset)
     assert model.likelihood.family.scale == 0.25
-    model, _ = build_pair(dataclasses.replace(SMALL, bias_from_data=True), dataset.train)
+    model, _ = build_pair(dataclasses.replace(SMALL, bias_from_data=True), dataset)
     start = model.likelihood.net.layers[-1].bias.sigmoid()
     torch.testing.assert_close(
         start.detach(), dataset.train.x.mean(0).clamp(1e-3, 1 - 1e-3), rtol=1e-4, atol=1e-4
@@ -91,7 +91,7 @@ def test_names_choose_what_they_say():
 
 def test_evaluation_during_training_is_on_validation_data(tmp_path):
     dataset = load_data(SMALL)
-    _, callbacks = build_training(SMALL, *build_pair(SMALL, dataset.train), dataset, tmp_path)
+    _, callbacks = build_training(SMALL, *build_pair(SMALL, dataset), dataset, tmp_path)
     (evaluate,) = callbacks
     assert torch.equal(evaluate.batch[0], dataset.valid.x)
 
@@ -99,7 +99,7 @@ def test_evaluation_during_training_is_on_validation_data(tmp_path):
 def built(tmp_path, **change):
     config = dataclasses.replace(SMALL, epochs=20, **change)
     dataset = load_data(config)
-    svi, callbacks = build_training(config, *build_pair(config, dataset.train), dataset, tmp_path)
+    svi, callbacks = build_training(config, *build_pair(config, dataset), dataset, tmp_path)
     return svi, {type(callback).__name__: callback for callback in callbacks}
 
 
@@ -207,7 +207,7 @@ def test_rubbish_in_a_run_folder_gives_one_message(tmp_path_factory, content):
 
 def trained(folder, config=SMALL):
     dataset = load_data(config)
-    model, guide = build_pair(config, dataset.train)
+    model, guide = build_pair(config, dataset)
     start_run(folder, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, folder)
     batch = (dataset.train.minibatch(torch.arange(100)),)
@@ -287,6 +287,6 @@ def test_a_device_that_is_not_there_is_explained():
 def test_data_that_the_family_does_not_cover_are_found_before_training():
     config = dataclasses.replace(SMALL, binarization="none")
     dataset = load_data(config)
-    model, _ = build_pair(config, dataset.train)
+    model, _ = build_pair(config, dataset)
     with pytest.raises(SupportError, match=r"digits train.*Binarise"):
         check_data(model, config, dataset)

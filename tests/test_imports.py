@@ -38,7 +38,19 @@ MAY_IMPORT = {
         "marginal_likelihood",
     },
     "runs": {"experiment", "data", "files", "models", "training"},
-    "reports": {"experiment", "runs", "data", "files", "latents", "marginal_likelihood", "plots", "training"},
+    "reports": {
+        *(
+            "experiment",
+            "runs",
+            "data",
+            "files",
+            "latents",
+            "marginal_likelihood",
+            "models",
+            "plots",
+            "training",
+        ),
+    },
     "command_line": {"errors"},
 }
 

@@ -2,12 +2,17 @@ r"""Data: files -> tensors -> minibatches.
 
 A :class:`Dataset` has fixed splits. Each :class:`Split` keeps its data as they were stored (bytes or bits, on
 any device) and converts what is asked for, :math:`x = \mathrm{stored} / \mathrm{levels}`. Binarisation
-happens here and nowhere else; results differ by nats between its four ways:
+happens here and nowhere else; results differ by nats between its ways:
 
 - ``"dynamic"``: grey values are probabilities, and every batch draws its bits anew (as in Burda, Grosse &
   Salakhutdinov 2016). ``split.x``, for evaluation, is one draw: that of ``"fixed"``.
 - ``"fixed"``: one seeded draw, the same on every machine.
 - ``"threshold"``: x > 1/2.
+- ``"dequantize"``: each grey level is spread over its bin, :math:`x = (\mathrm{stored} + u) /
+  (\mathrm{levels} + 1)` with u uniform on [0, 1] and drawn anew for every batch. The mean log-density of such
+  data, in bins, bounds the log-probability of the levels from below, so that densities compare with
+  distributions of levels (Theis, van den Oord & Bethge, *A Note on the Evaluation of Generative Models*,
+  2016).
 - ``"none"``: x as it is. (Data that are stored as bits are always this.)
 
 ===================  ====================  =================  =============================================

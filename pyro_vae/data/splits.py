@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.data.arrays import Arrays, DataError, as_array, as_labels, shuffled
 from pyro_vae.errors import unknown
 
-BINARIZATIONS = ("dynamic", "fixed", "threshold", "none")
+BINARIZATIONS = ("dynamic", "fixed", "threshold", "dequantize", "none")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,9 +23,9 @@ class Split:
     Attributes:
         stored: Data as they were stored: bytes, bits or floats.
         labels: Class of every datum, if the data set has any.
-        levels: x is ``stored / levels``: 255 for bytes.
+        levels: x is ``stored / levels``: 255 for bytes; dequantised, (stored + noise) / (levels + 1).
         binarization: One of ``BINARIZATIONS``; under "fixed" and "threshold" ``stored`` holds the bits.
-        seed: Of the draw that ``x`` shows of dynamically binarised data.
+        seed: Of the draw that ``x`` shows of data that are binarised or dequantised anew for every batch.
         description: Which data these are and how they were binarised, for reports.
     """
 
@@ -42,20 +42,31 @@ class Split:
     @property
     def x(self) -> Float[Tensor, "split data"]:
         """All data, converted and binarised; the same at every call, on every machine."""
-        if self.binarization != "dynamic":
+        if self.binarization == "dynamic":
+            drawn = _draw_bits(self.stored.cpu().numpy(), self.levels, self.seed)
+        elif self.binarization == "dequantize":
+            drawn = _draw_in_bins(self.stored.cpu().numpy(), self.levels, self.seed)
+        else:
             return self._convert(self.stored)
-        bits = _draw_bits(self.stored.cpu().numpy(), self.levels, self.seed)
-        return torch.from_numpy(bits).to(self.stored.device, torch.float32)
+        return torch.from_numpy(drawn).to(self.stored.device, torch.float32)
+
+    @property
+    def bin_width(self) -> float:
+        """Distance of neighbouring values that were stored, in the unit of x."""
+        return 1 / (self.levels + (self.binarization == "dequantize"))
 
     def minibatch(
         self, index: Int[Tensor, " batch"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch data"]:
-        """The data at ``index``, converted and binarised; dynamically binarised ones are drawn anew."""
+        """The data at ``index``, converted and binarised; what is drawn at random is drawn anew."""
         x = self._convert(self.stored[index])
-        if self.binarization != "dynamic":
+        if self.binarization not in ("dynamic", "dequantize"):
             return x
+        noise = torch.empty_like(x).uniform_(generator=generator)
+        if self.binarization == "dequantize":
+            return (x * self.levels + noise) * self.bin_width
         # torch.bernoulli draws the same distribution in four times the time on a CPU.
-        return torch.empty_like(x).uniform_(generator=generator).lt_(x)
+        return noise.lt_(x)
 
     def to(self, device: torch.device | str) -> "Split":
         """The same data on another device."""
@@ -120,9 +131,9 @@ def from_array(
 
 
 class Batches:
-    """Shuffled minibatches ``(x,)`` of a split, drawn and converted on its device; see :func:`batches`."""
+    """Shuffled minibatches of a split, drawn and converted on its device; see :func:`batches`."""
 
-    def __init__(self, split: object, batch_size: int, seed: int) -> None:
+    def __init__(self, split: object, batch_size: int, seed: int, context: Tensor | None = None) -> None:
         if not isinstance(split, Split):
             raise TypeError(
                 f"batches takes a split of a data set, such as load(...).train or from_array(x).train, not a "
@@ -130,15 +141,18 @@ class Batches:
             )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if context is not None and len(context) != len(split):
+            raise ValueError(f"context has {len(context)} rows, but there are {len(split)} data")
         self.split = split
         self.batch_size = batch_size
+        self.context = None if context is None else context.to(split.stored.device)
         self.generator = torch.Generator(split.stored.device)
         self.generator.manual_seed(seed)
 
     def __len__(self) -> int:
         return math.ceil(len(self.split) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Float[Tensor, "batch data"]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return map(self.draw, self.indices())
 
     def indices(self) -> tuple[Int[Tensor, " batch"], ...]:
@@ -146,9 +160,10 @@ class Batches:
         order = torch.randperm(len(self.split), generator=self.generator, device=self.generator.device)
         return order.split(self.batch_size)
 
-    def draw(self, index: Int[Tensor, " batch"]) -> tuple[Float[Tensor, "batch data"]]:
-        """The minibatch of these positions."""
-        return (self.split.minibatch(index, self.generator),)
+    def draw(self, index: Int[Tensor, " batch"]) -> tuple[Tensor, ...]:
+        """The minibatch of these positions: (x,), or (x, c)."""
+        x = self.split.minibatch(index, self.generator)
+        return (x,) if self.context is None else (x, self.context[index])
 
     def state_dict(self) -> dict[str, Tensor]:
         """State of the random generator: what a resumed run needs to draw the same batches."""
@@ -159,15 +174,23 @@ class Batches:
         self.generator.set_state(state["generator"].cpu())
 
 
-def batches(split: object, batch_size: int = 100, *, seed: int = 0) -> Batches:
-    """An epoch of minibatches at every iteration, in a new order; the last may be smaller.
+def batches(
+    split: object,
+    batch_size: int = 100,
+    *,
+    seed: int = 0,
+    context: Shaped[Tensor, "split ..."] | None = None,
+) -> Batches:
+    """An epoch of minibatches ``(x,)`` at every iteration, in a new order; the last may be smaller.
 
     Args:
         split: The data; batches are on its device (``split.to("cuda")``), with no worker processes.
         batch_size: Data in a batch.
-        seed: Of the order and of dynamic binarisation.
+        seed: Of the order and of what is drawn anew (``Split.minibatch``).
+        context: What the programs are given besides x, a row for every datum, such as
+            ``one_hot(split.labels).float()``: minibatches are then ``(x, c)``.
     """
-    return Batches(split, batch_size, seed)
+    return Batches(split, batch_size, seed, context)
 
 
 def check_binarization(binarization: str) -> None:
@@ -187,6 +210,10 @@ def build(
     """The data set of checked arrays; x is ``stored / levels``, by default 255 for bytes and 1 otherwise."""
     levels = levels or _levels([x for x, _ in splits.values()])
     bits = levels == 1 and all(x.dtype == np.uint8 for x, _ in splits.values())
+    if bits and binarization == "dequantize":
+        raise DataError(
+            f"{name} holds bits, which have no grey levels to dequantise: use binarization 'none'"
+        )
     if bits:
         binarization = "none"
     built = {}
@@ -196,7 +223,7 @@ def build(
         checksum.update(f"{part} {x.shape} {x.dtype} {levels}".encode() + np.ascontiguousarray(x).tobytes())
         stored, split_levels = _binarize(x.reshape(len(x), -1), levels, binarization, seed, name)
         how = "stored as bits" if bits else f"binarization {binarization}"
-        how += f" (one draw, seed {seed})" if binarization in ("dynamic", "fixed") else ""
+        how += f" (one draw, seed {seed})" if binarization in ("dynamic", "fixed", "dequantize") else ""
         built[part] = Split(
             stored=torch.tensor(stored),
             labels=None if labels is None else torch.from_numpy(labels),
@@ -228,6 +255,10 @@ def _binarize(
 ) -> tuple[np.ndarray, float]:
     if binarization == "none":
         return x, levels
+    if binarization == "dequantize":
+        if x.dtype != np.uint8 and levels == 1:
+            raise DataError(f"{name}: only grey levels can be dequantised, and these data are real numbers")
+        return x, levels
     low, high = x.min() / levels, x.max() / levels
     if low < 0 or high > 1:
         raise DataError(
@@ -239,6 +270,11 @@ def _binarize(
     if binarization == "threshold":
         return (x > levels / 2).astype(np.uint8), 1.0
     return _draw_bits(x, levels, seed), 1.0
+
+
+def _draw_in_bins(stored: np.ndarray, levels: float, seed: int) -> np.ndarray:
+    noise = np.random.RandomState(seed).random_sample(stored.shape)
+    return ((stored + noise) / (levels + 1)).astype(np.float32)
 
 
 def _draw_bits(stored: np.ndarray, levels: float, seed: int) -> np.ndarray:

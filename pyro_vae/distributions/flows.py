@@ -11,7 +11,7 @@ transforms              draw     density of  reference
                                  any z
 ======================  =======  ==========  =================================================================
 affine_coupling         1        1           Dinh, Sohl-Dickstein & Bengio 2017
-spline_coupling         1        1           Durkan et al. 2019; Dolatabadi et al. 2020
+spline_coupling         1        1           Durkan et al. 2019
 masked_autoregressive   dim      1           Papamakarios, Pavlakou & Murray 2017: for priors
 inverse_autoregressive  1        dim         Kingma et al. 2016: for posteriors
 spline_autoregressive   1        dim         Durkan et al. 2019: for posteriors
@@ -24,6 +24,7 @@ sylvester               1        none        van den Berg et al. 2018
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import pyro.distributions as dist
 import pyro.distributions.transforms as T  # noqa: N812
@@ -31,19 +32,21 @@ import torch
 from jaxtyping import Float
 from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
+from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_vae.distributions.base import Family
 from pyro_vae.distributions.continuous import DiagNormal
+from pyro_vae.distributions.splines import ConditionalSplineAutoregressive, SplineCoupling
 
 
 class Flow(Family):
     """A base distribution sent through transforms.
 
     Args:
-        transforms: Pyro's transform modules, the first acts first. Those that are conditional get the
-            context, others are the same for all conditions.
+        transforms: Pyro's transform modules, or others of their kind; the first acts first. Those that are
+            conditional get the context, others are the same for all conditions.
         context_dim: Numbers of the context, which follow the parameters of the base distribution.
         base: Family of the base distribution; its N(0, I) at parameters 0 makes it a prior's.
         inverted: Send the base distribution through the transforms' inverses, the last one first.
@@ -101,6 +104,10 @@ class Reversal(TransformModule):
     bijective = True
     domain = codomain = constraints.real_vector
 
+    def __init__(self) -> None:
+        # So that the transform before is given the very tensor that it made, and need not be inverted.
+        super().__init__(cache_size=1)
+
     def _call(self, x: Tensor) -> Tensor:
         return x.flip(-1)
 
@@ -109,6 +116,30 @@ class Reversal(TransformModule):
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Zero."""
         return x.new_zeros(x.shape[:-1])
+
+
+class ConditionalAffineAutoregressive(ConditionalTransformModule):
+    r"""Every dimension :math:`y_d = \sigma_d x_d + (1 - \sigma_d) \mu_d`, by those before and a context.
+
+    By Pyro's ``AffineAutoregressive(stable=True)``, whose inverse here goes by Python's numbers instead of a
+    tensor's values, so that it can be captured.
+
+    Args:
+        dim: Dimensions.
+        context_dim: Numbers of the context.
+        hidden: Units of the masked network; no layer may have fewer than ``dim``.
+    """
+
+    def __init__(self, dim: int, context_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.dim = dim
+        self.net = ConditionalAutoRegressiveNN(dim, context_dim, list(hidden), permutation=torch.arange(dim))
+
+    def condition(self, context: Tensor) -> torch.distributions.Transform:
+        """The transform given a context."""
+        net = partial(self.net, context=context)
+        net.permutation = range(self.dim)
+        return T.AffineAutoregressive(net, stable=True)
 
 
 def _check_dim(dim: int, least: int = 2) -> None:
@@ -133,7 +164,7 @@ def spline_coupling(
 ) -> Flow:
     """As :func:`affine_coupling`, with monotone rational splines on ``[-bound, bound]``."""
     _check_dim(dim)
-    transforms = [T.spline_coupling(dim, hidden_dims=list(hidden), bound=bound) for _ in range(depth)]
+    transforms = [SplineCoupling(dim, hidden, 8, bound) for _ in range(depth)]
     return Flow(_with_reversals(transforms))
 
 
@@ -157,8 +188,7 @@ def inverse_autoregressive(
     """
     _check_dim(dim)
     transforms = [
-        T.conditional_affine_autoregressive(dim, context_dim, _at_least(dim, hidden), stable=True)
-        for _ in range(depth)
+        ConditionalAffineAutoregressive(dim, context_dim, _at_least(dim, hidden)) for _ in range(depth)
     ]
     return Flow(_with_reversals(transforms), context_dim=context_dim)
 
@@ -169,7 +199,7 @@ def spline_autoregressive(
     """As :func:`inverse_autoregressive`, with monotone rational splines on ``[-bound, bound]``."""
     _check_dim(dim)
     transforms = [
-        T.conditional_spline_autoregressive(dim, context_dim, _at_least(dim, hidden), bound=bound)
+        ConditionalSplineAutoregressive(dim, context_dim, _at_least(dim, hidden), 8, bound)
         for _ in range(depth)
     ]
     return Flow(_with_reversals(transforms), context_dim=context_dim)
@@ -179,7 +209,7 @@ def _at_least(dim: int, hidden: Sequence[int]) -> list[int]:
     return [max(dim, units) for units in hidden]
 
 
-def planar(dim: int, *, depth: int = 8, hidden: Sequence[int] = (32,), context_dim: int = 32) -> Flow:
+def planar(dim: int, *, depth: int = 4, hidden: Sequence[int] = (32,), context_dim: int = 32) -> Flow:
     """Each transform expands or contracts along one direction, which a network computes from the context."""
     transforms = [T.conditional_planar(dim, context_dim, list(hidden)) for _ in range(depth)]
     return Flow(transforms, context_dim=context_dim)

@@ -1,10 +1,14 @@
 r"""Priors that are no :class:`~pyro_vae.distributions.Unconditional` family."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from pyro_vae.distributions.base import Conditional
 from pyro_vae.distributions.continuous import DiagNormal
@@ -78,6 +82,45 @@ class MixtureOfNormals(nn.Module):
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)
 
 
+class EvenMixture(dist.TorchDistribution):
+    """A mixture of the distributions of a batch, all of the same weight.
+
+    Args:
+        components: Batch shape ``(components,)``, event shape ``(dim,)``; any for whose density values can be
+            expanded to the batch, as flows demand.
+        batch_shape: Of the mixture: so many independent ones.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
+
+    def __init__(self, components: Distribution, batch_shape: Sequence[int] = ()) -> None:
+        self.components = components
+        super().__init__(torch.Size(batch_shape), components.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """That of the components."""
+        return self.components.support
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density, nats."""
+        (count,) = self.components.batch_shape
+        each = value.unsqueeze(-2).expand(*value.shape[:-1], count, -1)
+        return self.components.log_prob(each).logsumexp(-1) - math.log(count)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws."""
+        shape = (*sample_shape, *self.batch_shape)
+        (count,) = self.components.batch_shape
+        draws = self.components.sample(torch.Size(shape))
+        which = torch.randint(count, (*shape, 1, 1), device=draws.device)
+        return draws.take_along_dim(which, -2).squeeze(-2)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "EvenMixture":
+        """The same for a larger batch."""
+        return EvenMixture(self.components, batch_shape)
+
+
 class VampPrior(nn.Module):
     r"""The mixture of posteriors at pseudo-inputs, :math:`p(z) = \frac1K \sum_k q(z \mid u_k)`.
 
@@ -111,6 +154,4 @@ class VampPrior(nn.Module):
 
     def forward(self) -> Distribution:
         """The mixture; batch shape (), event shape ``(latent_dim,)``."""
-        posteriors = self._posterior[0](self.inputs)
-        weights = dist.Categorical(logits=self.inputs.new_zeros(len(self.inputs)))
-        return dist.MixtureSameFamily(weights, posteriors, validate_args=False)
+        return EvenMixture(self._posterior[0](self.inputs))

@@ -16,7 +16,7 @@ loses.
 """
 
 from pyro_vae.marginal_likelihood.annealing import ais, bidirectional
-from pyro_vae.marginal_likelihood.comparison import Comparison, compare
+from pyro_vae.marginal_likelihood.comparison import Comparison, arviz_comparison, compare
 from pyro_vae.marginal_likelihood.exact import enumeration, quadrature
 from pyro_vae.marginal_likelihood.gap import InferenceGap, inference_gap
 from pyro_vae.marginal_likelihood.importance import Bound, bits_per_dim, elbo, importance_sampling
@@ -31,6 +31,7 @@ __all__ = [
     "InferenceGap",
     "LogMarginal",
     "ais",
+    "arviz_comparison",
     "best_estimate",
     "bidirectional",
     "bits_per_dim",

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
+from pyro_vae.diagnostics import arviz
 from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal
 
 _REPLICATES = 10_000
@@ -102,6 +104,13 @@ def compare(estimates: Mapping[str, LogMarginal]) -> Comparison:
         methods = ", ".join(f"{name} by {estimate.method}" for name, estimate in estimates.items())
         notes.append(f"estimated in different ways, which may differ by more than the models: {methods}")
     return Comparison(rows, notes)
+
+
+def arviz_comparison(estimates: Mapping[str, LogMarginal]) -> str:
+    """``az.compare`` of the same estimates as a table: expected log-densities, summed over the data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of k-hats of the draws that only stand for Monte Carlo errors
+        return arviz().compare({name: e.to_arviz() for name, e in estimates.items()}).to_string()
 
 
 def _portions(replicates: int, count: int) -> list[int]:

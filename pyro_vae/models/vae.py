@@ -85,7 +85,7 @@ class VAEGuide(nn.Module):
 
 
 def beside(
-    values: Shaped[Tensor, "*batch dim"], c: Float[Tensor, "data context"] | None
+    values: Shaped[Tensor, "*batch dim"], c: Float[Tensor, "data context"] | None = None
 ) -> Shaped[Tensor, "*batch both"]:
     """Values with the context of their datum behind, if there is one."""
     if c is None:

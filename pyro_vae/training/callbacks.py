@@ -100,22 +100,23 @@ class LearningRate(Callback):
 
 
 class KLWarmup(Callback):
-    r"""Raises the weight of the KL term over the first epochs: :math:`\beta = \min(1, \mathrm{epoch} / n)`.
+    r"""Raises the weight of the KL term over the first epochs: :math:`\beta \min(1, \mathrm{epoch} / n)`.
 
     Args:
-        objective: What has ``beta``, such as ``objectives.BetaELBO``.
-        num_epochs: n; from epoch n on the objective is the bound itself.
+        objective: What has ``beta``, such as ``objectives.BetaELBO``: 1, unless it was made otherwise.
+        num_epochs: n; from epoch n on the objective is as it was made.
     """
 
     def __init__(self, objective: Any, num_epochs: int) -> None:
         if num_epochs < 1:
             raise ValueError(f"a warm-up takes at least one epoch, not {num_epochs}")
         self.objective = objective
+        self.beta = objective.beta
         self.num_epochs = num_epochs
 
     def epoch_start(self, training: Training) -> None:
         """Sets ``objective.beta``."""
-        self.objective.beta = min(1.0, (training.epoch + 1) / self.num_epochs)
+        self.objective.beta = self.beta * min(1.0, (training.epoch + 1) / self.num_epochs)
 
     def epoch_end(self, training: Training) -> None:
         """Reports ``beta``."""

@@ -1,0 +1,294 @@
+"""What a configuration builds: data, pairs, objectives, trainings. Nothing heavy is imported before."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyro_vae.errors import unknown
+from pyro_vae.experiment.config import Config, ConfigError
+from pyro_vae.experiment.names import COUNTS, ESTIMATORS, OPTIMIZERS
+
+if TYPE_CHECKING:
+    import torch
+    from pyro.infer import ELBO
+    from torch import Tensor, nn
+
+    from pyro_vae.algorithms import SVI
+    from pyro_vae.data import Dataset, Split
+    from pyro_vae.distributions import Family
+    from pyro_vae.marginal_likelihood import LogMarginal
+    from pyro_vae.models import VAEGuide, VAEModel
+    from pyro_vae.training import Callback
+
+
+def load_data(config: Config) -> "Dataset":
+    """The data set, on the CPU, binarised as configured."""
+    from pyro_vae import data
+
+    dataset = data.load(config.data, binarization=config.chosen_binarization, data_dir=config.data_dir)
+    if config.condition_on_labels and dataset.train.labels is None:
+        raise ConfigError(f"condition_on_labels needs labels, and {config.data} has none")
+    return dataset
+
+
+def device(config: Config) -> "torch.device":
+    """The device; raises :class:`ConfigError` if it is not there."""
+    import torch
+
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        message = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({message}): try --device auto") from error
+    return torch.device(name)
+
+
+# ------------------------------------------------------------------------------------------- pairs
+
+
+def num_classes(config: Config, dataset: "Dataset") -> int:
+    """Classes that the programs are given; 0 if they are given none."""
+    return 1 + int(dataset.train.labels.max()) if config.condition_on_labels else 0
+
+
+def context(config: Config, dataset: "Dataset", split: "Split") -> "Tensor | None":
+    """What both programs are given besides x of every datum of a split: labels, one-hot, or nothing."""
+    import torch
+
+    if not config.condition_on_labels:
+        return None
+    classes = num_classes(config, dataset)
+    if int(split.labels.max()) >= classes:
+        raise ConfigError(f"{split.description} has labels that the training data do not have")
+    return torch.nn.functional.one_hot(split.labels, classes).float()
+
+
+def build_pair(config: Config, dataset: "Dataset") -> "tuple[VAEModel, VAEGuide]":
+    """Model and guide, sized for these data, with initial weights from ``config.seed``."""
+    import pyro
+
+    from pyro_vae.models import vae
+
+    pyro.set_rng_seed(config.seed)
+    family, posterior = build_family(config, dataset), build_posterior(config)
+    encoder, decoder = _build_nets(config, dataset, family, posterior)
+    prior = None if config.prior.startswith("vamp") else build_prior(config)
+    model, guide = vae(
+        dataset.data_dim,
+        config.latent_dim,
+        prior=prior,
+        family=family,
+        posterior=posterior,
+        encoder=encoder,
+        decoder=decoder,
+        context_dim=num_classes(config, dataset),
+    )
+    if config.prior.startswith("vamp"):
+        from pyro_vae.distributions import VampPrior
+
+        inputs = dataset.train.x[: config.components]
+        if len(inputs) < config.components:
+            raise ConfigError(f"{config.components} pseudo-inputs are more than there are training data")
+        model.prior = VampPrior(guide.posterior, inputs, learned=config.prior == "vamp")
+    return model, guide
+
+
+def build_prior(config: Config) -> "nn.Module":
+    """p(z), if it is not a VampPrior."""
+    from pyro_vae import distributions as d
+
+    dim = config.latent_dim
+    return {
+        "standard_normal": lambda: d.StandardNormal(dim),
+        "learned_normal": lambda: d.Unconditional(d.DiagNormal(), dim, learned=True),
+        "mixture_of_normals": lambda: d.MixtureOfNormals(dim, config.components),
+        "laplace": lambda: d.Unconditional(d.Laplace(), dim),
+        "student_t": lambda: d.Unconditional(d.StudentT(), dim),
+        "uniform_box": lambda: d.UniformBox(dim, -1.0, 1.0),
+        "sphere": lambda: d.Unconditional(d.ProjectedNormal(), dim),
+        "affine_coupling": lambda: d.Unconditional(d.affine_coupling(dim), dim),
+        "spline_coupling": lambda: d.Unconditional(d.spline_coupling(dim), dim),
+        "masked_autoregressive": lambda: d.Unconditional(d.masked_autoregressive(dim), dim),
+    }[config.prior]()
+
+
+def build_posterior(config: Config) -> "Family":
+    """The family of q(z | x)."""
+    from pyro_vae import distributions as d
+
+    dim = config.latent_dim
+    return {
+        "diag_normal": d.DiagNormal,
+        "full_normal": d.FullNormal,
+        "mixture": lambda: d.NormalMixture(5),
+        "iaf": lambda: d.inverse_autoregressive(dim),
+        "spline": lambda: d.spline_autoregressive(dim),
+        "planar": lambda: d.planar(dim),
+        "sylvester": lambda: d.sylvester(dim),
+        "logit_normal": lambda: d.LogitNormal(-1.0, 1.0),
+        "projected_normal": d.ProjectedNormal,
+    }[config.chosen_posterior]()
+
+
+def build_family(config: Config, dataset: "Dataset") -> "Family":
+    """The family of p(x | z)."""
+    from pyro_vae import distributions as d
+
+    levels = round(dataset.train.levels) + 1
+    return {
+        "bernoulli": d.Bernoulli,
+        "continuous_bernoulli": d.ContinuousBernoulli,
+        "diag_normal": d.DiagNormal,
+        "sigmoid_normal": lambda: d.DiagNormal(squash_loc=True),
+        "fixed_scale_normal": lambda: d.FixedScaleNormal(config.scale),
+        "shared_scale_normal": d.SharedScaleNormal,
+        "low_rank_normal": lambda: d.LowRankNormal(config.rank),
+        "laplace": d.Laplace,
+        "student_t": d.StudentT,
+        "discretized_logistic": lambda: d.DiscretizedLogistic(levels),
+        "logistic_mixture": lambda: d.DiscretizedLogistic(levels, 5),
+        "grey_categorical": lambda: d.GreyCategorical(levels),
+        "beta_binomial": lambda: d.BetaBinomial(levels),
+        "poisson": d.Poisson,
+        "negative_binomial": d.NegativeBinomial,
+        "zero_inflated_negative_binomial": d.ZeroInflatedNegativeBinomial,
+        "bernoulli_cross_entropy": lambda: d.Bernoulli(cross_entropy=True),
+    }[config.family]()
+
+
+def _build_nets(
+    config: Config, dataset: "Dataset", family: "Family", posterior: "Family"
+) -> "tuple[nn.Module, nn.Module]":
+    from torch import nn
+
+    from pyro_vae import nets
+
+    data_dim, classes = dataset.data_dim, num_classes(config, dataset)
+    num_codes, num_params = posterior.num_params(config.latent_dim), family.num_params(data_dim)
+    bias = family.bias(dataset.train.x.mean(0)) if config.bias_from_data else None
+    if config.net in ("mlp", "gated"):
+        options = {
+            "activation": {"mlp": nn.Tanh, "gated": nn.GLU}[config.net],
+            "init": {"glorot": nets.glorot, "small_normal": nets.small_normal}[config.init],
+        }
+        encoder = nets.MLP(data_dim + classes, num_codes, config.hidden, **options)
+        backwards = tuple(reversed(config.hidden))
+        decoder = nets.MLP(config.latent_dim + classes, num_params, backwards, output_bias=bias, **options)
+    else:
+        blocks = {"conv": 0, "residual_conv": 2}[config.net]
+        try:
+            encoder = nets.ConvEncoder(
+                dataset.shape, num_codes, config.channels, blocks=blocks, context_dim=classes
+            )
+        except ValueError as error:
+            raise ConfigError(f"net {config.net}: {error}") from None
+        decoder = nets.ConvDecoder(
+            config.latent_dim + classes,
+            dataset.shape,
+            family.params_per_dim,
+            config.channels,
+            blocks=blocks,
+            output_bias=bias,
+        )
+    if config.family in COUNTS:
+        encoder = nets.Log1p(encoder)
+    return encoder, decoder
+
+
+def check_data(model: "VAEModel", config: Config, dataset: "Dataset") -> None:
+    """Raise ``SupportError`` if any datum of any split is outside the likelihood's support."""
+    import torch
+
+    from pyro_vae.distributions import check_support
+
+    likelihood = model.likelihood(torch.zeros(1, config.latent_dim + num_classes(config, dataset)))
+    for split in (dataset.train, dataset.valid, dataset.test):
+        if split is not None:
+            check_support(likelihood, split.x, site=split.description)
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def build_objective(config: Config) -> "ELBO":
+    """What is maximised, without warm-up and weight prior."""
+    from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+
+    from pyro_vae import objectives
+
+    particles = config.num_particles
+    of_pyro = {
+        "num_particles": particles,
+        "vectorize_particles": particles > 1,
+        "max_plate_nesting": 1,
+    }
+    return {
+        "elbo": lambda: Trace_ELBO(**of_pyro),
+        "elbo_analytic_kl": lambda: TraceMeanField_ELBO(**of_pyro),
+        "free_bits": lambda: objectives.FreeBitsELBO(config.free_nats, particles),
+        "iwae": lambda: objectives.ImportanceWeightedELBO(particles, config.gradient),
+        "renyi": lambda: objectives.RenyiELBO(config.alpha, particles),
+        "reweighted_wake_sleep": lambda: objectives.ReweightedWakeSleep(particles),
+    }[config.chosen_objective]()
+
+
+def build_training(
+    config: Config, model: "VAEModel", guide: "VAEGuide", dataset: "Dataset", folder: Path
+) -> "tuple[SVI, list[Callback]]":
+    """The algorithm, and the callbacks up to but without the checkpoint."""
+    import torch
+
+    from pyro_vae import objectives, training
+    from pyro_vae.algorithms import SVI
+
+    objective = build_objective(config)
+    callbacks: list[Callback] = []
+    if config.kl_warmup or config.beta != 1:
+        objective = objectives.BetaELBO(config.beta, objective)
+    if config.kl_warmup:
+        callbacks.append(training.KLWarmup(objective, config.kl_warmup))
+    if config.weight_prior:
+        objective = objectives.MAP(len(dataset.train), objective)
+    make_optimizer = getattr(torch.optim, OPTIMIZERS[config.optimizer].rpartition(".")[2])
+    parameters = [*model.parameters(), *guide.parameters()]
+    if config.refit_prior:
+        parameters = list(model.prior.parameters())
+    if not parameters:
+        raise ConfigError(f"prior {config.prior} has no parameters to be fitted: take a mixture or a flow")
+    optimizer = make_optimizer(parameters, lr=config.learning_rate)
+    if config.schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
+        callbacks.append(training.LearningRate(scheduler))
+    if dataset.valid is not None:
+        # Few data make a noisy bound; a few draws of each cost nothing then.
+        num_samples = max(1, 2000 // len(dataset.valid))
+        callbacks.append(
+            training.Evaluate(*arguments(config, dataset, dataset.valid), num_samples=num_samples)
+        )
+    if config.patience:
+        if dataset.valid is None:
+            raise ConfigError(f"--patience needs validation data, and {dataset.name} has none")
+        callbacks.append(training.EarlyStopping(config.patience))
+    if config.tensorboard:
+        callbacks.append(training.TensorBoard(folder / "tensorboard"))
+    return SVI(model, guide, optimizer, objective), callbacks
+
+
+def arguments(
+    config: Config, dataset: "Dataset", split: "Split", limit: int | None = None
+) -> "tuple[Tensor, ...]":
+    """What both programs are called with, for a split or its first ``limit`` data."""
+    given = context(config, dataset, split)
+    return (split.x[:limit],) if given is None else (split.x[:limit], given[:limit])
+
+
+def estimator(name: str) -> "Callable[..., LogMarginal]":
+    """The function of ``marginal_likelihood`` that has this name among ``ESTIMATORS``."""
+    from pyro_vae import marginal_likelihood
+
+    if name not in ESTIMATORS:
+        raise ConfigError(unknown("estimator", name, ESTIMATORS))
+    return getattr(marginal_likelihood, name)

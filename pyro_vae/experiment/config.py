@@ -1,0 +1,304 @@
+"""A configuration of plain values, and which of them go together."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pyro_vae.errors import UserError, unknown
+from pyro_vae.experiment.names import (
+    BINARIZATIONS,
+    COUNTS,
+    DATA,
+    DEVICES,
+    FAMILIES,
+    GRADIENTS,
+    GREY_LEVELS,
+    INITS,
+    NETS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    POSTERIOR_OF,
+    POSTERIORS,
+    PRIORS,
+    SCHEDULES,
+    WITHOUT_INVERSE,
+)
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that makes no sense; the message says why."""
+
+
+def _help(text: str, names: Mapping[str, str]) -> Any:
+    lines = "; ".join(f"{name}: {line}" if line else name for name, line in names.items())
+    return tyro.conf.arg(metavar="NAME", help=f"{text} {lines}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What makes a run what it is, in plain values.
+
+    Raises:
+        ConfigError: If a name is unknown, a number out of range, or the parts do not go together.
+    """
+
+    data: Annotated[str, _help("What to learn.", DATA)] = "digits"
+    data_dir: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help="Where the files are; may be read-only. Default: $PYRO_VAE_DATA, else ~/.cache/pyro_vae; "
+            "what is missing is downloaded."
+        ),
+    ] = None
+    binarization: Annotated[
+        str | None,
+        _help("What becomes of grey values; default: dynamic for bernoulli, else none.", BINARIZATIONS),
+    ] = None
+    condition_on_labels: bool = False
+    """Learn p(x|z,y) and q(z|x,y), given the labels y."""
+
+    latent_dim: int = 20
+    """Dimensions of z."""
+    net: Annotated[str, _help("Encoder and decoder.", NETS)] = "mlp"
+    hidden: tuple[int, ...] = (500,)
+    """Units of each hidden layer of the encoder; the decoder has them in reverse (mlp, gated)."""
+    channels: tuple[int, ...] = (32, 64)
+    """Channels after each halving of the image; the decoder has them in reverse (conv, residual_conv)."""
+    prior: Annotated[str, _help("p(z).", PRIORS)] = "standard_normal"
+    components: int = 20
+    """Normals in the mixture prior, pseudo-inputs of the VampPrior."""
+    refit_prior: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="RUN",
+            help="Take encoder and decoder from this run and train the prior alone: it comes to fit the "
+            "aggregate posterior, which only raises the bound.",
+        ),
+    ] = None
+    family: Annotated[str, _help("p(x|z).", FAMILIES)] = "bernoulli"
+    scale: float = 0.1
+    """Standard deviation of fixed_scale_normal, in the unit of x (bytes are scaled to [0, 1])."""
+    rank: int = 5
+    """Directions of correlation of low_rank_normal."""
+    posterior: Annotated[
+        str | None, _help("q(z|x); default: the one that goes with the prior.", POSTERIORS)
+    ] = None
+    init: Annotated[str, _help("Initial weights (mlp, gated).", INITS)] = "glorot"
+    bias_from_data: bool = False
+    """Start the decoder's output bias at the mean of the training data."""
+
+    objective: Annotated[
+        str | None,
+        _help(
+            "What is maximised; default: elbo_analytic_kl for posterior diag_normal, else elbo.", OBJECTIVES
+        ),
+    ] = None
+    num_particles: int = 1
+    """Draws of z for every datum and step: the paper's L, the K of weighted objectives."""
+    gradient: Annotated[str, _help("Of iwae.", GRADIENTS)] = "plain"
+    alpha: float = 0.5
+    """Order of the Renyi bound: 0 is iwae, 1 elbo."""
+    free_nats: float = 0.5
+    """KL that is free in every latent dimension (free_bits)."""
+    weight_prior: bool = False
+    """Add log N(w; 0, I) of the networks' weights to the objective, in nats: the paper's MAP."""
+    beta: float = 1.0
+    """Weight of the KL term, after the warm-up: 1 is the bound (elbo, elbo_analytic_kl)."""
+    kl_warmup: int = 0
+    """Epochs over which the weight of the KL term rises to its value (elbo, elbo_analytic_kl)."""
+
+    optimizer: Annotated[str, _help("Of torch.optim.", OPTIMIZERS)] = "adam"
+    learning_rate: float = 1e-3
+    """Of the optimiser."""
+    schedule: Annotated[str, _help("Learning rate over epochs.", SCHEDULES)] = "constant"
+    batch_size: int = 100
+    """Data a step."""
+    epochs: int = 500
+    """Passes through the training data."""
+    patience: int = 0
+    """Stop after so many epochs without a better bound on the validation data; 0: never."""
+    test_samples: int = 1000
+    """Importance samples for log p(x) of every test datum, at the end."""
+
+    seed: int = 0
+    """Of initial weights, noise and order of the data. The splits do not depend on it."""
+    device: Annotated[str, _help("Where to compute.", DEVICES)] = "auto"
+    tensorboard: bool = False
+    """Also write metrics for TensorBoard into the run folder (extra: tensorboard)."""
+
+    @property
+    def chosen_posterior(self) -> str:
+        """The posterior, by default the one that goes with the prior."""
+        return self.posterior or POSTERIOR_OF.get(self.prior, "diag_normal")
+
+    @property
+    def chosen_objective(self) -> str:
+        """The objective, by default the bound, with its KL in closed form where the posterior has one."""
+        return self.objective or ("elbo_analytic_kl" if self.chosen_posterior == "diag_normal" else "elbo")
+
+    @property
+    def chosen_binarization(self) -> str:
+        """The binarisation, by default what the family needs."""
+        return self.binarization or ("dynamic" if self.family == "bernoulli" else "none")
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        for reason in self._misfits():
+            raise ConfigError(reason)
+
+    def _check_values(self) -> None:
+        for field, names in _NAMES.items():
+            if (value := getattr(self, field)) not in names and not (field in _OPTIONAL and value is None):
+                raise ConfigError(unknown(field, value, names))
+        for field in (
+            "latent_dim",
+            "components",
+            "rank",
+            "num_particles",
+            "batch_size",
+            "epochs",
+            "test_samples",
+        ):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field} must be at least 1, not {getattr(self, field)}")
+        for field in ("kl_warmup", "patience", "seed", "free_nats", "beta"):
+            if not 0 <= getattr(self, field) < float("inf"):
+                raise ConfigError(f"{field} must not be negative, but is {getattr(self, field)}")
+        for field in ("scale", "learning_rate"):
+            if not 0 < getattr(self, field) < float("inf"):
+                raise ConfigError(f"{field} must be positive and finite, not {getattr(self, field)}")
+        if any(units < 1 for units in (*self.hidden, *self.channels)):
+            raise ConfigError(
+                f"hidden layers need at least one unit or channel each, not {self.hidden} and {self.channels}"
+            )
+
+    def _misfits(self) -> Iterator[str]:
+        """Parts that do not go together, and why."""
+        posterior, objective = self.chosen_posterior, self.chosen_objective
+        if self.kl_warmup > self.epochs:
+            yield (
+                f"a warm-up over {self.kl_warmup} epochs does not end within {self.epochs}: the bound itself "
+                "would never be maximised"
+            )
+        if (self.kl_warmup or self.beta != 1) and objective not in ("elbo", "elbo_analytic_kl"):
+            yield f"kl_warmup and beta weigh the KL term of a bound, and {objective} has none: use elbo"
+        if self.family != "bernoulli" and self.chosen_binarization in ("dynamic", "fixed", "threshold"):
+            yield (
+                f"binarization {self.binarization!r} makes bits, of which {self.family} is no distribution: "
+                "use family bernoulli, or binarization none"
+            )
+        if self.chosen_binarization == "dequantize" and (
+            self.family.startswith("bernoulli") or self.family in (*GREY_LEVELS, *COUNTS)
+        ):
+            yield (
+                f"binarization 'dequantize' makes real numbers, of which {self.family} is no density: use a "
+                "density such as continuous_bernoulli, or binarization none"
+            )
+        if posterior != POSTERIOR_OF.get(self.prior, posterior) or (
+            posterior in POSTERIOR_OF.values() and self.prior not in POSTERIOR_OF
+        ):
+            yield (
+                f"prior {self.prior} and posterior {posterior} are of different values: uniform_box goes "
+                "with logit_normal, sphere with projected_normal, all others with the rest"
+            )
+        if self.prior == "sphere" and self.latent_dim not in (2, 3, 4):
+            yield f"prior sphere has a density in 2, 3 or 4 dimensions, not in {self.latent_dim}"
+        flows = {"affine_coupling", "spline_coupling", "masked_autoregressive", "iaf", "spline", "sylvester"}
+        if self.latent_dim == 1 and (one := flows & {self.prior, posterior}):
+            yield f"{one.pop()} is a flow of at least 2 latent dimensions"
+        if objective == "elbo_analytic_kl" and posterior != "diag_normal":
+            yield (
+                f"the KL of posterior {posterior} has no closed form: use objective elbo, with the KL at "
+                "draws"
+            )
+        if self.prior.startswith("vamp") and self.condition_on_labels:
+            yield (
+                f"prior {self.prior} is a mixture of posteriors at pseudo-inputs, which have no labels, but "
+                "this posterior is given labels (condition_on_labels): use mixture_of_normals"
+            )
+        if posterior in WITHOUT_INVERSE:
+            needs = {
+                self.prior.startswith("vamp"): f"prior {self.prior}",
+                self.gradient != "plain": f"gradient {self.gradient}",
+                objective == "reweighted_wake_sleep": "objective reweighted_wake_sleep",
+            }
+            if True in needs:
+                yield (
+                    f"{needs[True]} needs the posterior's density of given z, which {posterior} lacks: "
+                    "its transforms have no inverse. Use posterior iaf or spline"
+                )
+        if self.gradient != "plain" and objective != "iwae":
+            yield (
+                f"gradient {self.gradient} is one of objective iwae, not of {objective} (the ELBO: iwae with "
+                "--num-particles 1)"
+            )
+        if self.bias_from_data and self.family == "grey_categorical":
+            yield "bias_from_data: a mean does not say the probabilities of grey_categorical"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = dataclasses.asdict(self)
+        paths = {name: values[name] and str(values[name]) for name in _PATHS}
+        return values | {name: list(values[name]) for name in _SIZES} | paths
+
+    @classmethod
+    def from_dict(cls, values: object) -> "Config":
+        """From what :meth:`to_dict` returned; raises :class:`ConfigError` if it is something else."""
+        if not isinstance(values, dict):
+            raise ConfigError(f"a configuration is a table of values, not {type(values).__name__}")
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        checked = {}
+        for name, value in values.items():
+            if name not in defaults:
+                raise ConfigError(unknown("setting", name, defaults))
+            if name in _PATHS and isinstance(value, str):
+                value = Path(value)
+            elif name in _SIZES and isinstance(value, list):
+                value = tuple(value)
+            elif isinstance(defaults[name], float) and type(value) is int:
+                value = float(value)
+            if not _has_type_of(value, name, defaults[name]):
+                raise ConfigError(f"{name} cannot be {value!r}; its default is {defaults[name]!r}")
+            checked[name] = value
+        return cls(**checked)
+
+
+_NAMES = {
+    "binarization": BINARIZATIONS,
+    "net": NETS,
+    "prior": PRIORS,
+    "family": FAMILIES,
+    "posterior": POSTERIORS,
+    "init": INITS,
+    "objective": OBJECTIVES,
+    "gradient": GRADIENTS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
+_OPTIONAL = ("binarization", "posterior", "objective")
+_AT_LEAST_1 = ("latent_dim", "components", "rank", "num_particles", "batch_size", "epochs", "test_samples")
+_PATHS = ("data_dir", "refit_prior")
+_SIZES = ("hidden", "channels")
+
+
+def _has_type_of(value: object, name: str, default: object) -> bool:
+    if name in _PATHS:
+        return value is None or isinstance(value, Path)
+    if name in _OPTIONAL:
+        return value is None or isinstance(value, str)
+    if name in _SIZES:
+        return isinstance(value, tuple) and all(type(size) is int for size in value)
+    return type(value) is type(default)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same with paths that hold in any working directory."""
+    data = config.data
+    if data not in DATA and Path(data).exists():
+        data = str(Path(data).absolute())
+    paths = {name: getattr(config, name) for name in _PATHS}
+    absolute = {name: path and path.expanduser().absolute() for name, path in paths.items()}
+    return dataclasses.replace(config, data=data, **absolute)

@@ -1,0 +1,352 @@
+"""Train many configurations, several at once, and rank them by log p(x).
+
+    python scripts/sweep.py sweeps/priors --vary prior=standard_normal,vamp latent_dim=10,20 --epochs 50
+    python scripts/sweep.py sweeps/rates --vary learning_rate=1e-4..1e-2 posterior=diag_normal,iaf --trials 20
+    python scripts/sweep.py sweeps/priors
+
+The first trains every combination, the second lets Optuna search for the best bound on validation data
+(extra: sweep), the third goes on with what is unfinished. Each run is one of train.py, in its own folder.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from pyro_vae import command_line, experiment, runs
+from pyro_vae.errors import unknown
+from pyro_vae.experiment import Config, ConfigError
+from pyro_vae.files import write_atomically
+from pyro_vae.progress import progress_bar
+
+Choices = dict[str, list[Any] | tuple[float, float]]  # setting -> values, or a range
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train many configurations, several at once, and rank them by log p(x) of the test data.
+
+    Interrupted, it goes on when the same command, or the folder alone, is given again. Ends with a table of
+    paired differences, and with ArviZ' view of it.
+    """
+
+    sweep: tyro.conf.Positional[Path]
+    """Folder of the sweep; runs are folders in it."""
+    vary: tuple[str, ...] = ()
+    """What differs: setting=value,value,... or, for a search, setting=low..high (on a logarithmic scale)."""
+    trials: int = 0
+    """Configurations that Optuna tries, by the best bound on validation data; 0: all combinations."""
+    jobs: int = 1
+    """Runs at once; on a CPU they share its cores."""
+    config: tyro.conf.OmitArgPrefixes[Config] = dataclasses.field(default_factory=Config)
+
+
+def main() -> None:
+    """Plan, train, compare."""
+    arguments = resumed(tyro.cli(Arguments))
+    choices = parse(arguments.vary)
+    if not arguments.trials:
+        for name, values in choices.items():
+            if isinstance(values, tuple):
+                raise ConfigError(
+                    f"{name} is a range, and a grid has no end of these: list values, or --trials"
+                )
+    if arguments.jobs < 1 or arguments.trials < 0:
+        raise ConfigError("jobs must be at least 1, and trials not negative")
+    sweep = Sweep(arguments.sweep, experiment.with_absolute_paths(arguments.config), choices, arguments.jobs)
+    write_atomically(json.dumps(record(arguments), indent=2).encode(), arguments.sweep / "sweep.json")
+    try:
+        sweep.search(arguments.trials) if arguments.trials else sweep.grid()
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; go on by\n    python {sys.argv[0]} {arguments.sweep}", file=sys.stderr)
+        sys.exit(command_line.INTERRUPTED)
+    report(arguments.sweep, sweep.finished, sweep.failed)
+
+
+# ------------------------------------------------------------------------------------- what to train
+
+
+def record(arguments: Arguments) -> dict[str, Any]:
+    """The sweep in plain values."""
+    return {
+        "vary": list(arguments.vary),
+        "trials": arguments.trials,
+        "config": experiment.with_absolute_paths(arguments.config).to_dict(),
+    }
+
+
+def resumed(arguments: Arguments) -> Arguments:
+    """The arguments; if the folder holds a sweep, those that it was started with."""
+    path = arguments.sweep / "sweep.json"
+    if not path.exists():
+        if not arguments.vary:
+            raise ConfigError(f"{arguments.sweep} holds no sweep to go on with: say what differs by --vary")
+        arguments.sweep.mkdir(parents=True, exist_ok=True)
+        return arguments
+    try:
+        saved = json.loads(path.read_text())
+        earlier = Arguments(
+            sweep=arguments.sweep,
+            vary=tuple(saved["vary"]),
+            trials=max(saved["trials"], arguments.trials),
+            jobs=arguments.jobs,
+            config=Config.from_dict(saved["config"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no description of a sweep ({error}): choose another folder") from error
+    if arguments.vary and (arguments.vary != earlier.vary or record(arguments)["config"] != saved["config"]):
+        raise ConfigError(
+            f"{arguments.sweep} holds another sweep, of {' '.join(earlier.vary)}: choose another folder, or "
+            "give the folder alone to go on with it"
+        )
+    return earlier
+
+
+def parse(vary: tuple[str, ...]) -> Choices:
+    """``name=a,b`` and ``name=low..high`` as values of the setting's type."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    choices: Choices = {}
+    for text in vary:
+        name, _, values = text.partition("=")
+        name = name.strip("-").replace("-", "_")
+        if name not in defaults:
+            raise ConfigError(unknown("setting", name, defaults))
+        try:
+            if ".." in values:
+                low, _, high = values.partition("..")
+                choices[name] = (float(low), float(high))
+            else:
+                choices[name] = [value_of(value, defaults[name]) for value in values.split(",")]
+        except ValueError as error:
+            raise ConfigError(f"--vary {text}: {error}") from None
+        if isinstance(choices[name], tuple) and not 0 < choices[name][0] < choices[name][1]:
+            raise ConfigError(f"--vary {text}: a range runs from a positive number to a larger one")
+    return choices
+
+
+def value_of(text: str, default: object) -> Any:
+    """A setting's value from text: numbers of several layers are joined by x, as in hidden=300x300."""
+    if isinstance(default, bool):
+        if text not in ("True", "False"):
+            raise ValueError(f"{text!r} is neither True nor False")
+        return text == "True"
+    if isinstance(default, tuple):
+        return tuple(int(size) for size in text.split("x"))
+    return text if default is None else type(default)(text)
+
+
+def flags(config: Config) -> list[str]:
+    """A configuration as options of train.py."""
+    options = []
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        if isinstance(value, bool):
+            options.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif isinstance(value, tuple):
+            options += [flag, *map(str, value)]
+        else:
+            options += [flag, str(value)]
+    return options
+
+
+# ------------------------------------------------------------------------------------- training it
+
+
+class Sweep:
+    """Runs of train.py in a folder.
+
+    Attributes:
+        finished: Folders of finished runs.
+        failed: What runs that failed said last, by folder.
+    """
+
+    def __init__(self, folder: Path, base: Config, choices: Choices, jobs: int) -> None:
+        self.folder, self.base, self.choices, self.jobs = folder, base, choices, jobs
+        self.finished: list[Path] = []
+        self.failed: dict[Path, str] = {}
+        self._lock = threading.Lock()
+        self._children: set[subprocess.Popen] = set()
+
+    def grid(self) -> None:
+        """Train all combinations; those that do not go together are left out, and said."""
+        todo = []
+        for values in itertools.product(*self.choices.values()):
+            change = dict(zip(self.choices, values, strict=True))
+            try:
+                todo.append((name(change), dataclasses.replace(self.base, **change)))
+            except ConfigError as error:
+                print(f"left out {name(change)}: {error}", file=sys.stderr)
+        if not todo:
+            raise ConfigError("no combination goes together")
+        self._each(lambda job: self.train(*job), todo)
+
+    def search(self, trials: int) -> None:
+        """Let Optuna choose configurations by the best bound on validation data."""
+        try:
+            import optuna
+        except ImportError:
+            raise ConfigError("--trials needs Optuna: pip install 'pyro_vae[sweep]'") from None
+        if experiment.load_data(self.base).valid is None:
+            raise ConfigError(f"a search goes by the bound on validation data, and {self.base.data} has none")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        journal = optuna.storages.journal.JournalFileBackend(str(self.folder / "optuna.log"))
+        study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(journal),
+            study_name="sweep",
+            sampler=optuna.samplers.TPESampler(seed=self.base.seed),
+            direction="maximize",
+            load_if_exists=True,
+        )
+        done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
+        for trial in study.trials:
+            if trial.state == optuna.trial.TrialState.COMPLETE:
+                self.finished.append(self.folder / trial.user_attrs["run"])
+            elif trial.state not in done:  # interrupted
+                study.enqueue_trial(trial.params)
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        left = trials - len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
+
+        def attempt(_: int) -> None:
+            with self._lock:
+                trial = study.ask()
+                change = {key: suggest(trial, key, values) for key, values in self.choices.items()}
+            trial.set_user_attr("run", name(change))
+            value = None
+            try:
+                value = self.train(name(change), dataclasses.replace(self.base, **change))
+            except ConfigError as error:
+                print(f"left out {name(change)}: {error}", file=sys.stderr)
+            with self._lock:
+                study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+
+        self._each(attempt, range(max(0, left)))
+
+    def _each(self, work: Any, todo: Any) -> None:
+        with (
+            progress_bar(len(todo), "sweep", "run", show=True) as bar,
+            ThreadPoolExecutor(self.jobs) as pool,
+        ):
+            try:
+                for _ in pool.map(work, todo):
+                    bar.set_postfix_str(f"{len(self.failed)} failed" if self.failed else "", refresh=False)
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in list(self._children):
+                    child.terminate()
+                raise
+
+    def train(self, run: str, config: Config) -> float | None:
+        """Train one configuration, or go on with it; its best bound on validation data, None if it failed."""
+        folder = self.folder / run
+        if not is_finished(folder, config):
+            resume = (folder / "checkpoint.pt").exists()
+            target = ["--resume", str(folder)] if resume else ["--out", str(folder), *flags(config)]
+            script = Path(__file__).with_name("train.py")
+            cores = max(1, (os.cpu_count() or 1) // self.jobs)
+            environment = os.environ | {"OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "PASSIVE"}
+            log = self.folder / f"{run}.log"
+            with log.open("w") as output:
+                child = subprocess.Popen(
+                    [sys.executable, str(script), *target],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                )
+                self._children.add(child)
+                code = child.wait()
+                self._children.discard(child)
+            if code:
+                last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+                with self._lock:
+                    self.failed[folder] = last
+                return None
+        with self._lock:
+            if folder not in self.finished:
+                self.finished.append(folder)
+        return best_bound(folder)
+
+
+def name(change: Mapping[str, Any]) -> str:
+    """Of a run's folder."""
+    parts = {key: "x".join(map(str, v)) if isinstance(v, tuple) else f"{v}" for key, v in change.items()}
+    return ",".join(f"{key}={Path(value).name}" for key, value in parts.items())
+
+
+def suggest(trial: Any, key: str, values: list[Any] | tuple[float, float]) -> Any:
+    """A value that Optuna proposes."""
+    if isinstance(values, list):
+        index = trial.suggest_categorical(key, list(range(len(values))))
+        return values[index]
+    default = next(field.default for field in dataclasses.fields(Config) if field.name == key)
+    if isinstance(default, int):
+        return trial.suggest_int(key, round(values[0]), round(values[1]), log=True)
+    return float(f"{trial.suggest_float(key, *values, log=True):.3g}")
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether this run has been trained and tested."""
+    if not (folder / "log_marginal.json").exists():
+        return False
+    if differing := runs.differences(runs.load_config(folder), config):
+        raise ConfigError(f"{folder} holds a run of another configuration: {differing}")
+    return any("test/elbo" in row for row in rows(folder))
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Of a run's metrics."""
+    from pyro_vae.training import read_metrics
+
+    yield from read_metrics(folder)
+
+
+def best_bound(folder: Path) -> float | None:
+    """The best bound on validation data; None if there are none."""
+    return max((row["valid/elbo"] for row in rows(folder) if "valid/elbo" in row), default=None)
+
+
+# ------------------------------------------------------------------------------------- comparing it
+
+
+def report(folder: Path, finished: list[Path], failed: Mapping[Path, str]) -> None:
+    """Print tables of log p(x) of the test data, one for each kind of data, and keep them in the folder."""
+    from pyro_vae.marginal_likelihood import arviz_comparison, compare, load_estimates
+
+    groups: dict[tuple, dict[str, Any]] = {}
+    for run in sorted(finished):
+        for estimate in load_estimates(run / "log_marginal.json").values():
+            if estimate.method == "importance_sampling":
+                kind = estimate.settings["data_checksum"], estimate.settings["scores"]
+                groups.setdefault(kind, {})[run.name] = estimate
+    texts = []
+    for estimates in groups.values():
+        first = next(iter(estimates.values()))
+        texts.append(f"{first.settings['scores']} of {first.settings['data']}, importance sampling")
+        if len(estimates) == 1:
+            texts.append(f"{next(iter(estimates))}: {first.mean:.2f} (nothing else is of the same data)")
+        else:
+            texts += [str(compare(estimates)), "", "ArviZ (leave-one-out):", arviz_comparison(estimates)]
+        texts.append("")
+    for run, said in failed.items():
+        texts.append(f"failed: {run}: {said} (all of it is in {run}.log)")
+    text = "\n".join(texts).rstrip()
+    write_atomically(f"{text}\n".encode(), folder / "comparison.txt")
+    print(text)
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

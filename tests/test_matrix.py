@@ -1,0 +1,189 @@
+"""Every member of every axis, and all priors with all posteriors, through the whole of a short run."""
+
+import dataclasses
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+from pyro_vae import elbo, fit, log_weights
+from pyro_vae.experiment import (
+    COUNTS,
+    FAMILIES,
+    GRADIENTS,
+    NETS,
+    OBJECTIVES,
+    POSTERIORS,
+    PRIORS,
+    Config,
+    ConfigError,
+    arguments,
+    build_pair,
+    build_training,
+    check_data,
+    load_data,
+)
+
+SMALL = Config(latent_dim=3, hidden=(16,), channels=(4, 8), epochs=8, components=3, learning_rate=1e-2)
+
+
+def allowed(**change):
+    try:
+        return dataclasses.replace(SMALL, **change)
+    except ConfigError:
+        return None
+
+
+def cases():
+    for prior in PRIORS:
+        for posterior in POSTERIORS:
+            yield allowed(prior=prior, posterior=posterior)
+    for family in FAMILIES:
+        yield allowed(family=family)
+        yield allowed(family=family, binarization="dequantize", net="gated")
+    for objective in OBJECTIVES:
+        for gradient in GRADIENTS:
+            yield allowed(objective=objective, gradient=gradient, num_particles=4)
+            for prior, posterior in ("vamp", None), ("sphere", None), ("standard_normal", "iaf"):
+                yield allowed(
+                    objective=objective, gradient=gradient, num_particles=4, prior=prior, posterior=posterior
+                )
+    for net in NETS:
+        for family in "bernoulli", "logistic_mixture", "low_rank_normal":
+            yield allowed(net=net, family=family)
+            yield allowed(net=net, family=family, condition_on_labels=True)
+    yield allowed(
+        condition_on_labels=True, posterior="iaf", objective="iwae", num_particles=3, gradient="dreg"
+    )
+    yield allowed(prior="mixture_of_normals", kl_warmup=2, beta=0.9, weight_prior=True)
+
+
+def name(config):
+    changed = {
+        field.name: str(getattr(config, field.name))
+        for field in dataclasses.fields(Config)
+        if getattr(config, field.name) != getattr(SMALL, field.name)
+    }
+    return "-".join(changed.values()) or "default"
+
+
+CASES = {name(config): config for config in cases() if config is not None}
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory):
+    """A table of counts of three kinds of data."""
+    rng = np.random.RandomState(0)
+    rates = rng.gamma(1.0, 3.0, (3, 20))[rng.randint(3, size=600)]
+    path = tmp_path_factory.mktemp("counts") / "counts.npy"
+    np.save(path, rng.poisson(rates))
+    return path
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Graphs run as they are captured: Inductor takes seconds for each, and is tested elsewhere."""
+    monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
+
+
+def variants(svi):
+    return [variant for variants in svi._compiled.function._variants.values() for variant in variants]
+
+
+@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+def test_it_trains_improves_is_captured_and_survives_saving(config, captured, counts, tmp_path):
+    if config.family in COUNTS:
+        config = dataclasses.replace(config, data=str(counts))
+    dataset = load_data(config)
+    model, guide = build_pair(config, dataset)
+    check_data(model, config, dataset)
+    svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
+    svi = type(svi)(model, guide, svi.optimizer, svi.loss, compile="always")
+    batch = arguments(config, dataset, dataset.train, 100)
+    before = elbo(model, guide, *batch, num_samples=20).elbo.mean()
+
+    history = fit(svi, [batch] * 5, config.epochs, callbacks, progress=False)
+
+    assert len(history) == config.epochs
+    after = elbo(model, guide, *batch, num_samples=20).elbo.mean()
+    assert after > before + 0.5
+    assert svi._compiled.function.refused is None
+    assert all(
+        variant.graph.num_calls > 10
+        for variants in svi._compiled.function._variants.values()
+        for variant in variants
+    )
+
+    weights = log_weights(model, guide, *batch, num_samples=3)
+    assert weights.shape == (3, 100)
+    assert weights.isfinite().all()
+
+    torch.save({"model": model.state_dict(), "guide": guide.state_dict()}, tmp_path / "pair.pt")
+    other = build_pair(dataclasses.replace(config, seed=1), dataset)
+    state = torch.load(tmp_path / "pair.pt", weights_only=True)
+    for module, part in zip(other, ("model", "guide"), strict=True):
+        module.load_state_dict(state[part])
+    drawn = []
+    for pair in ((model, guide), other):
+        pyro.set_rng_seed(5)
+        drawn.append(log_weights(*pair, *batch, num_samples=2))
+    torch.testing.assert_close(*drawn)
+
+
+REFUSED = {
+    "analytic KL of a flow": ({"posterior": "iaf", "objective": "elbo_analytic_kl"}, "no closed form"),
+    "vamp with labels": ({"prior": "vamp", "condition_on_labels": True}, "have no labels"),
+    "vamp of planar flows": ({"prior": "vamp", "posterior": "planar"}, "no inverse"),
+    "path gradients of planar flows": (
+        {"posterior": "sylvester", "objective": "iwae", "gradient": "dreg"},
+        "gradient dreg needs .* no inverse",
+    ),
+    "wake phases of planar flows": (
+        {"posterior": "planar", "objective": "reweighted_wake_sleep"},
+        "no inverse",
+    ),
+    "normal on a box": ({"prior": "uniform_box", "posterior": "diag_normal"}, "different values"),
+    "box for a normal": ({"posterior": "logit_normal"}, "different values"),
+    "sphere in many dimensions": ({"prior": "sphere", "latent_dim": 10}, "2, 3 or 4"),
+    "flow in one dimension": ({"prior": "affine_coupling", "latent_dim": 1}, "at least 2"),
+    "gradient of the ELBO": ({"gradient": "stl"}, "one of objective iwae"),
+    "warm-up of a weighted bound": ({"objective": "iwae", "kl_warmup": 2}, "has none"),
+    "bits of normals": ({"family": "diag_normal", "binarization": "dynamic"}, "makes bits"),
+    "dequantised bits": ({"binarization": "dequantize"}, "makes real numbers"),
+    "dequantised levels": ({"family": "beta_binomial", "binarization": "dequantize"}, "makes real numbers"),
+    "mean of categories": ({"family": "grey_categorical", "bias_from_data": True}, "mean does not say"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_go_together_is_refused_with_the_reason(case):
+    change, reason = REFUSED[case]
+    with pytest.raises(ConfigError, match=reason):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_counts_are_no_family_of_grey_images():
+    config = dataclasses.replace(SMALL, family="poisson")
+    dataset = load_data(config)
+    with pytest.raises(ValueError, match="grey images are none"):
+        check_data(build_pair(config, dataset)[0], config, dataset)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"posterior": "iaf"},
+        {"posterior": "mixture"},
+        {"prior": "vamp", "objective": "iwae", "gradient": "dreg", "num_particles": 3},
+        {"family": "logistic_mixture", "net": "residual_conv"},
+    ],
+    ids=str,
+)
+def test_inductor_compiles_it(change, tmp_path):
+    config = dataclasses.replace(SMALL, **change)
+    dataset = load_data(config)
+    svi, _ = build_training(config, *build_pair(config, dataset), dataset, tmp_path)
+    svi = type(svi)(svi.model, svi.guide, svi.optimizer, svi.loss, compile="always")
+    fit(svi, [arguments(config, dataset, dataset.train, 50)] * 4, 1, progress=False)
+    assert svi._compiled.function.refused is None
