@@ -76,7 +76,7 @@ def main() -> None:
     # Estimates
     name = "log_marginal" if arguments.split == "test" else f"log_marginal_{arguments.split}"
     path = arguments.run / f"{name}.json"
-    for method in chosen(arguments, run.config.latent_dim):
+    for method in chosen(arguments, run.config):
         partial = arguments.run / f"{name}.{method}.partial"
         limit = arguments.limit if method != "bidirectional" else arguments.num_simulated
         try:
@@ -96,13 +96,17 @@ def main() -> None:
     print(f"figures in {reports.save_figures(arguments.run, run)}")
 
 
-def chosen(arguments: Arguments, latent_dim: int) -> list[str]:
+def chosen(arguments: Arguments, config: experiment.Config) -> list[str]:
     """The methods, once each."""
     if "all" not in arguments.method:
         return list(dict.fromkeys(arguments.method))
+    latent_dim = config.latent_dim
     left_out = [method for method, most in experiment.MOST_DIMENSIONS.items() if latent_dim > most]
     if left_out:
         print(f"{latent_dim} latent dimensions are too many for {' and '.join(left_out)}")
+    if config.prior == "sphere":
+        left_out = [method for method in experiment.ESTIMATORS if method != "importance_sampling"]
+        print("a sphere cannot be mapped to all real numbers, so only importance_sampling works there")
     return [method for method in experiment.ESTIMATORS if method not in left_out]
 
 

@@ -205,10 +205,11 @@ class Sweep:
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(journal),
             study_name="sweep",
-            sampler=optuna.samplers.TPESampler(seed=self.base.seed),
             direction="maximize",
             load_if_exists=True,
         )
+        # One seed for all would propose again, when a search goes on, what it proposed first.
+        study.sampler = optuna.samplers.TPESampler(seed=self.base.seed + len(study.trials))
         done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
         for trial in study.trials:
             if trial.state == optuna.trial.TrialState.COMPLETE:

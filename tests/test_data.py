@@ -249,7 +249,7 @@ def test_threshold():
 
 def test_bits_stay_bits():
     x = np.array([[0, 1, 1, 0]] * 5)
-    for binarization in BINARIZATIONS:
+    for binarization in ("dynamic", "fixed", "threshold", "none"):
         train = from_array(x, binarization=binarization).train
         assert train.binarization == "none"
         assert "stored as bits" in train.description
@@ -512,3 +512,41 @@ def test_a_read_only_folder_is_explained(small_mnist):
     folder.mkdir(mode=0o500)
     with pytest.raises(DataError, match="one that can be written"):
         load("mnist", binarization="none", data_dir=folder)
+
+
+def test_dequantised_levels_are_spread_over_their_bins():
+    digits = load("digits", binarization="dequantize")
+    levels = load("digits", binarization="none").test
+    x = digits.test.x
+    assert digits.test.bin_width == 1 / 17
+    assert torch.equal((x * 17).floor(), levels.stored.float())
+    assert torch.equal(x, load("digits", binarization="dequantize").test.x)
+    drawn = torch.stack([digits.test.minibatch(torch.arange(20)) for _ in range(300)])
+    inside = drawn * 17 - levels.stored[:20]
+    assert inside.min() >= 0
+    assert inside.max() <= 1
+    assert abs(inside.mean() - 0.5) < 0.01
+    assert abs(inside.var() - 1 / 12) < 0.01
+    assert "binarization dequantize (one draw" in digits.test.description
+
+
+def test_what_has_no_levels_is_not_dequantised():
+    with pytest.raises(DataError, match="real numbers"):
+        from_array(torch.randn(10, 3), binarization="dequantize")
+    with pytest.raises(DataError, match="holds bits"):
+        from_array(torch.zeros(10, 3), binarization="dequantize")
+
+
+def test_batches_come_with_their_context():
+    digits = load("digits", binarization="none").train
+    context = torch.nn.functional.one_hot(digits.labels, 10).float()
+    seen = 0
+    for x, c in batches(digits, 100, context=context):
+        assert c.shape == (len(x), 10)
+        seen += len(x)
+        for datum, labels in zip(x[:3], c[:3], strict=True):
+            place = (digits.x == datum).all(1).nonzero()[0, 0]
+            assert torch.equal(context[place], labels)
+    assert seen == len(digits)
+    with pytest.raises(ValueError, match="context has 5 rows"):
+        batches(digits, 100, context=context[:5])

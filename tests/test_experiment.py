@@ -2,6 +2,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,14 +16,14 @@ from pyro_vae.errors import UserError
 from pyro_vae.experiment import BINARIZATIONS as DESCRIBED_BINARIZATIONS
 from pyro_vae.experiment import (
     DATA,
-    FAMILIES,
     INITS,
-    OBJECTIVES,
     OPTIMIZERS,
-    PRIORS,
     SCHEDULES,
     Config,
     ConfigError,
+    arguments,
+    build_family,
+    build_objective,
     build_pair,
     build_training,
     check_data,
@@ -42,13 +43,11 @@ def test_help_and_code_know_the_same_names():
 @pytest.mark.parametrize(
     "change",
     [
-        *({"prior": name} for name in PRIORS),
-        *({"family": name} for name in FAMILIES),
         *({"init": name} for name in INITS),
-        *({"objective": name} for name in OBJECTIVES),
         *({"optimizer": name} for name in OPTIMIZERS),
         *({"schedule": name} for name in SCHEDULES),
-        *({"binarization": name} for name in BINARIZATIONS if name != "none"),
+        *({"binarization": name} for name in ("dynamic", "fixed", "threshold")),
+        {"binarization": "dequantize", "family": "continuous_bernoulli"},
         {"num_particles": 3},
         {"num_particles": 3, "prior": "mixture_of_normals"},
         {"weight_prior": True, "kl_warmup": 1},
@@ -129,17 +128,77 @@ def test_settings_of_training_do_what_they_say(tmp_path):
 
 
 def test_settings_of_the_networks_do_what_they_say():
-    train = load_data(SMALL).train
+    dataset = load_data(SMALL)
     config = dataclasses.replace(SMALL, hidden=(30, 20), init="small_normal")
-    model, guide = build_pair(config, train)
+    model, guide = build_pair(config, dataset)
     assert [layer.out_features for layer in guide.posterior.net.layers[::2]] == [30, 20, 4]
     assert [layer.out_features for layer in model.likelihood.net.layers[::2]] == [20, 30, 64]
     assert model.likelihood.net.layers[-1].weight.std().item() == pytest.approx(0.01, rel=0.1)
-    again, _ = build_pair(config, train)
-    other, _ = build_pair(dataclasses.replace(config, seed=1), train)
+    again, _ = build_pair(config, dataset)
+    other, _ = build_pair(dataclasses.replace(config, seed=1), dataset)
     first = model.likelihood.net.layers[0].weight
     assert torch.equal(first, again.likelihood.net.layers[0].weight)
     assert not torch.equal(first, other.likelihood.net.layers[0].weight)
+
+
+def test_defaults_go_with_the_prior():
+    assert SMALL.chosen_posterior == "diag_normal"
+    assert SMALL.chosen_objective == "elbo_analytic_kl"
+    box = dataclasses.replace(SMALL, prior="uniform_box")
+    assert (box.chosen_posterior, box.chosen_objective) == ("logit_normal", "elbo")
+    assert dataclasses.replace(SMALL, prior="sphere").chosen_posterior == "projected_normal"
+    assert dataclasses.replace(SMALL, posterior="iaf").chosen_objective == "elbo"
+
+
+def test_objectives_get_their_settings():
+    def made(**change):
+        return build_objective(dataclasses.replace(SMALL, **change))
+
+    iwae = made(objective="iwae", num_particles=7, gradient="dreg")
+    assert (type(iwae).__name__, iwae.num_particles, iwae.gradient) == ("ImportanceWeightedELBO", 7, "dreg")
+    renyi = made(objective="renyi", num_particles=5, alpha=0.2)
+    assert (type(renyi).__name__, renyi.num_particles, renyi.alpha) == ("RenyiELBO", 5, 0.2)
+    free = made(objective="free_bits", free_nats=0.3, num_particles=2)
+    assert (type(free).__name__, free.num_particles, free.free_nats) == ("FreeBitsELBO", 2, 0.3)
+    wake = made(objective="reweighted_wake_sleep", num_particles=4)
+    assert (type(wake).__name__, wake.num_particles) == ("ReweightedWakeSleep", 4)
+
+
+def test_families_know_the_levels_of_the_data():
+    dataset = load_data(dataclasses.replace(SMALL, family="beta_binomial"))
+    for name in ("beta_binomial", "discretized_logistic", "logistic_mixture", "grey_categorical"):
+        assert build_family(dataclasses.replace(SMALL, family=name), dataset).levels == 17
+    assert build_family(dataclasses.replace(SMALL, family="low_rank_normal", rank=3), dataset).rank == 3
+
+
+def test_labels_are_the_context():
+    config = dataclasses.replace(SMALL, condition_on_labels=True)
+    dataset = load_data(config)
+    x, c = arguments(config, dataset, dataset.test, 20)
+    assert (x.shape, c.shape) == ((20, 64), (20, 10))
+    assert torch.equal(c.argmax(1), dataset.test.labels[:20])
+    assert len(arguments(SMALL, dataset, dataset.test)) == 1
+
+
+def test_conditioning_needs_labels(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).randint(2, size=(50, 6)))
+    with pytest.raises(ConfigError, match="needs labels"):
+        load_data(dataclasses.replace(SMALL, data=str(tmp_path / "x.npy"), condition_on_labels=True))
+
+
+def test_beta_is_kept_after_the_warm_up(tmp_path):
+    svi, callbacks = built(tmp_path, beta=0.3, kl_warmup=4)
+    warmup = callbacks["KLWarmup"]
+    betas = []
+    for epoch in range(6):
+        warmup.epoch_start(training.Training(svi, [], epoch=epoch))
+        betas.append(svi.loss.beta)
+    assert betas == pytest.approx([0.075, 0.15, 0.225, 0.3, 0.3, 0.3])
+
+
+def test_a_prior_without_parameters_cannot_be_refitted(tmp_path):
+    with pytest.raises(ConfigError, match="no parameters to be fitted"):
+        built(tmp_path, refit_prior=tmp_path)
 
 
 def test_default_binarization_follows_the_family():

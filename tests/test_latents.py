@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pyro_vae import MixtureOfNormals, active_units, elbo, kl_per_dim, vae
+from pyro_vae import MixtureOfNormals, active_units, elbo, inverse_autoregressive, kl_per_dim, vae
 from pyro_vae.latents import posterior_mean
 from pyro_vae.oracles import LinearGaussian
 
@@ -50,3 +50,12 @@ def test_active_units_are_those_whose_mean_moves():
     assert active_units(guide, x).tolist() == [True, False, False]
     assert active_units(guide, x, threshold=0.001).tolist() == [True, True, False]
     torch.testing.assert_close(posterior_mean(guide, x)[:, 0], 2 * x[:, 0] + encoder.bias[0].detach())
+
+
+def test_codes_of_a_posterior_without_a_known_mean_are_means_of_draws():
+    _, guide = vae(5, 3, posterior=inverse_autoregressive(3))
+    x = torch.rand(6, 5).round()
+    codes = posterior_mean(guide, x)
+    many = torch.stack([guide.posterior(x).sample() for _ in range(20_000)])
+    assert ((codes - many.mean(0)).abs() < 5 * many.std(0) / 500**0.5).all()
+    assert active_units(guide, x).shape == (3,)

@@ -293,3 +293,122 @@ def test_a_loss_that_becomes_nan_stops_with_the_last_good_checkpoint(tmp_path):
 def test_tensorboard_writes_events(tmp_path):
     run("train", *SMALL, "--epochs", 1, "--tensorboard", "--out", "r", cwd=tmp_path)
     assert any("tfevents" in name for name in os.listdir(tmp_path / "r" / "tensorboard"))
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    """A finished run of every new part: labels, a flow, grey levels, convolutions."""
+    cwd = tmp_path_factory.mktemp("conditional")
+    options = (
+        "--condition-on-labels",
+        "--posterior",
+        "iaf",
+        "--family",
+        "discretized_logistic",
+        "--net",
+        "conv",
+    )
+    done = run("train", *SMALL, *options, "--channels", 4, 8, "--epochs", 2, cwd=cwd)
+    return cwd / "runs" / "digits", done
+
+
+def test_a_conditional_run_is_trained_judged_and_drawn(conditional):
+    folder, done = conditional
+    assert "bits per dimension, the length of a code" in done.stdout
+    assert "of 2 latent dimensions are active" in done.stdout
+    assert {path.stem for path in (folder / "figures").iterdir()} >= {"reconstructions", "samples", "codes"}
+    small = ("--num-temperatures", 20, "--num-simulated", 5, "--limit", 5, "--num-samples", 50)
+    done = run(
+        "estimate", folder, "--method", "importance_sampling", "ais", "bidirectional", *small, cwd=folder
+    )
+    record = json.loads((folder / "log_marginal.json").read_text())
+    assert set(record) == {"importance_sampling", "ais", "bidirectional"}
+
+
+def test_a_prior_is_refitted_to_the_aggregate_posterior(finished, tmp_path):
+    folder, _ = finished
+    done = run(
+        "train",
+        *SMALL,
+        *("--refit-prior", folder, "--prior", "mixture_of_normals", "--components", 5),
+        *("--epochs", 3, "--learning-rate", 0.03, "--out", "refitted"),
+        cwd=tmp_path,
+    )
+    before, after = parameters(folder, "best.pt"), parameters(tmp_path / "refitted")
+    assert same(before["guide"], after["guide"])
+    networks = {name: value for name, value in after["model"].items() if name.startswith("likelihood")}
+    assert same({name: value for name, value in before["model"].items() if name in networks}, networks)
+    rows_before, rows_after = rows(folder), rows(tmp_path / "refitted")
+    assert rows_after[-1]["test/elbo"] > rows_before[-1]["test/elbo"]
+    assert "log p(x) = " in done.stdout
+    wrong = run(
+        "train",
+        *SMALL,
+        "--refit-prior",
+        folder,
+        "--prior",
+        "vamp",
+        "--net",
+        "gated",
+        cwd=tmp_path,
+        check=False,
+    )
+    assert wrong.returncode == 1
+    assert "all but the prior and its training must be as there, but net was 'mlp'" in wrong.stderr
+
+
+def test_a_sweep_ranks_all_combinations_and_goes_on(tmp_path):
+    options = (*SMALL, "--epochs", 2, "--jobs", 2)
+    vary = ("--vary", "prior=standard_normal,vamp", "posterior=diag_normal,planar")
+    done = run("sweep", "sweep", *vary, *options, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    folders = {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()}
+    assert folders == {
+        "prior=standard_normal,posterior=diag_normal",
+        "prior=standard_normal,posterior=planar",
+        "prior=vamp,posterior=diag_normal",
+    }
+    assert "left out prior=vamp,posterior=planar: prior vamp needs" in done.stderr
+    for words in (*folders, "difference  ± data", "95 % interval", "ArviZ (leave-one-out)", "elpd"):
+        assert words in done.stdout
+    assert (tmp_path / "sweep" / "comparison.txt").read_text() == done.stdout
+
+    times = {name: (tmp_path / "sweep" / name / "checkpoint.pt").stat().st_mtime_ns for name in folders}
+    lost = tmp_path / "sweep" / "prior=vamp,posterior=diag_normal"
+    (lost / "log_marginal.json").unlink()
+    again = run("sweep", "sweep", cwd=tmp_path)
+    assert set(again.stdout.split()) >= folders
+    kept = {name: (tmp_path / "sweep" / name / "checkpoint.pt").stat().st_mtime_ns for name in folders}
+    assert {name for name in folders if kept[name] == times[name]} >= folders - {lost.name}
+    assert (lost / "log_marginal.json").exists()
+    other = run("sweep", "sweep", "--vary", "latent_dim=2,3", cwd=tmp_path, check=False)
+    assert other.returncode == 1
+    assert "holds another sweep" in other.stderr
+
+
+def test_a_search_tries_what_optuna_proposes_and_can_be_extended(tmp_path):
+    vary = ("--vary", "learning_rate=1e-3..1e-1", "prior=standard_normal,mixture_of_normals")
+    done = run("sweep", "search", *vary, *SMALL, "--epochs", 1, "--trials", 2, cwd=tmp_path)
+    assert done.stdout.count("learning_rate=") >= 2
+    more = run("sweep", "search", "--trials", 3, cwd=tmp_path)
+    found = {path.name for path in (tmp_path / "search").iterdir() if path.is_dir()}
+    assert len(found) == 3
+    assert all(name in more.stdout for name in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "say what differs by --vary"),
+        (("--vary", "learning_rate=1e-3..1e-1"), "a grid has no end"),
+        (("--vary", "learning_rat=1e-3"), "Did you mean 'learning_rate'"),
+        (("--vary", "latent_dim=two"), "invalid literal"),
+        (("--vary", "learning_rate=0..1", "--trials", 2), "positive number"),
+        (("--vary", "prior=uniform_box", "posterior=iaf"), "no combination goes together"),
+    ],
+)
+def test_sweeps_that_make_no_sense_are_explained(arguments, message, tmp_path):
+    done = run("sweep", "sweep", *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_vae import Bernoulli, log_joint, log_weights, sample, vae
+from pyro_vae import Bernoulli, log_joint, log_weights, planar, sample, vae
 from pyro_vae.oracles import LinearGaussian
-from pyro_vae.traces import first_nonfinite, guide_distributions, model_distributions
+from pyro_vae.traces import first_nonfinite, guide_distributions, log_guide, model_distributions
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -161,3 +161,9 @@ def test_the_first_site_that_is_not_finite_is_named():
     with torch.no_grad():
         guide.posterior.net.layers[-1].bias[0] = torch.inf
     assert "value of the guide's site 'z'" in first_nonfinite(model, guide, x)
+
+
+def test_a_flow_without_an_inverse_says_so():
+    _, guide = vae(4, 2, posterior=planar(2))
+    with pytest.raises(ValueError, match="known for its own draws only"):
+        log_guide(guide, {"z": torch.zeros(1, 3, 2)}, torch.zeros(3, 4))

@@ -77,7 +77,15 @@ def log_guide(guide: Program, latents: dict[str, Tensor], *batch: Tensor) -> Flo
     trace = trace_of(enumerated(poutine.condition(guide, data=latents)), batch, num_samples)
     names = [name for name, _ in sample_sites(trace)]
     check_known(trace, latents)
-    return sum_sites([(trace, name) for name in names], num_samples)
+    try:
+        return sum_sites([(trace, name) for name in names], num_samples)
+    except KeyError as error:
+        if "intermediates cache" not in str(error):  # what Pyro's flows without an inverse say
+            raise
+        raise ValueError(
+            "the guide's density is known for its own draws only: it is a flow without an inverse, "
+            "such as planar or sylvester. Use another flow, such as inverse_autoregressive"
+        ) from error
 
 
 def joint_of(trace: poutine.Trace, latents: dict[str, Tensor], num_samples: int) -> LogJoint:
