@@ -550,3 +550,17 @@ def test_batches_come_with_their_context():
     assert seen == len(digits)
     with pytest.raises(ValueError, match="context has 5 rows"):
         batches(digits, 100, context=context[:5])
+
+
+def test_missing_numbers_are_kept_where_they_are_announced():
+    x = np.random.RandomState(0).randn(20, 3)
+    x[3, 1] = np.nan
+    with pytest.raises(DataError, match="missing=True"):
+        from_array(x)
+    dataset = from_array(x, missing=True)
+    parts = (dataset.train, dataset.valid, dataset.test)
+    assert sum(int(part.x.isnan().sum()) for part in parts) == 1
+    with pytest.raises(DataError, match="inf"):
+        from_array(np.where(np.isnan(x), np.inf, x), missing=True)
+    with pytest.raises(DataError, match="cannot be binarised"):
+        from_array(x, missing=True, binarization="dynamic")

@@ -19,8 +19,11 @@ class DataError(UserError, ValueError):
     """Data that cannot be found, read or used; the message says what to do."""
 
 
-def as_array(x: object, name: str) -> np.ndarray:
-    """A non-empty array of bytes or finite floats, first axis the data; DataError if it cannot be one."""
+def as_array(x: object, name: str, *, missing: bool = False) -> np.ndarray:
+    """A non-empty array of bytes or finite floats, first axis the data; DataError if it cannot be one.
+
+    If ``missing``, floats may be nan.
+    """
     if isinstance(x, Tensor):
         x = x.detach().cpu().numpy()
     try:
@@ -40,12 +43,17 @@ def as_array(x: object, name: str) -> np.ndarray:
         return x.astype(np.uint8)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
-    bad = np.argwhere(~np.isfinite(x))
+    bad = np.argwhere(np.isinf(x) if missing else ~np.isfinite(x))
     if len(bad):
         where = ", ".join(map(str, bad[0]))
         raise DataError(
             f"{name}[{where}] is {x[tuple(bad[0])]} as a 32-bit float ({len(bad)} of {x.size} numbers are "
             "not finite): remove these data or fill them in"
+            + (
+                ""
+                if missing
+                else "; or, where nan says that a number is missing, from_array(x, missing=True)"
+            )
         )
     return x
 

@@ -111,7 +111,12 @@ class Dataset:
 
 
 def from_array(
-    x: object, labels: object = None, *, binarization: str = "none", name: str = "array"
+    x: object,
+    labels: object = None,
+    *,
+    binarization: str = "none",
+    name: str = "array",
+    missing: bool = False,
 ) -> Dataset:
     """A data set of your own: shuffled with a fixed seed and split 80/10/10.
 
@@ -121,12 +126,16 @@ def from_array(
         labels: Whole numbers, one a datum.
         binarization: One of ``BINARIZATIONS``.
         name: What to call it in reports.
+        missing: x may hold nan where a number is missing, for a pair that takes it
+            (``vae(..., missing=True)``).
 
     Raises:
         DataError: If ``x`` is empty, not numeric, not finite, or not what the binarisation needs.
     """
     check_binarization(binarization)
-    x, labels = as_array(x, name), None if labels is None else as_labels(labels, name)
+    if missing and binarization != "none":
+        raise DataError(f"{name}: data with missing numbers cannot be binarised ({binarization!r})")
+    x, labels = as_array(x, name, missing=missing), None if labels is None else as_labels(labels, name)
     return build(name, shuffled(x, labels, name), x.shape[1:], "an array", binarization)
 
 
