@@ -478,8 +478,11 @@ def test_shared_scales_of_data_find_their_maximum_likelihood():
 
 
 def test_the_low_rank_normal_has_its_covariance():
-    density = LowRankNormal(2)(torch.randn(5 * 4))
+    eta = torch.randn(4, 5)
+    density = LowRankNormal(2)(eta.flatten())
     w = density.cov_factor
+    torch.testing.assert_close(w, eta[2:].T)
+    torch.testing.assert_close(density.cov_diag, eta[1].exp(), rtol=1e-2, atol=0)
     covariance = w @ w.T + torch.diag(density.cov_diag)
     exact = torch.distributions.MultivariateNormal(density.loc, covariance)
     x = torch.randn(3, 5)
@@ -560,3 +563,16 @@ def _to_base(density, z):
     for transform in reversed(density.transforms):
         z = transform.inv(z)
     return z
+
+
+def test_an_inverted_flow_is_the_base_density_where_its_transforms_lead():
+    flow = masked_autoregressive(4)
+    z = torch.randn(6, 4)
+    at, log_det = z, 0.0
+    for transform in flow.transforms:
+        after = transform(at)
+        log_det = log_det + transform.log_abs_det_jacobian(at, after)
+        at = after
+    eta = torch.zeros(8)
+    expected = flow.base(eta).log_prob(at) + log_det
+    torch.testing.assert_close(flow(eta).log_prob(z), expected)

@@ -171,6 +171,15 @@ def test_families_know_the_levels_of_the_data():
     assert build_family(dataclasses.replace(SMALL, family="low_rank_normal", rank=3), dataset).rank == 3
 
 
+def test_pseudo_inputs_are_learned_or_kept():
+    for prior, count in ("vamp", 1), ("vamp_data", 0):
+        config = dataclasses.replace(SMALL, prior=prior)
+        dataset = load_data(config)
+        model, _ = build_pair(config, dataset)
+        assert len(list(model.prior.parameters())) == count
+        assert torch.equal(model.prior.inputs, dataset.train.x[:3])
+
+
 def test_labels_are_the_context():
     config = dataclasses.replace(SMALL, condition_on_labels=True)
     dataset = load_data(config)

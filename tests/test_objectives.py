@@ -258,14 +258,14 @@ def test_the_path_is_followed_once_through_several_sites():
     class Guide(nn.Module):
         def __init__(self):
             super().__init__()
-            self.loc = nn.Parameter(torch.tensor([0.2, 0.1, 0.5]))
+            self.loc = nn.Parameter(torch.tensor([-0.6, 0.1, 1.2]))
 
         def forward(self, x):
             with pyro.plate("data", len(x)):
                 z1 = pyro.sample("z1", dist.Normal(self.loc[:1].expand(len(x), 1), 0.8).to_event(1))
                 pyro.sample("z2", dist.Normal(self.loc[1] + self.loc[2] * z1, 0.9).to_event(1))
 
-    model, guide, x = Model(), Guide(), torch.tensor([[0.8]]).expand(4000, 1)
+    model, guide, x = Model(), Guide(), torch.tensor([[0.8]]).expand(20_000, 1)
     results = {}
     for gradient in ("plain", "dreg"):
         taken = []

@@ -39,7 +39,7 @@ def small(command, position):
             arguments += [flag, value]
     if "--method" in arguments:
         arguments += ["--num-temperatures", "20", "--num-simulated", "5"]
-    if "train.py" in command and "--resume" not in arguments:
+    if ("train.py" in command or "sweep.py" in command) and "--resume" not in arguments:
         arguments += ["--test-samples", "10"]
     return arguments
 
@@ -67,7 +67,8 @@ def test_scripts_run_in_the_order_of_the_readme(tmp_path, monkeypatch):
 def test_programs_run(program, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "cells.npy", np.random.default_rng(0).normal(size=(200, 7)))
-    small = program.replace("num_epochs=50", "num_epochs=2").replace("num_samples=5000", "num_samples=50")
+    small = program.replace("num_samples=5000", "num_samples=50")
+    small = re.sub(r"num_epochs=\d+", "num_epochs=2", small)
     small = small.replace("test.x[:50]", "test.x[:5]").replace("num_temperatures=100", "num_temperatures=5")
     exec(compile(small, "README.md", "exec"), {})
     if "summary" in program:

@@ -412,3 +412,16 @@ def test_sweeps_that_make_no_sense_are_explained(arguments, message, tmp_path):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_signal_to_noise_of_gradients(finished):
+    folder, _ = finished
+    small = ("--num-particles", 1, 16, "--repetitions", 200)
+    done = run("signal_to_noise", folder, *small, cwd=folder)
+    ratios = json.loads((folder / "signal_to_noise.json").read_text())
+    assert set(ratios) == {"plain", "stl", "dreg"}
+    assert ratios["dreg"]["16"] > ratios["plain"]["16"]
+    # Of one draw stl and dreg are one estimator.
+    assert ratios["stl"]["1"] == pytest.approx(ratios["dreg"]["1"], rel=0.2)
+    assert (folder / "figures" / "signal_to_noise.png").exists()
+    assert "draws" in done.stdout

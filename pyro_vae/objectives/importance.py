@@ -93,6 +93,7 @@ class ImportanceWeightedELBO(Objective):
     ) -> Float[Tensor, "samples batch"]:
         """Log-weights whose gradient by the guide's parameters goes through the draws alone."""
         latents = draw_latents(guide, *batch, num_samples=self.num_particles)
+        # Views: weights below change the gradient of what is scored, not of what later sites are drawn from.
         scored = {name: value.view_as(value) for name, value in latents.items()}
         log_q = log_guide(guide, scored, *batch)
         score = log_guide(guide, {name: value.detach() for name, value in latents.items()}, *batch)
