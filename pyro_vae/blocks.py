@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.compiled.survey import Survey
 from pyro_vae.errors import UserError
@@ -51,15 +52,38 @@ def check_sizes(batch: Batch, **sizes: int) -> int:
     return lengths.pop()
 
 
-def rows_at_once(batch: Batch) -> int:
+def rows_at_once(model: Program, batch: Batch) -> int:
     """How many rows (samples times data) to score at once: a CPU is fastest while they fit its cache."""
     most, numbers = (4096, 2**22) if batch[0].device.type == "cpu" else (2**18, 2**27)
-    return max(1, min(most, numbers // max(1, batch[0][0].numel())))
+    return max(1, min(most, numbers // max(1, batch[0][0].numel(), _largest_row(model, batch))))
 
 
-def block_size(batch: Batch, num_chains: int) -> int:
+def _largest_row(model: Program, batch: Batch) -> int:
+    """Numbers that a datum more adds to the largest tensor that the program makes."""
+    sizes = []
+    with torch.random.fork_rng(), torch.no_grad():
+        for rows in ([0], [0, 0]):
+            with _SizesOfResults() as results:
+                trace_of(model, tuple(argument[rows] for argument in batch), 1)
+            sizes.append(results.sizes)
+    return max((two - one for one, two in zip(*sizes, strict=False)), default=0)
+
+
+class _SizesOfResults(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.sizes.append(result.numel())
+        return result
+
+
+def block_size(model: Program, batch: Batch, num_chains: int) -> int:
     """Data whose chains fit one evaluation; few, so that an interruption loses little."""
-    return max(1, rows_at_once(batch) // 4 // num_chains)
+    return max(1, rows_at_once(model, batch) // 4 // num_chains)
 
 
 def split(batch: Batch, size: int) -> list[Batch]:

@@ -79,13 +79,13 @@ class Chains(NamedTuple):
         """Of every chain, warmup included."""
         return pilot_steps(self.num_temperatures) + 2 * self.num_tuning + self.num_samples
 
-    def block_size(self, batch: Batch) -> int:
+    def block_size(self, model: Program, batch: Batch) -> int:
         """Data whose particles fit one evaluation."""
-        return block_size(batch, self.num_particles)
+        return block_size(model, batch, self.num_particles)
 
     def density(self, model: Program, batch: Batch) -> TemperedDensity:
         """That of the model, to be evaluated as often as drawing from all posteriors takes."""
-        num_blocks = math.ceil(len(batch[0]) / self.block_size(batch))
+        num_blocks = math.ceil(len(batch[0]) / self.block_size(model, batch))
         return TemperedDensity(model, planned_calls=num_blocks * self.num_transitions * self.num_leapfrog)
 
 
@@ -253,7 +253,7 @@ def sample_posterior(
     columns = by_blocks(
         estimate,
         batch,
-        chains.block_size(batch),
+        chains.block_size(model, batch),
         programs=(model,),
         method="posterior draws",
         settings=chains._asdict(),

@@ -12,6 +12,8 @@ from torch import nn
 from pyro_vae import (
     SVI,
     Bernoulli,
+    BetaBinomial,
+    GreyCategorical,
     LogMarginal,
     bits_per_dim,
     diagnostics,
@@ -22,6 +24,7 @@ from pyro_vae import (
     save_estimates,
     vae,
 )
+from pyro_vae.blocks import rows_at_once
 from pyro_vae.marginal_likelihood import EstimatesError, importance
 from pyro_vae.oracles import LinearGaussian, quadrature
 
@@ -109,8 +112,8 @@ def test_blocks_do_not_matter(double, num_samples, monkeypatch):
         return drawn
 
     monkeypatch.setattr(importance, "log_weights", scripted)
-    monkeypatch.setattr(importance, "rows_at_once", lambda batch: 100)
-    monkeypatch.setattr(importance, "_block_size", lambda batch, _: 3)
+    monkeypatch.setattr(importance, "rows_at_once", lambda *_: 100)
+    monkeypatch.setattr(importance, "_block_size", lambda *_: 3)
     oracle = LinearGaussian.random(2, 1)
     result = estimate(*oracle.pair(), oracle.sample(3), num_samples=num_samples)
     assert position == num_samples
@@ -291,3 +294,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     )
     # All weights at once would be 2000 x 200 decoded images, 1.2 GiB.
     assert float(done.stdout) < 100, done.stdout
+
+
+def test_large_likelihoods_are_scored_in_fewer_rows():
+    x = torch.randint(17, (5, 300)) / 16
+    families = GreyCategorical(17), BetaBinomial(17)
+    few, many = (rows_at_once(vae(300, 2, family=family)[0], (x,)) for family in families)
+    assert few == 2**22 // (300 * 17)
+    assert many == 4096

@@ -55,8 +55,8 @@ RESUMABLE = {
 @pytest.mark.parametrize("name", RESUMABLE)
 def test_interrupted_work_goes_on_with_the_same_result(name, tmp_path, monkeypatch):
     """Interrupted again and again, in another process's state of the generators each time."""
-    monkeypatch.setattr("pyro_vae.blocks.rows_at_once", lambda batch: 256)
-    monkeypatch.setattr("pyro_vae.marginal_likelihood.importance.rows_at_once", lambda batch: 256)
+    monkeypatch.setattr("pyro_vae.blocks.rows_at_once", lambda *_: 256)
+    monkeypatch.setattr("pyro_vae.marginal_likelihood.importance.rows_at_once", lambda *_: 256)
     oracle = LinearGaussian.random(4, 2)
     x, (model, guide) = oracle.sample(40), oracle.pair(widening=1.2)
     calls = left = 0

@@ -145,7 +145,7 @@ def _anneal(
     betas = schedule(sizes["num_temperatures"])
     pilot_temperatures = max(20, sizes["num_temperatures"] // 10)
     transitions = pilot_steps(pilot_temperatures) + (1 + is_simulated) * (len(betas) - 1)
-    size = block_size(batch, num_chains)
+    size = block_size(model, batch, num_chains)
     density = TemperedDensity(
         model, guide, planned_calls=math.ceil(len(batch[0]) / size) * transitions * num_leapfrog
     )

@@ -73,7 +73,7 @@ def enumeration(
     columns = by_blocks(
         estimate,
         batch,
-        rows_at_once(batch),
+        rows_at_once(model, batch),
         programs=(model,),
         method="enumeration",
         settings={},
@@ -207,7 +207,7 @@ class _Lattices:
                 "use ais"
             )
         self.centre, self.scale = prior.mean(0), prior.std(0).clamp(min=1e-6)
-        self.rows = rows_at_once(block)
+        self.rows = rows_at_once(model, block)
         steps = torch.arange(-1, 2, device=prior.device)
         self.neighbours = torch.cartesian_prod(*[steps] * self.dim).reshape(-1, self.dim)
 

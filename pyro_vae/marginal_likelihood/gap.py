@@ -114,7 +114,7 @@ def inference_gap(
         return {"bound": weights.detach().mean()} | {str(i): g for i, g in enumerate(gradients)}
 
     gradients = CompiledFunction(differentiated, roots=(own_model, best_guide))
-    size = max(1, rows_at_once(batch) // num_particles)
+    size = max(1, rows_at_once(model, batch) // num_particles)
     gradients.planned_calls = -(-num_data // size) * num_rounds * _STEPS
 
     def optimise(block: Batch, advance: Callable[[int], None]) -> Columns:

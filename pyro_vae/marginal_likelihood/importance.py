@@ -78,15 +78,16 @@ def importance_sampling(
         lambda *block, count: {"log_weights": log_weights(model, guide, *block, num_samples=count)},
         roots=(model, guide),
     )
-    size = _block_size(batch, num_samples)
-    score.planned_calls = sum(len(list(_counts(num_samples, block))) for block in split(batch, size))
+    rows = rows_at_once(model, batch)
+    size = _block_size(rows, num_samples)
+    score.planned_calls = sum(len(list(_counts(num_samples, block, rows))) for block in split(batch, size))
 
     def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
         if score.is_compiled:  # and no longer checks the data
             with torch.random.fork_rng():
                 log_weights(model, guide, *block, num_samples=1)
         sums = _RunningSums(len(block[0]), num_samples)
-        for count in _counts(num_samples, block):
+        for count in _counts(num_samples, block, rows):
             sums.add(score(*block, count=count)[0]["log_weights"].T.cpu())
             advance(len(block[0]) * count)
             if tolerance is not None and sums.is_enough(tolerance, num_data):
@@ -250,9 +251,10 @@ def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -
     check_sizes(batch, num_samples=num_samples)
     blocks = []
     with evaluation(model, guide):
-        for block in split(batch, _block_size(batch, num_samples)):
+        rows = rows_at_once(model, batch)
+        for block in split(batch, _block_size(rows, num_samples)):
             total = torch.zeros(2, len(block[0]), dtype=torch.float64)
-            for count in _counts(num_samples, block):
+            for count in _counts(num_samples, block, rows):
                 draws = draw(model, guide, *block, num_samples=count)
                 kl = draws.log_guide - draws.log_joint.log_prior
                 parts = torch.stack([draws.log_joint.log_likelihood, kl])
@@ -262,13 +264,13 @@ def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -
     return Bound(log_likelihood - kl, log_likelihood, kl)
 
 
-def _block_size(batch: Batch, num_samples: int) -> int:
-    return max(1, rows_at_once(batch) // min(32, num_samples))
+def _block_size(rows: int, num_samples: int) -> int:
+    return max(1, rows // min(32, num_samples))
 
 
-def _counts(num_samples: int, block: Batch) -> Iterator[int]:
+def _counts(num_samples: int, block: Batch, rows: int) -> Iterator[int]:
     """Sizes of the parts in which num_samples are drawn for this block."""
-    most = max(1, rows_at_once(block) // len(block[0]))
+    most = max(1, rows // len(block[0]))
     for start in range(0, num_samples, most):
         yield min(most, num_samples - start)
 

@@ -97,7 +97,7 @@ def hmc(
     columns = by_blocks(
         estimate,
         batch,
-        chains.block_size(batch),
+        chains.block_size(model, batch),
         programs=(model,),
         method="hmc",
         settings=chains._asdict() | {"fit": fitted},
