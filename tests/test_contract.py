@@ -298,6 +298,12 @@ def test_the_context_reaches_model_and_guide():
     assert (first - second).abs().min() > 1e-6
 
 
+def test_a_vamp_prior_of_a_conditional_guide_is_refused():
+    _, guide = vae(DATA_DIM, 3, context_dim=2)
+    with pytest.raises(ValueError, match=r"does not take pseudo-inputs .*labels or covariates"):
+        VampPrior(guide.posterior, bits())
+
+
 def test_missing_numbers_need_to_be_announced():
     model, guide = vae(DATA_DIM, 3, family=DiagNormal())
     with pytest.raises(SupportError, match="missing=True"):

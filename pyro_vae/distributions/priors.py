@@ -139,12 +139,22 @@ class VampPrior(nn.Module):
         posterior: That of the guide, :math:`q(z \mid x)`; it needs a density at any z.
         inputs: :math:`u_1 \dots u_K`, shape ``(K, data)``, such as some of the training data.
         learned: Make the inputs parameters, which start where they are; else they are kept.
+
+    Raises:
+        ValueError: If the posterior does not take such inputs, as one that is given a context besides.
     """
 
     def __init__(
         self, posterior: Conditional, inputs: Float[Tensor, "components data"], *, learned: bool = True
     ) -> None:
         super().__init__()
+        try:
+            posterior(inputs[:1])
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"the posterior does not take pseudo-inputs of shape {tuple(inputs.shape)}: {error}. One that "
+                "is given labels or covariates besides needs another prior, such as MixtureOfNormals"
+            ) from error
         self._posterior = (posterior,)  # in a tuple, which nn.Module does not look into
         inputs = inputs.detach().clone()
         if learned:
