@@ -116,9 +116,9 @@ def keep(estimates: Mapping[str, LogMarginal], path: Path) -> dict[str, LogMargi
 
 
 def bits(run: Run, split: Split, result: LogMarginal) -> str | None:
-    """Bits per dimension in words; None for data that are bits or counts."""
+    """Bits per dimension in words; None for bits, counts and tables."""
     family, data_dim = run.config.family, run.dataset.data_dim
-    if family.startswith("bernoulli") or family in experiment.COUNTS:
+    if family.startswith("bernoulli") or family in (*experiment.COUNTS, "columns") or run.config.missing:
         return None
     if family in experiment.GREY_LEVELS:
         return f"{bits_per_dim(result.mean, data_dim, 1.0):.3f} bits per dimension, the length of a code"

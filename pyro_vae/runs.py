@@ -25,16 +25,9 @@ if TYPE_CHECKING:
 _PLACE = ("data_dir", "device", "tensorboard")
 # What must be the same for the networks of a run to serve under another prior.
 _NETWORKS = (
-    "data",
-    "binarization",
-    "condition_on_labels",
-    "latent_dim",
-    "net",
-    "hidden",
-    "channels",
-    "family",
+    *("data", "binarization", "condition_on_labels", "missing", "latent_dim", "net", "hidden", "channels"),
+    *("family", "columns", "scale", "rank"),
 )
-_NETWORKS += ("scale", "rank")
 _EXTENSIBLE = ("epochs", "test_samples")
 
 

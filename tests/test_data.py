@@ -562,5 +562,5 @@ def test_missing_numbers_are_kept_where_they_are_announced():
     assert sum(int(part.x.isnan().sum()) for part in parts) == 1
     with pytest.raises(DataError, match="inf"):
         from_array(np.where(np.isnan(x), np.inf, x), missing=True)
-    with pytest.raises(DataError, match="cannot be binarised"):
+    with pytest.raises(DataError, match="taken as they are"):
         from_array(x, missing=True, binarization="dynamic")

@@ -25,6 +25,7 @@ from pyro_vae.experiment import (
     load_data,
 )
 
+TABLE = ("poisson", "categorical", "student_t", "negative_binomial", "categorical", *["laplace"] * 15)
 SMALL = Config(latent_dim=3, hidden=(16,), channels=(4, 8), epochs=8, components=3, learning_rate=1e-2)
 
 
@@ -39,6 +40,9 @@ def cases():
     for prior in PRIORS:
         for posterior in POSTERIORS:
             yield allowed(prior=prior, posterior=posterior)
+    yield allowed(family="columns", columns=TABLE)
+    yield allowed(family="columns", columns=TABLE, missing=True, bias_from_data=True)
+    yield allowed(family="negative_binomial", missing=True)
     for family in FAMILIES:
         yield allowed(family=family)
         yield allowed(family=family, binarization="dequantize", net="gated")
@@ -73,12 +77,13 @@ CASES = {name(config): config for config in cases() if config is not None}
 
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory):
-    """A table of counts of three kinds of data."""
+    """A table of counts of three kinds of data, complete and with missing numbers."""
     rng = np.random.RandomState(0)
     rates = rng.gamma(1.0, 3.0, (3, 20))[rng.randint(3, size=600)]
-    path = tmp_path_factory.mktemp("counts") / "counts.npy"
-    np.save(path, rng.poisson(rates))
-    return path
+    folder, table = tmp_path_factory.mktemp("counts"), rng.poisson(rates)
+    np.save(folder / "complete.npy", table)
+    np.save(folder / "missing.npy", np.where(rng.random_sample(table.shape) < 0.1, np.nan, table))
+    return folder / "complete.npy", folder / "missing.npy"
 
 
 @pytest.fixture
@@ -93,8 +98,8 @@ def variants(svi):
 
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 def test_it_trains_improves_is_captured_and_survives_saving(config, captured, counts, tmp_path):
-    if config.family in COUNTS:
-        config = dataclasses.replace(config, data=str(counts))
+    if config.family in (*COUNTS, "columns"):
+        config = dataclasses.replace(config, data=str(counts[config.missing]))
     dataset = load_data(config)
     model, guide = build_pair(config, dataset)
     check_data(model, config, dataset)
@@ -152,6 +157,16 @@ REFUSED = {
     "bits of normals": ({"family": "diag_normal", "binarization": "dynamic"}, "makes bits"),
     "dequantised bits": ({"binarization": "dequantize"}, "makes real numbers"),
     "dequantised levels": ({"family": "beta_binomial", "binarization": "dequantize"}, "makes real numbers"),
+    "a table of no columns": ({"family": "columns"}, "needs --columns"),
+    "columns of no table": ({"columns": ("poisson",)}, "needs --columns"),
+    "an unknown column": ({"family": "columns", "columns": ("poison",)}, "Did you mean 'poisson'"),
+    "missing pixels of convolutions": (
+        {"missing": True, "net": "conv", "family": "diag_normal"},
+        "complete images",
+    ),
+    "missing bits": ({"missing": True}, "taken as they are"),
+    "missing and correlated": ({"missing": True, "family": "low_rank_normal"}, "independent given z"),
+    "missing pseudo-inputs": ({"missing": True, "family": "diag_normal", "prior": "vamp"}, "pseudo-inputs"),
     "mean of categories": ({"family": "grey_categorical", "bias_from_data": True}, "mean does not say"),
 }
 

@@ -59,7 +59,13 @@ __all__ = [
 ]
 
 
-def load(name: str | Path, *, binarization: str, data_dir: str | Path | None = None) -> Dataset:
+def load(
+    name: str | Path,
+    *,
+    binarization: str,
+    data_dir: str | Path | None = None,
+    missing: bool = False,
+) -> Dataset:
     """A data set by its name, or from a file or folder of your own.
 
     Args:
@@ -71,12 +77,13 @@ def load(name: str | Path, *, binarization: str, data_dir: str | Path | None = N
         binarization: One of ``BINARIZATIONS``.
         data_dir: Where the files are, by default the environment variable ``PYRO_VAE_DATA`` or else
             ``~/.cache/pyro_vae``. It may be read-only; what is not there is downloaded into it.
+        missing: A file of your own may hold nan where a number is missing (as of :func:`from_array`).
 
     Raises:
         DataError: If there is no such data set, it cannot be downloaded, a file is missing, truncated or
             fails its checksum, or the data are not what the binarisation needs.
     """
-    check_binarization(binarization)
+    check_binarization(binarization, missing=missing)
     levels = None
     if str(name) == "digits":
         (splits, shape), levels = read_digits(), 16.0
@@ -84,7 +91,7 @@ def load(name: str | Path, *, binarization: str, data_dir: str | Path | None = N
     elif str(name) in SOURCES:
         splits, shape, provenance = from_source(str(name), data_dir)
     elif Path(name).exists():
-        (splits, shape), provenance = from_path(Path(name)), str(name)
+        (splits, shape), provenance = from_path(Path(name), missing=missing), str(name)
     elif Path(name).suffix or len(Path(name).parts) > 1:
         raise DataError(f"there is no file or folder {name}")
     else:

@@ -9,8 +9,11 @@ from pyro_vae.data.arrays import Arrays, DataError, as_array, as_labels, check_s
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def from_path(path: Path) -> tuple[Arrays, tuple[int, ...]]:
-    """Splits in a ``.npy`` or ``.npz`` file or a folder of images, and the shape of a datum."""
+def from_path(path: Path, *, missing: bool = False) -> tuple[Arrays, tuple[int, ...]]:
+    """Splits in a ``.npy`` or ``.npz`` file or a folder of images, and the shape of a datum.
+
+    If ``missing``, files may hold nan.
+    """
     if path.is_dir():
         parts = {part: path / part for part in ("train", "valid", "test") if (path / part).is_dir()}
         if {"train", "test"} <= set(parts):
@@ -22,13 +25,13 @@ def from_path(path: Path) -> tuple[Arrays, tuple[int, ...]]:
         raise DataError(f"{path} is neither .npy nor .npz nor a folder of images")
     content = reading(path, "a numpy file without pickled objects", lambda: _read_numpy(path))
     if isinstance(content, np.ndarray):
-        x = as_array(content, str(path))
+        x = as_array(content, str(path), missing=missing)
         return shuffled(x, None, str(path)), x.shape[1:]
     if {"train", "test"} <= set(content):
         return check_splits(
             {
                 part: (
-                    as_array(content[part], f"{path}:{part}"),
+                    as_array(content[part], f"{path}:{part}", missing=missing),
                     as_labels(content[f"{part}_labels"], f"{path}:{part}")
                     if f"{part}_labels" in content
                     else None,
@@ -39,7 +42,7 @@ def from_path(path: Path) -> tuple[Arrays, tuple[int, ...]]:
             str(path),
         )
     if "x" in content:
-        x = as_array(content["x"], f"{path}:x")
+        x = as_array(content["x"], f"{path}:x", missing=missing)
         labels = as_labels(content["y"], f"{path}:y") if "y" in content else None
         return shuffled(x, labels, str(path)), x.shape[1:]
     raise DataError(

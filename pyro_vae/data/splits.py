@@ -132,9 +132,7 @@ def from_array(
     Raises:
         DataError: If ``x`` is empty, not numeric, not finite, or not what the binarisation needs.
     """
-    check_binarization(binarization)
-    if missing and binarization != "none":
-        raise DataError(f"{name}: data with missing numbers cannot be binarised ({binarization!r})")
+    check_binarization(binarization, missing=missing)
     x, labels = as_array(x, name, missing=missing), None if labels is None else as_labels(labels, name)
     return build(name, shuffled(x, labels, name), x.shape[1:], "an array", binarization)
 
@@ -202,10 +200,12 @@ def batches(
     return Batches(split, batch_size, seed, context)
 
 
-def check_binarization(binarization: str) -> None:
-    """Raise :class:`DataError` if there is no such binarisation."""
+def check_binarization(binarization: str, *, missing: bool = False) -> None:
+    """Raise :class:`DataError` if there is no such binarisation, or numbers that are missing forbid it."""
     if binarization not in BINARIZATIONS:
         raise DataError(unknown("binarization", binarization, BINARIZATIONS))
+    if missing and binarization != "none":
+        raise DataError(f"data with missing numbers are taken as they are, not binarised ({binarization!r})")
 
 
 def build(

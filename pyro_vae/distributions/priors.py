@@ -152,8 +152,8 @@ class VampPrior(nn.Module):
             posterior(inputs[:1])
         except (ValueError, RuntimeError) as error:
             raise ValueError(
-                f"the posterior does not take pseudo-inputs of shape {tuple(inputs.shape)}: {error}. One that "
-                "is given labels or covariates besides needs another prior, such as MixtureOfNormals"
+                f"the posterior does not take pseudo-inputs of shape {tuple(inputs.shape)}: {error}. One "
+                "that is given labels or covariates besides needs another prior, such as MixtureOfNormals"
             ) from error
         self._posterior = (posterior,)  # in a tuple, which nn.Module does not look into
         inputs = inputs.detach().clone()

@@ -1,12 +1,13 @@
 """What a configuration builds: data, pairs, objectives, trainings. Nothing heavy is imported before."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyro_vae.errors import unknown
 from pyro_vae.experiment.config import Config, ConfigError
-from pyro_vae.experiment.names import COUNTS, ESTIMATORS, OPTIMIZERS
+from pyro_vae.experiment.names import CATEGORICAL, COUNTS, ESTIMATORS, OPTIMIZERS
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,12 @@ def load_data(config: Config) -> "Dataset":
     """The data set, on the CPU, binarised as configured."""
     from pyro_vae import data
 
-    dataset = data.load(config.data, binarization=config.chosen_binarization, data_dir=config.data_dir)
+    dataset = data.load(
+        config.data,
+        binarization=config.chosen_binarization,
+        data_dir=config.data_dir,
+        missing=config.missing,
+    )
     if config.condition_on_labels and dataset.train.labels is None:
         raise ConfigError(f"condition_on_labels needs labels, and {config.data} has none")
     return dataset
@@ -85,6 +91,7 @@ def build_pair(config: Config, dataset: "Dataset") -> "tuple[VAEModel, VAEGuide]
         encoder=encoder,
         decoder=decoder,
         context_dim=num_classes(config, dataset),
+        missing=config.missing,
     )
     if config.prior.startswith("vamp"):
         from pyro_vae.distributions import VampPrior
@@ -137,6 +144,8 @@ def build_family(config: Config, dataset: "Dataset") -> "Family":
     """The family of p(x | z)."""
     from pyro_vae import distributions as d
 
+    if config.family == "columns":
+        return d.Columns(_families_of_columns(config, dataset))
     levels = round(dataset.train.levels) + 1
     return {
         "bernoulli": d.Bernoulli,
@@ -159,6 +168,29 @@ def build_family(config: Config, dataset: "Dataset") -> "Family":
     }[config.family]()
 
 
+def _families_of_columns(config: Config, dataset: "Dataset") -> "list[Family]":
+    """One family for every column, the same object for columns of one kind."""
+    from pyro_vae import distributions as d
+
+    if len(config.columns) != dataset.data_dim:
+        raise ConfigError(
+            f"columns names {len(config.columns)} families, but the data have {dataset.data_dim}"
+        )
+    largest = dataset.train.x.nan_to_num(0.0).max(0).values.tolist()
+    categories = [
+        max(2, round(most) + 1) if name == CATEGORICAL else 0
+        for name, most in zip(config.columns, largest, strict=True)
+    ]
+    kinds = list(zip(config.columns, categories, strict=True))
+    families = {
+        (name, count): d.Categorical(count)
+        if name == CATEGORICAL
+        else build_family(dataclasses.replace(config, family=name, columns=()), dataset)
+        for name, count in set(kinds)
+    }
+    return [families[kind] for kind in kinds]
+
+
 def _build_nets(
     config: Config, dataset: "Dataset", family: "Family", posterior: "Family"
 ) -> "tuple[nn.Module, nn.Module]":
@@ -168,13 +200,14 @@ def _build_nets(
 
     data_dim, classes = dataset.data_dim, num_classes(config, dataset)
     num_codes, num_params = posterior.num_params(config.latent_dim), family.num_params(data_dim)
-    bias = family.bias(dataset.train.x.mean(0)) if config.bias_from_data else None
+    bias = family.bias(dataset.train.x.nanmean(0)) if config.bias_from_data else None
     if config.net in ("mlp", "gated"):
         options = {
             "activation": {"mlp": nn.Tanh, "gated": nn.GLU}[config.net],
             "init": {"glorot": nets.glorot, "small_normal": nets.small_normal}[config.init],
         }
-        encoder = nets.MLP(data_dim + classes, num_codes, config.hidden, **options)
+        inputs = (1 + config.missing) * (data_dim + classes)
+        encoder = nets.MLP(inputs, num_codes, config.hidden, **options)
         backwards = tuple(reversed(config.hidden))
         decoder = nets.MLP(config.latent_dim + classes, num_params, backwards, output_bias=bias, **options)
     else:

@@ -10,6 +10,7 @@ import tyro
 from pyro_vae.errors import UserError, unknown
 from pyro_vae.experiment.names import (
     BINARIZATIONS,
+    CATEGORICAL,
     COUNTS,
     DATA,
     DEVICES,
@@ -79,6 +80,10 @@ class Config:
         ),
     ] = None
     family: Annotated[str, _help("p(x|z).", FAMILIES)] = "bernoulli"
+    columns: tuple[str, ...] = ()
+    """Families of the columns of a table, one for each (family columns); categorical for categories."""
+    missing: bool = False
+    """The data may hold nan where a number is missing at random."""
     scale: float = 0.1
     """Standard deviation of fixed_scale_normal, in the unit of x (bytes are scaled to [0, 1])."""
     rank: int = 5
@@ -235,6 +240,19 @@ class Config:
                 f"gradient {self.gradient} is one of objective iwae, not of {objective} (the ELBO: iwae with "
                 "--num-particles 1)"
             )
+        if (self.family == "columns") != bool(self.columns):
+            yield "family columns needs --columns, a family for every column, and the other way round"
+        for name in self.columns:
+            if name != CATEGORICAL and (name not in FAMILIES or name == "columns"):
+                yield unknown("family of a column", name, [CATEGORICAL, *FAMILIES])
+        if self.net in ("conv", "residual_conv") and (self.missing or self.columns):
+            yield f"net {self.net} is for complete images: use mlp or gated"
+        if self.missing and self.chosen_binarization != "none":
+            yield "data with missing numbers are taken as they are: binarization must be none"
+        if self.missing and self.family == "low_rank_normal":
+            yield "numbers can be missing where they are independent given z: not in a low_rank_normal"
+        if self.missing and self.prior.startswith("vamp"):
+            yield f"pseudo-inputs of prior {self.prior} start at data, and here numbers of data are missing"
         if self.bias_from_data and self.family == "grey_categorical":
             yield "bias_from_data: a mean does not say the probabilities of grey_categorical"
 
@@ -242,7 +260,7 @@ class Config:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
         paths = {name: values[name] and str(values[name]) for name in _PATHS}
-        return values | {name: list(values[name]) for name in _SIZES} | paths
+        return values | {name: list(values[name]) for name in _TUPLES} | paths
 
     @classmethod
     def from_dict(cls, values: object) -> "Config":
@@ -256,7 +274,7 @@ class Config:
                 raise ConfigError(unknown("setting", name, defaults))
             if name in _PATHS and isinstance(value, str):
                 value = Path(value)
-            elif name in _SIZES and isinstance(value, list):
+            elif name in _TUPLES and isinstance(value, list):
                 value = tuple(value)
             elif isinstance(defaults[name], float) and type(value) is int:
                 value = float(value)
@@ -282,6 +300,7 @@ _OPTIONAL = ("binarization", "posterior", "objective")
 _AT_LEAST_1 = ("latent_dim", "components", "rank", "num_particles", "batch_size", "epochs", "test_samples")
 _PATHS = ("data_dir", "refit_prior")
 _SIZES = ("hidden", "channels")
+_TUPLES = (*_SIZES, "columns")
 
 
 def _has_type_of(value: object, name: str, default: object) -> bool:
@@ -291,6 +310,8 @@ def _has_type_of(value: object, name: str, default: object) -> bool:
         return value is None or isinstance(value, str)
     if name in _SIZES:
         return isinstance(value, tuple) and all(type(size) is int for size in value)
+    if name == "columns":
+        return isinstance(value, tuple) and all(isinstance(family, str) for family in value)
     return type(value) is type(default)
 
 

@@ -48,6 +48,7 @@ FAMILIES = {
     "poisson": "counts",
     "negative_binomial": "counts that vary more",
     "zero_inflated_negative_binomial": "counts with extra zeros",
+    "columns": "a table: a family for every column, named by --columns",
     "bernoulli_cross_entropy": "cross-entropy of grey values: no likelihood, and labelled so",
 }
 POSTERIORS = {
@@ -61,6 +62,7 @@ POSTERIORS = {
     "logit_normal": "on a box, for the prior uniform_box",
     "projected_normal": "on a sphere, for the prior sphere",
 }
+CATEGORICAL = "categorical"  # of a column only: as many categories as the training data have
 OBJECTIVES = {
     "elbo": "the bound with sampled KL, the paper's estimator A",
     "elbo_analytic_kl": "the bound with closed-form KL where there is one, estimator B",
