@@ -253,7 +253,7 @@ class Sweep:
         """Train one configuration, or go on with it; its best bound on validation data, None if it failed."""
         folder = self.folder / run
         if not is_finished(folder, config):
-            resume = (folder / "checkpoint.pt").exists()
+            resume = (folder / "config.json").exists()
             target = ["--resume", str(folder)] if resume else ["--out", str(folder), *flags(config)]
             script = Path(__file__).with_name("train.py")
             cores = max(1, (os.cpu_count() or 1) // self.jobs)

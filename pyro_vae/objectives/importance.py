@@ -49,7 +49,7 @@ class ImportanceWeightedELBO(Objective):
 
     - ``"plain"``: :math:`\sum_k \tilde w_k \frac{d}{d\phi} \log w_k`, that of the estimate;
     - ``"dreg"``, doubly reparameterised: :math:`\sum_k \tilde w_k^2 \frac{\partial \log w_k}{\partial z_k}
-      \frac{dz_k}{d\phi}`, unbiased, and with a signal that grows with K (Tucker et al., *Doubly
+      \frac{dz_k}{d\phi}`, unbiased, and with a signal that does not fade (Tucker et al., *Doubly
       Reparameterized Gradient Estimators for Monte Carlo Objectives*, 2019);
     - ``"stl"``, sticking the landing: :math:`\sum_k \tilde w_k \frac{\partial \log w_k}{\partial z_k}
       \frac{dz_k}{d\phi}`, whose variance vanishes where q is the posterior (Roeder, Wu & Duvenaud,
