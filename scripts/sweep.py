@@ -8,6 +8,7 @@ The first trains every combination, the second lets Optuna search for the best b
 (extra: sweep), the third goes on with what is unfinished. Each run is one of train.py, in its own folder.
 """
 
+import argparse
 import dataclasses
 import itertools
 import json
@@ -52,7 +53,7 @@ class Arguments:
 
 def main() -> None:
     """Plan, train, compare."""
-    arguments = resumed(tyro.cli(Arguments))
+    arguments = resumed(command())
     choices = parse(arguments.vary)
     if not arguments.trials:
         for name, values in choices.items():
@@ -73,6 +74,19 @@ def main() -> None:
 
 
 # ------------------------------------------------------------------------------------- what to train
+
+
+def command() -> Arguments:
+    """The command line. What varies has its first value while the rest is checked for what fits."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--vary", nargs="*", default=[])
+    choices = parse(tuple(peek.parse_known_args()[0].vary))
+    first = {name: values[0] for name, values in choices.items() if isinstance(values, list)}
+    try:
+        config = Config(**first)
+    except ConfigError:  # what it goes with may stand elsewhere on the command line
+        config = Config()
+    return tyro.cli(Arguments, default=Arguments(sweep=tyro.MISSING, config=config))
 
 
 def record(arguments: Arguments) -> dict[str, Any]:

@@ -425,3 +425,10 @@ def test_signal_to_noise_of_gradients(finished):
     assert ratios["stl"]["1"] == pytest.approx(ratios["dreg"]["1"], rel=0.2)
     assert (folder / "figures" / "signal_to_noise.png").exists()
     assert "draws" in done.stdout
+
+
+def test_what_varies_is_not_held_against_the_rest(tmp_path):
+    """Dequantised data have no Bernoulli, which is the default family, but not one of those that are tried."""
+    options = ("--binarization", "dequantize", "--vary", "family=continuous_bernoulli,laplace")
+    done = run("sweep", "sweep", *SMALL, *options, "--epochs", 1, cwd=tmp_path)
+    assert "family=laplace" in done.stdout
