@@ -428,7 +428,7 @@ def test_signal_to_noise_of_gradients(finished):
 
 
 def test_what_varies_is_not_held_against_the_rest(tmp_path):
-    """Dequantised data have no Bernoulli, which is the default family, but not one of those that are tried."""
+    """Dequantised data have no Bernoulli, the default family, but that is not among those tried."""
     options = ("--binarization", "dequantize", "--vary", "family=continuous_bernoulli,laplace")
     done = run("sweep", "sweep", *SMALL, *options, "--epochs", 1, cwd=tmp_path)
     assert "family=laplace" in done.stdout
