@@ -114,6 +114,11 @@ def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
             f"not {tuple(shape)}: take an MLP"
         )
     height, width, *colours = shape
+    if colours and colours[0] > 4 >= height:
+        raise ValueError(
+            f"an image of shape {tuple(shape)} would be {height} pixels high with {colours[0]} colours: "
+            "move the colours to the last axis, as in images.transpose(0, 2, 3, 1)"
+        )
     return height, width, colours[0] if colours else 1
 
 
@@ -249,7 +254,7 @@ class WithMissing(nn.Module):
 
 
 class Log1p(nn.Module):
-    r"""A network for counts: it sees :math:`\log(1 + x)`.
+    r"""A network for counts: it sees :math:`\log(1 + \max(x, 0))`; learned pseudo-inputs may fall below 0.
 
     Args:
         net: Takes the logarithms.
@@ -261,4 +266,4 @@ class Log1p(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Outputs for every datum along the last axis."""
-        return self.net(inputs.log1p())
+        return self.net(inputs.clamp(min=0).log1p())

@@ -200,7 +200,7 @@ def load_weights(folder: Path, model: "VAEModel", guide: "VAEGuide") -> int:
     return checkpoint["epoch"]
 
 
-def load_run(folder: Path, **place: Any) -> Run:
+def load_run(folder: Path | str, **place: Any) -> Run:
     """The trained pair of a run and its data.
 
     Args:
@@ -210,6 +210,7 @@ def load_run(folder: Path, **place: Any) -> Run:
     Raises:
         UserError: If the folder holds no run, or what it holds does not fit.
     """
+    folder = Path(folder)
     given = {name: value for name, value in place.items() if value is not None}
     config = dataclasses.replace(load_config(folder), **given)
     device = experiment.device(config)

@@ -56,9 +56,13 @@ def main() -> None:
     batch = run.arguments(run.dataset.train, arguments.num_data)
     pyro.set_rng_seed(run.config.seed)
     ratios: dict[str, dict[int, float]] = {}
-    total = len(experiment.GRADIENTS) * len(arguments.num_particles) * arguments.repetitions
+    gradients = list(experiment.GRADIENTS)
+    if run.config.chosen_posterior in experiment.WITHOUT_INVERSE:
+        print(f"posterior {run.config.chosen_posterior} has no density of given z: plain gradients only")
+        gradients = ["plain"]
+    total = len(gradients) * len(arguments.num_particles) * arguments.repetitions
     with progress_bar(total, "gradients", "gradient", show=True) as bar:
-        for gradient in experiment.GRADIENTS:
+        for gradient in gradients:
             ratios[gradient] = {}
             for num_particles in arguments.num_particles:
                 ratio = signal_to_noise(
@@ -71,6 +75,7 @@ def main() -> None:
         print(f"{num_particles:10} {''.join(f'{ratios[name][num_particles]:10.4f}' for name in ratios)}")
     write_atomically(json.dumps(ratios, indent=2).encode(), arguments.run / "signal_to_noise.json")
     path = arguments.run / "figures" / "signal_to_noise.png"
+    path.parent.mkdir(exist_ok=True)
     draw(ratios, arguments.repetitions).savefig(path, dpi=150)
     print(f"figure {path}")
 

@@ -86,7 +86,16 @@ def command() -> Arguments:
         config = Config(**first)
     except ConfigError:  # what it goes with may stand elsewhere on the command line
         config = Config()
-    return tyro.cli(Arguments, default=Arguments(sweep=tyro.MISSING, config=config))
+    arguments = tyro.cli(Arguments, default=Arguments(sweep=tyro.MISSING, config=config))
+    return dataclasses.replace(arguments, vary=tuple(map(with_absolute_paths, arguments.vary)))
+
+
+def with_absolute_paths(text: str) -> str:
+    """What varies, with paths that hold in any working directory."""
+    name, _, values = text.partition("=")
+    if name not in ("data", *experiment.PATHS):
+        return text
+    return f"{name}={','.join(os.path.abspath(v) if Path(v).exists() else v for v in values.split(','))}"
 
 
 def record(arguments: Arguments) -> dict[str, Any]:
@@ -134,12 +143,14 @@ def parse(vary: tuple[str, ...]) -> Choices:
         name = name.strip("-").replace("-", "_")
         if name not in defaults:
             raise ConfigError(unknown("setting", name, defaults))
+        if name == "columns":
+            raise ConfigError("columns cannot vary: a sweep compares models of the same table; try family")
         try:
-            if ".." in values:
+            if ".." in values and isinstance(defaults[name], int | float):
                 low, _, high = values.partition("..")
                 choices[name] = (float(low), float(high))
             else:
-                choices[name] = [value_of(value, defaults[name]) for value in values.split(",")]
+                choices[name] = [value_of(value, name, defaults[name]) for value in values.split(",")]
         except ValueError as error:
             raise ConfigError(f"--vary {text}: {error}") from None
         if isinstance(choices[name], tuple) and not 0 < choices[name][0] < choices[name][1]:
@@ -147,8 +158,10 @@ def parse(vary: tuple[str, ...]) -> Choices:
     return choices
 
 
-def value_of(text: str, default: object) -> Any:
+def value_of(text: str, name: str, default: object) -> Any:
     """A setting's value from text: numbers of several layers are joined by x, as in hidden=300x300."""
+    if name in experiment.PATHS:
+        return Path(text)
     if isinstance(default, bool):
         if text not in ("True", "False"):
             raise ValueError(f"{text!r} is neither True nor False")
@@ -204,6 +217,11 @@ class Sweep:
                 print(f"left out {name(change)}: {error}", file=sys.stderr)
         if not todo:
             raise ConfigError("no combination goes together")
+        if len({run for run, _ in todo}) < len(todo):
+            raise ConfigError(
+                f"runs would share a folder, {', '.join(sorted(run for run, _ in todo))}: give "
+                "each value once, and files names that differ"
+            )
         self._each(lambda job: self.train(*job), todo)
 
     def search(self, trials: int) -> None:

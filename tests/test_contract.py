@@ -266,6 +266,15 @@ def test_wrong_data_are_explained_by_plain_pyro_too():
         Trace_ELBO().loss(model, guide, torch.zeros(4, DATA_DIM, dtype=torch.uint8))
     with pytest.raises(ValueError, match="vectors of 6 numbers"):
         Trace_ELBO().loss(model, guide, torch.zeros(4, DATA_DIM + 1))
+    with pytest.raises(SupportError, match=r"torch.float64.*x.to\(torch.float32\)"):
+        Trace_ELBO().loss(model, guide, torch.zeros(4, DATA_DIM, dtype=torch.float64))
+    for batch in (torch.zeros(DATA_DIM), torch.zeros(0, DATA_DIM)):
+        with pytest.raises(SupportError, match="batch of at least one datum"):
+            Trace_ELBO().loss(model, guide, batch)
+    pair = vae(DATA_DIM, 2, context_dim=3)
+    for rows in (1, 3):
+        with pytest.raises(SupportError, match=r"one row of numbers for each of 4 data"):
+            Trace_ELBO().loss(*pair, torch.zeros(4, DATA_DIM), torch.zeros(rows, 3))
 
 
 def test_a_prior_of_another_size_is_refused():

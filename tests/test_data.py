@@ -333,6 +333,21 @@ def test_a_folder_of_images(tmp_path):
     assert (len(dataset.train), dataset.valid, len(dataset.test)) == (7, None, 3)
 
 
+def test_a_folder_is_the_same_class_in_every_split(tmp_path):
+    for folder, count in (("train/a", 4), ("train/b", 4), ("train/c", 4), ("test/c", 3)):
+        save_images(tmp_path / folder, count)
+    dataset = load(tmp_path, binarization="none")
+    assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert dataset.test.labels.tolist() == [2] * 3
+
+
+def test_images_that_are_split_need_a_test_set(tmp_path):
+    save_images(tmp_path / "train", 4)
+    save_images(tmp_path / "valid", 4)
+    with pytest.raises(DataError, match="at least train and test"):
+        load(tmp_path, binarization="none")
+
+
 def test_images_of_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(DataError, match=r"deep.png.*more than 8 bits"):
@@ -378,6 +393,12 @@ def test_labels_must_fit():
         from_array(np.ones((10, 2)) * 0.5, np.arange(9))
     with pytest.raises(DataError, match="whole numbers"):
         from_array(np.ones((10, 2)) * 0.5, np.linspace(0, 1, 10))
+    with pytest.raises(DataError, match="hold -1: number the classes from 0"):
+        from_array(np.ones((10, 2)) * 0.5, np.arange(10) - 1)
+
+
+def test_tensors_of_sixteen_bits_are_numbers():
+    assert from_array(torch.linspace(0, 1, 20, dtype=torch.bfloat16).reshape(10, 2)).train.x.max() == 1.0
 
 
 def test_unknown_names_suggest_the_nearest():

@@ -154,6 +154,17 @@ def test_the_logit_normal_is_normalised_on_its_interval():
         assert density.support.check(density.sample((5,))).all()
 
 
+@pytest.mark.parametrize("eta", [[-1e3, 0.0], [1e3, -20.0], [1e3, 1e3], [-6.0, 1e3]])
+def test_draws_of_the_logit_normal_keep_their_density_in_float32(eta):
+    """An encoder that runs away must not find a place where rounding gives it density for nothing."""
+    single = LogitNormal(-1.0, 1.0)(torch.tensor(eta))
+    double = LogitNormal(-1.0, 1.0)(torch.tensor(eta, dtype=torch.float64))
+    draws, exact = single.sample((20_000,)), double.sample((20_000,))
+    assert UniformBox(1, -1.0, 1.0)().log_prob(draws).isfinite().all()
+    error = single.log_prob(draws).mean().item() - double.log_prob(exact).mean().item()
+    assert abs(error) < 0.1
+
+
 @pytest.mark.parametrize("dim", [2, 3, 4])
 def test_the_projected_normal_is_normalised_on_its_sphere(dim):
     torch.manual_seed(0)
@@ -257,6 +268,37 @@ def test_continuous_bernoulli_is_exact_around_zero_in_float64():
     torch.testing.assert_close(ours, exact, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("logit", [-80.0, -30.0, -2.0, 0.0, 1e-4, 2.0, 30.0, 80.0])
+def test_continuous_bernoulli_draws_what_it_is_a_density_of(logit):
+    density = ContinuousBernoulli()(torch.tensor([logit], dtype=torch.float64)).base_dist
+    probabilities = density.log_prob(UNIT).exp()
+    mean = torch.trapezoid(UNIT * probabilities, UNIT).item()
+    assert density.mean.item() == pytest.approx(mean, abs=1e-6)
+    below = torch.cumulative_trapezoid(probabilities, UNIT)
+    at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    quantiles = UNIT[1:][torch.searchsorted(below, at)]
+    torch.testing.assert_close(density.icdf(at), quantiles, atol=1e-5, rtol=0)
+    draws = ContinuousBernoulli()(torch.tensor([logit])).sample((40_000,))
+    assert draws.mean().item() == pytest.approx(mean, abs=5 * draws.std().item() / 200)
+
+
+@pytest.mark.parametrize("log_shape", [3.0, 9.0, 13.0, 20.0])
+def test_negative_binomials_of_any_shape_are_exact_in_float32(log_shape):
+    eta = torch.tensor([math.log(5.0), log_shape])
+    x = torch.arange(30.0).unsqueeze(-1)
+    for family, parameters in (
+        (NegativeBinomial(), eta),
+        (ZeroInflatedNegativeBinomial(), torch.cat([eta, torch.tensor([-60.0])])),
+    ):
+        exact = family(parameters.double()).log_prob(x.double())
+        torch.testing.assert_close(family(parameters).log_prob(x).double(), exact, atol=1e-4, rtol=1e-5)
+    # A mean of 5 and next to no variance beyond: Poisson's.
+    if log_shape == 20.0:
+        torch.testing.assert_close(
+            NegativeBinomial()(eta).log_prob(x), Poisson()(eta[:1]).log_prob(x), atol=1e-4, rtol=1e-5
+        )
+
+
 def test_continuous_bernoulli_has_finite_gradients_everywhere():
     logits = torch.tensor([-80.0, -1e-3, -1e-4, 0.0, 1e-4, 1e-3, 80.0], requires_grad=True)
     x = torch.tensor(0.3)
@@ -279,6 +321,18 @@ def test_a_scale_beyond_its_bound_can_come_back():
     eta = torch.tensor([0.0, 2 * (math.log(10.0) + 2)], dtype=torch.float64, requires_grad=True)
     scale = DiagNormal(min_scale=0.01, max_scale=10.0)(eta).base_dist.scale
     assert torch.autograd.grad(scale.log().sum(), eta)[0][1] > 0.01
+
+
+@pytest.mark.parametrize("scale", [0.0011, 0.01, 0.6, 1.0, 100.0, 900.0])
+def test_a_shared_scale_starts_where_it_is_told(scale):
+    assert SharedScaleNormal(scale=scale)(torch.zeros(1)).base_dist.scale.item() == pytest.approx(
+        scale, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("df", [1.001, 5.0, 1e5])
+def test_degrees_of_freedom_start_where_they_are_told(df):
+    assert StudentT(df)(torch.zeros(2)).base_dist.df.item() == pytest.approx(df, rel=1e-5)
 
 
 def test_soft_clamp_is_the_identity_inside():
@@ -331,6 +385,7 @@ def test_mixture_of_one_component_is_its_normal():
         (lambda: ProjectedNormal().num_params(5), "not in 5"),
         (lambda: LogitNormal(1.0, 1.0), "below"),
         (lambda: UniformBox(2, 1.0, 0.0), "below"),
+        (lambda: LogitNormal(min_scale=2.0), "min_scale"),
         (lambda: affine_coupling(1), "at least 2 dimensions"),
         (lambda: MixtureOfNormals(2, components=0), "at least one"),
     ],
@@ -348,12 +403,13 @@ def test_impossible_arguments_are_refused(make, message):
         (ContinuousBernoulli(), [[0.0, 200.0]], ["ContinuousBernoulli", "200", "[0, 1]"]),
         (DiagNormal(), [[0.0, float("inf")]], ["Normal", "infinite"]),
         (Bernoulli(), [[0.0, 1.0, 0.0]], ["shape", "(1, 3)", "(2,)"]),
-        (Poisson(), [[0.0, 0.5]], ["Poisson", "0.5", "whole numbers", "DiscretizedLogistic"]),
+        (Poisson(), [[0.0, 0.5]], ["Poisson", "0.5", "whole numbers", "DiscretizedLogistic", "int64"]),
+        (Categorical(3), [[0.0, 3.0]], ["Categorical", "3", "training data", "Categorical(n)"]),
         (NegativeBinomial(), [[0.0, -1.0]], ["NegativeBinomial", "-1", "whole numbers"]),
         (ZeroInflatedNegativeBinomial(), [[0.0, 0.1]], ["ZeroInflated", "0.1", "whole numbers"]),
         (DiscretizedLogistic(), [[0.0, 0.1234]], ["GreyLevels", "0.1234", "levels"]),
         (GreyCategorical(17), [[0.0, 2.0]], ["GreyLevels", "2", "levels"]),
-        (LowRankNormal(1), [[0.0, float("nan")]], ["LowRank", "nan"]),
+        (LowRankNormal(1), [[0.0, float("nan")]], ["LowRank", "nan", "fill in"]),
         (Bernoulli(cross_entropy=True), [[0.0, 1.5]], ["1.5", "[0, 1]"]),
     ],
 )
@@ -450,6 +506,13 @@ def test_a_vamp_prior_is_the_mixture_of_posteriors():
     assert not list(VampPrior(posterior, inputs, learned=False).parameters())
     prior().log_prob(z).sum().backward()
     assert posterior.net.layers[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("flow", [planar, sylvester])
+def test_a_vamp_prior_needs_densities_of_given_codes(flow):
+    family = flow(2)
+    with pytest.raises(ValueError, match="no density of given z"):
+        VampPrior(Conditional(MLP(5, family.num_params(2), (8,)), family), torch.rand(3, 5))
 
 
 def test_supports_are_told_apart():

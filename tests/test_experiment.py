@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import MAP, BetaELBO, fit, training
+from pyro_vae import MAP, BetaELBO, fit, log_weights, training
 from pyro_vae.data import BINARIZATIONS, SOURCES
 from pyro_vae.distributions import MixtureOfNormals, SupportError
 from pyro_vae.errors import UserError
@@ -193,6 +193,32 @@ def test_conditioning_needs_labels(tmp_path):
     np.save(tmp_path / "x.npy", np.random.RandomState(0).randint(2, size=(50, 6)))
     with pytest.raises(ConfigError, match="needs labels"):
         load_data(dataclasses.replace(SMALL, data=str(tmp_path / "x.npy"), condition_on_labels=True))
+    x, labels = np.eye(6)[[0, 1, 2, 3]], np.arange(4)
+    np.savez(tmp_path / "x.npz", train=x, test=x, train_labels=labels)
+    config = dataclasses.replace(SMALL, data=str(tmp_path / "x.npz"), condition_on_labels=True)
+    with pytest.raises(ConfigError, match=r"test.* has none"):
+        load_data(config)
+    np.savez(tmp_path / "x.npz", train=x, test=x, train_labels=labels, test_labels=labels + 1)
+    with pytest.raises(ConfigError, match=r"test.* labels that the training data do not have"):
+        load_data(config)
+
+
+def test_columns_of_bits_and_columns_without_numbers(tmp_path):
+    x = np.random.RandomState(0).randn(50, 3)
+    x[:, 0] = x[:, 0] > 0
+    x[:, 2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    config = dataclasses.replace(
+        SMALL,
+        data=str(tmp_path / "x.npy"),
+        family="columns",
+        columns=("bernoulli", "diag_normal", "laplace"),
+        missing=True,
+        bias_from_data=True,
+    )
+    dataset = load_data(config)
+    model, guide = build_pair(config, dataset)
+    assert log_weights(model, guide, dataset.train.x, num_samples=2).isfinite().all()
 
 
 def test_beta_is_kept_after_the_warm_up(tmp_path):
@@ -228,6 +254,7 @@ def test_default_binarization_follows_the_family():
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"alpha": float("inf")}, "alpha must be finite"),
         ({"kl_warmup": 9}, "does not end"),
         ({"family": "diag_normal", "binarization": "fixed"}, "makes bits"),
     ],

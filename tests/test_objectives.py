@@ -22,6 +22,7 @@ from pyro_vae import (
     VAEGuide,
     kl_per_dim,
     log_joint,
+    log_weights,
     vae,
 )
 from pyro_vae.objectives import loss_and_metrics
@@ -245,6 +246,40 @@ def test_the_doubly_reparameterised_gradient_is_that_of_the_bound_and_stl_is_not
     assert plain.norm() > 20 * error.norm()
 
 
+def test_the_signal_of_the_plain_gradient_fades_with_draws_and_that_of_dreg_grows(oracle):
+    """As 1 / sqrt(K) and sqrt(K) where weights have a variance, as under a guide wider than p(z | x)."""
+    replicates, draws = 4_000, (8, 128)
+    x = oracle.sample(1)
+    exact = oracle.posterior(x)
+
+    class Guide(nn.Module):
+        """A mean of its own for every replicate, so that one backward pass gives a gradient of each."""
+
+        def __init__(self):
+            super().__init__()
+            shift = 0.5 * exact.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
+            self.loc = nn.Parameter((exact.mean + shift).expand(replicates, -1).clone())
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                scale_tril = 1.5 * exact.scale_tril.squeeze(0)
+                pyro.sample("z", dist.MultivariateNormal(self.loc, scale_tril=scale_tril))
+
+    model, _ = oracle.pair()
+    guide = Guide()
+    growth = {}
+    for gradient in ("plain", "dreg"):
+        ratios = []
+        for num_particles in draws:
+            objective = ImportanceWeightedELBO(num_particles, gradient)
+            loss = objective.differentiable_loss(model, guide, x.expand(replicates, -1))
+            (taken,) = torch.autograd.grad(loss, [guide.loc])
+            ratios.append(taken.mean(0).norm() / taken.std(0).norm())
+        growth[gradient] = math.log(ratios[1] / ratios[0], draws[1] / draws[0])
+    assert growth["plain"] == pytest.approx(-0.5, abs=0.15)
+    assert growth["dreg"] == pytest.approx(0.5, abs=0.15)
+
+
 def test_the_path_is_followed_once_through_several_sites():
     """z2 depends on z1: the doubly reparameterised gradient is still that of the bound."""
 
@@ -305,6 +340,19 @@ def test_renyi_bounds_join_the_elbo_and_the_importance_weighted_bound(oracle):
         values.append(objective.differentiable_loss(*oracle.pair(WIDENING), x))
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(values[2], values[3], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6, 1e-8, -1e-8, -1e-4])
+def test_the_renyi_bound_is_exact_around_one(oracle, distance):
+    """Around the mean of log w it grows by half its variance for every unit of 1 - alpha."""
+    model, guide = (program.float() for program in oracle.pair(WIDENING))
+    x = oracle.sample(4).float()
+    pyro.set_rng_seed(0)
+    log_w = log_weights(model, guide, x, num_samples=50).double()
+    expected = log_w.mean(0) + distance * log_w.var(0, correction=0) / 2
+    pyro.set_rng_seed(0)
+    loss, _ = loss_and_metrics(RenyiELBO(1 - distance, 50), model, guide, x)
+    assert -loss.item() == pytest.approx(expected.sum().item(), abs=1e-3)
 
 
 def test_the_importance_weighted_bound_rises_with_draws_from_the_elbo_to_log_p(oracle):
@@ -373,7 +421,8 @@ def test_reweighted_wake_sleep_takes_discrete_latents():
 
 
 @pytest.mark.parametrize(
-    "objective", [ImportanceWeightedELBO(3), ImportanceWeightedELBO(3, "dreg"), RenyiELBO()]
+    "objective",
+    [ImportanceWeightedELBO(3), ImportanceWeightedELBO(3, "dreg"), RenyiELBO(), FreeBitsELBO()],
 )
 def test_draws_without_gradients_are_refused(objective):
     with pytest.raises(ValueError, match=r"guide's site 'y'.*ReweightedWakeSleep"):
@@ -423,6 +472,7 @@ def test_free_bits_of_dependent_dimensions_are_those_of_the_whole(oracle):
         (lambda: RenyiELBO(float("nan")), "alpha"),
         (lambda: FreeBitsELBO(-1.0), "free_nats"),
         (lambda: ImportanceWeightedELBO(0), "num_particles"),
+        (lambda: MAP(0), "num_data"),
     ],
 )
 def test_impossible_arguments_are_refused(make, message):

@@ -405,6 +405,8 @@ def test_a_search_tries_what_optuna_proposes_and_can_be_extended(tmp_path):
         (("--vary", "latent_dim=two"), "invalid literal"),
         (("--vary", "learning_rate=0..1", "--trials", 2), "positive number"),
         (("--vary", "prior=uniform_box", "posterior=iaf"), "no combination goes together"),
+        (("--vary", "columns=poisson"), "columns cannot vary"),
+        (("--vary", "data=a/x.npy,b/x.npy"), "share a folder"),
     ],
 )
 def test_sweeps_that_make_no_sense_are_explained(arguments, message, tmp_path):
@@ -412,6 +414,19 @@ def test_sweeps_that_make_no_sense_are_explained(arguments, message, tmp_path):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_over_data_goes_on_from_relative_paths(tmp_path):
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", np.random.RandomState(0).randint(2, size=(60, 4)))
+    (tmp_path / "there").mkdir()
+    options = ("../sweep", "--vary", "data=../a.npy,../b.npy", *SMALL, "--epochs", 1)
+    run("sweep", *options, cwd=tmp_path / "there")
+    done = run("sweep", "sweep", cwd=tmp_path)
+    assert "data=b.npy" in done.stdout
+    done = run("sweep", "other", "--vary", "refit_prior=nowhere", *SMALL, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "nowhere is not a run folder" in done.stdout
 
 
 def test_signal_to_noise_of_gradients(finished):

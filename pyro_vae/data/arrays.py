@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
@@ -25,7 +26,8 @@ def as_array(x: object, name: str, *, missing: bool = False) -> np.ndarray:
     If ``missing``, floats may be nan.
     """
     if isinstance(x, Tensor):
-        x = x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # which numpy does not know
     try:
         x = np.asarray(x)
     except ValueError as error:
@@ -66,6 +68,8 @@ def as_labels(labels: object, name: str) -> np.ndarray:
             f"the labels of {name} must be whole numbers, one a datum, not {labels.dtype} of shape "
             f"{labels.shape}"
         )
+    if (labels < 0).any():
+        raise DataError(f"the labels of {name} hold {labels.min()}: number the classes from 0")
     return labels.astype(np.int64)
 
 

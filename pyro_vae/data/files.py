@@ -17,10 +17,18 @@ def from_path(path: Path, *, missing: bool = False) -> tuple[Arrays, tuple[int, 
     if path.is_dir():
         parts = {part: path / part for part in ("train", "valid", "test") if (path / part).is_dir()}
         if {"train", "test"} <= set(parts):
-            read = {part: _read_images(folder) for part, folder in parts.items()}
-            return check_splits({part: (x, y) for part, (x, y) in read.items()}, str(path))
-        x, labels = _read_images(path)
-        return shuffled(x, labels, str(path)), x.shape[1:]
+            images = {part: _read_images(folder) for part, folder in parts.items()}
+            # Of all splits together, so that a number is the same class in each.
+            classes = sorted({name for _, names in images.values() for name in names})
+            return check_splits(
+                {part: (x, _numbered(names, classes)) for part, (x, names) in images.items()}, str(path)
+            )
+        if parts:
+            raise DataError(
+                f"{path} has {' and '.join(parts)}, but images that are split need at least train and test"
+            )
+        x, names = _read_images(path)
+        return shuffled(x, _numbered(names, sorted(set(names))), str(path)), x.shape[1:]
     if path.suffix not in (".npy", ".npz"):
         raise DataError(f"{path} is neither .npy nor .npz nor a folder of images")
     content = reading(path, "a numpy file without pickled objects", lambda: _read_numpy(path))
@@ -59,20 +67,24 @@ def _read_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         return {key: content[key] for key in content.files}
 
 
-def _read_images(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """All images below a folder, grey or RGB, and the subfolders they lie in as labels."""
+def _numbered(names: list[str], classes: list[str]) -> np.ndarray | None:
+    """Class names as numbers; None if there is but one class."""
+    return np.array([classes.index(name) for name in names]) if len(classes) > 1 else None
+
+
+def _read_images(folder: Path) -> tuple[np.ndarray, list[str]]:
+    """All images below a folder, grey or RGB, and for each the subfolder it lies in."""
     from PIL import Image
 
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise DataError(f"there are no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
 
-    def read(path: Path, mode: str | None = None) -> np.ndarray:
+    def read(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{path} has more than 8 bits a pixel: convert it to 8 bits, or give a .npy")
-            mode = mode or ("L" if image.mode in ("1", "L", "LA", "I", "I;16") else "RGB")
-            return np.asarray(image.convert(mode))
+            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
 
     images = [reading(path, "an image", lambda path=path: read(path)) for path in paths]
     if any(image.ndim == 3 for image in images):
@@ -85,6 +97,4 @@ def _read_images(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 f"images differ in size: {path} is {image.shape}, {paths[0]} is {images[0].shape} (height, "
                 "width): bring them to one size"
             )
-    classes = sorted({path.parent for path in paths})
-    labels = np.array([classes.index(path.parent) for path in paths]) if len(classes) > 1 else None
-    return np.stack(images), labels
+    return np.stack(images), [str(path.parent.relative_to(folder)) for path in paths]

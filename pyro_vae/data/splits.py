@@ -88,7 +88,7 @@ class Dataset:
         test: Data to look at once, at the end.
         shape: Shape of a datum, such as (28, 28); ``x`` holds it flattened, row by row.
         provenance: Where the data come from.
-        checksum: sha256 of all stored data, so that two results are known to be of the same data.
+        checksum: sha256 of all data as they are stored, before anything is binarised or dequantised.
     """
 
     name: str

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F  # noqa: N812
 
-from pyro_vae.distributions.base import Family, ScaleBounds, logit
+from pyro_vae.distributions.base import Family, ScaleBounds, inverse_softplus, logit
 
 
 class _LocationFamily(Family):
@@ -101,7 +101,7 @@ class SharedScaleNormal(_LocationFamily):
         self.scale = ScaleBounds(min_scale, max_scale)
         if not min_scale < scale < max_scale:
             raise ValueError(f"scale must lie between {min_scale} and {max_scale}, not at {scale}")
-        self.log_variance = nn.Parameter(torch.tensor(2 * math.log(scale)))
+        self.log_variance = nn.Parameter(torch.tensor(self.scale.log_variance(scale)))
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent normals with means ``eta`` and the one scale."""
@@ -175,7 +175,9 @@ class FullNormal(Family):
 
 
 class Laplace(_LocationFamily):
-    r"""Laplace: :math:`\log p(x) = -\sum_d |x_d - \mu_d| / b_d + \log 2 b_d`, :math:`\eta = (\mu, 2 \log b)`.
+    r"""Laplace: :math:`\log p(x) = -\sum_d \big(|x_d - \mu_d| / b_d + \log 2 b_d\big)`.
+
+    :math:`\eta = (\mu, 2 \log b)`.
 
     Args:
         squash_loc: Pass the location through a sigmoid into (0, 1).
@@ -222,7 +224,7 @@ class StudentT(_LocationFamily):
         if not 1 < df < math.inf:
             raise ValueError(f"df must be above 1 and finite, not {df}")
         self.scale = ScaleBounds(min_scale, max_scale)
-        self.unconstrained_df = nn.Parameter(torch.tensor(math.log(math.expm1(df - 1))))
+        self.unconstrained_df = nn.Parameter(torch.tensor(inverse_softplus(df - 1)))
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent t distributions; locations, then the logarithms of squared scales."""

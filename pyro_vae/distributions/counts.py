@@ -40,10 +40,25 @@ class Poisson(Family):
         return _log_mean(mean)
 
 
-def _mean_and_shape(log_mean: Tensor, log_shape: Tensor) -> dict[str, Tensor]:
-    """Parameters of a negative binomial with this mean and variance mean + mean^2 / shape."""
+class _NegativeBinomial(dist.NegativeBinomial):
+    """Pyro's, whose log-gammas of large numbers nearly cancel, in 64 bits."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        count, x = self.total_count.double(), value.double()
+        log_choices = (x + count).lgamma() - count.lgamma() - (x + 1).lgamma()
+        logits = self.logits
+        return (
+            log_choices.to(logits.dtype)
+            + self.total_count * F.logsigmoid(-logits)
+            + value * F.logsigmoid(logits)
+        )
+
+
+def _negative_binomial(log_mean: Tensor, log_shape: Tensor) -> Distribution:
+    """That with this mean and variance mean + mean^2 / shape."""
     shape = _positive(log_shape)
-    return {"total_count": shape, "logits": _positive(log_mean).log() - shape.log()}
+    logits = _positive(log_mean).log() - shape.log()
+    return _NegativeBinomial(shape, logits=logits, validate_args=False)
 
 
 class NegativeBinomial(Family):
@@ -58,8 +73,7 @@ class NegativeBinomial(Family):
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent counts; log means, then log shapes."""
-        parameters = _mean_and_shape(*eta.chunk(2, -1))
-        return dist.NegativeBinomial(**parameters, validate_args=False).to_event(1)
+        return _negative_binomial(*eta.chunk(2, -1)).to_event(1)
 
     def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
         """Logarithm of the mean, which is kept above 0.001."""
@@ -107,9 +121,7 @@ class ZeroInflatedNegativeBinomial(Family):
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent counts; log means, log shapes, logits of extra zeros."""
         log_mean, log_shape, gate_logits = eta.chunk(3, -1)
-        parameters = _mean_and_shape(log_mean, log_shape)
-        counts = dist.NegativeBinomial(**parameters, validate_args=False)
-        return ZeroInflated(counts, gate_logits).to_event(1)
+        return ZeroInflated(_negative_binomial(log_mean, log_shape), gate_logits).to_event(1)
 
     def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
         """Half of the counts extra zeros, and twice the mean for the others."""

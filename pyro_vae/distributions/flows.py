@@ -171,7 +171,7 @@ def spline_coupling(
 def masked_autoregressive(dim: int, *, depth: int = 3, hidden: Sequence[int] = (64,)) -> Flow:
     """Every dimension is shifted and scaled by functions of those before: density in one pass, for priors."""
     _check_dim(dim)
-    transforms = [T.affine_autoregressive(dim, list(hidden)) for _ in range(depth)]
+    transforms = [T.affine_autoregressive(dim, _at_least(dim, hidden)) for _ in range(depth)]
     return Flow(_with_reversals(transforms), inverted=True)
 
 

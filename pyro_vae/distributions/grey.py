@@ -60,21 +60,36 @@ class Bernoulli(Family):
 
 
 class _ContinuousBernoulli(dist.ContinuousBernoulli):
-    """torch's, with a ``log_prob`` that stays normalised at large logits.
+    """torch's, but right at large logits.
 
-    torch computes the normalising constant from probabilities clipped at 1e-7, i.e. logits within 16:
-    beyond that its density integrates to less than one (by a factor 16/30 a pixel at logit 30).
+    torch computes all from probabilities clipped at 1e-7, i.e. logits within 16: beyond that its density
+    integrates to less than one (by a factor 16/30 a pixel at logit 30), and its draws are of another one.
     """
+
+    def _logits_away_from_0(self) -> tuple[Tensor, Tensor]:
+        small = self.logits.abs() < 1e-3
+        return small, torch.where(small, 1.0, self.logits)
 
     def log_prob(self, value: Tensor) -> Tensor:
         logits = self.logits
-        small = logits.abs() < 1e-3
-        safe = torch.where(small, 1.0, logits)
+        small, safe = self._logits_away_from_0()
         # C = 2 atanh(1 - 2p) / (1 - 2p) = logit / tanh(logit / 2)
         log_constant = torch.where(
             small, math.log(2) + logits**2 / 12, torch.log(safe / torch.tanh(safe / 2))
         )
         return value * logits - F.softplus(logits) + log_constant
+
+    @property
+    def mean(self) -> Tensor:
+        small, safe = self._logits_away_from_0()
+        return torch.where(small, 0.5 + self.logits / 12, -1 / torch.expm1(-safe) - 1 / safe)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        # Of -|logit|, whose exponential does not overflow; the other side is its mirror image.
+        size = self.logits.abs().clamp(min=1e-6)
+        below = torch.where(self.logits > 0, 1 - value, value)
+        inverse = (-torch.log1p(below * torch.expm1(-size)) / size).clamp(0, 1)
+        return torch.where(self.logits > 0, 1 - inverse, inverse)
 
 
 class ContinuousBernoulli(Family):

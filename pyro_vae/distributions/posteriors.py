@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import AffineTransform, SigmoidTransform
 
-from pyro_vae.distributions.base import Family, ScaleBounds
-from pyro_vae.distributions.continuous import DiagNormal
+from pyro_vae.distributions.base import Family, ScaleBounds, soft_clamp
 
 
 class DiagNormalMixture(dist.TorchDistribution):
@@ -127,30 +126,31 @@ class _BoxedNormal(dist.TransformedDistribution):
 class LogitNormal(Family):
     r"""Numbers in an interval: :math:`z = l + (h - l)\, \sigma(u)`, :math:`u \sim N(\mu, \sigma^2)`.
 
-    The posterior for a :class:`~pyro_vae.distributions.UniformBox`. :math:`\eta = (\mu, \log \sigma^2)`.
+    The posterior for a :class:`~pyro_vae.distributions.UniformBox`. :math:`\eta = (\mu, \log \sigma^2)`, both
+    bent (:func:`~pyro_vae.distributions.soft_clamp`) so that :math:`|\mu| < 8` and :math:`\sigma < 2`: beyond
+    that, draws would be rounded to the ends of the interval, where no density can be told from another.
 
     Args:
         low: l.
         high: h.
         min_scale: Lower bound of :math:`\sigma`.
-        max_scale: Upper bound of :math:`\sigma`.
     """
 
     params_per_dim = 2
 
-    def __init__(
-        self, low: float = 0.0, high: float = 1.0, *, min_scale: float = 1e-3, max_scale: float = 10.0
-    ) -> None:
+    def __init__(self, low: float = 0.0, high: float = 1.0, *, min_scale: float = 1e-3) -> None:
         super().__init__()
         if not low < high:
             raise ValueError(f"low must be below high, not {low} and {high}")
         self.low, self.high = low, high
-        self.normal = DiagNormal(min_scale=min_scale, max_scale=max_scale)
+        self.scale = ScaleBounds(min_scale, 2.0)
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent logit-normals."""
         transforms = [SigmoidTransform(), AffineTransform(self.low, self.high - self.low)]
-        return _BoxedNormal(self.normal(eta).base_dist, transforms, validate_args=False).to_event(1)
+        loc, log_variance = eta.chunk(2, -1)
+        normal = dist.Normal(soft_clamp(loc, -8.0, 8.0), self.scale(log_variance), validate_args=False)
+        return _BoxedNormal(normal, transforms, validate_args=False).to_event(1)
 
 
 class ProjectedNormal(Family):

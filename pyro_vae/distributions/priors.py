@@ -149,11 +149,18 @@ class VampPrior(nn.Module):
     ) -> None:
         super().__init__()
         try:
-            posterior(inputs[:1])
+            of_one = posterior(inputs[:1])
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f"the posterior does not take pseudo-inputs of shape {tuple(inputs.shape)}: {error}. One "
                 "that is given labels or covariates besides needs another prior, such as MixtureOfNormals"
+            ) from error
+        try:
+            of_one.log_prob(of_one.sample().clone())
+        except KeyError as error:  # Pyro's word for: not among the draws that I remember
+            raise ValueError(
+                "the posterior has no density of given z, since its transforms have no inverse: take "
+                "another, such as inverse_autoregressive"
             ) from error
         self._posterior = (posterior,)  # in a tuple, which nn.Module does not look into
         inputs = inputs.detach().clone()

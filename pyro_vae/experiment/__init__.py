@@ -20,7 +20,7 @@ from pyro_vae.experiment.build import (
     load_data,
     num_classes,
 )
-from pyro_vae.experiment.config import Config, ConfigError, with_absolute_paths
+from pyro_vae.experiment.config import PATHS, Config, ConfigError, with_absolute_paths
 from pyro_vae.experiment.names import (
     BINARIZATIONS,
     COUNTS,
@@ -39,6 +39,7 @@ from pyro_vae.experiment.names import (
     POSTERIORS,
     PRIORS,
     SCHEDULES,
+    WITHOUT_INVERSE,
 )
 
 __all__ = [
@@ -55,10 +56,12 @@ __all__ = [
     "NETS",
     "OBJECTIVES",
     "OPTIMIZERS",
+    "PATHS",
     "POSTERIORS",
     "POSTERIOR_OF",
     "PRIORS",
     "SCHEDULES",
+    "WITHOUT_INVERSE",
     "Config",
     "ConfigError",
     "arguments",

@@ -32,8 +32,12 @@ def load_data(config: Config) -> "Dataset":
         data_dir=config.data_dir,
         missing=config.missing,
     )
-    if config.condition_on_labels and dataset.train.labels is None:
-        raise ConfigError(f"condition_on_labels needs labels, and {config.data} has none")
+    if config.condition_on_labels:
+        for split in (dataset.train, dataset.valid, dataset.test):
+            if split is not None and split.labels is None:
+                raise ConfigError(f"condition_on_labels needs labels, and {split.description} has none")
+            if split is not None and int(split.labels.max()) >= num_classes(config, dataset):
+                raise ConfigError(f"{split.description} has labels that the training data do not have")
     return dataset
 
 
@@ -66,10 +70,7 @@ def context(config: Config, dataset: "Dataset", split: "Split") -> "Tensor | Non
 
     if not config.condition_on_labels:
         return None
-    classes = num_classes(config, dataset)
-    if int(split.labels.max()) >= classes:
-        raise ConfigError(f"{split.description} has labels that the training data do not have")
-    return torch.nn.functional.one_hot(split.labels, classes).float()
+    return torch.nn.functional.one_hot(split.labels, num_classes(config, dataset)).float()
 
 
 def build_pair(config: Config, dataset: "Dataset") -> "tuple[VAEModel, VAEGuide]":
@@ -182,10 +183,13 @@ def _families_of_columns(config: Config, dataset: "Dataset") -> "list[Family]":
         for name, most in zip(config.columns, largest, strict=True)
     ]
     kinds = list(zip(config.columns, categories, strict=True))
+    binarization = config.chosen_binarization  # of a table; bits alone would be drawn by default
     families = {
         (name, count): d.Categorical(count)
         if name == CATEGORICAL
-        else build_family(dataclasses.replace(config, family=name, columns=()), dataset)
+        else build_family(
+            dataclasses.replace(config, family=name, columns=(), binarization=binarization), dataset
+        )
         for name, count in set(kinds)
     }
     return [families[kind] for kind in kinds]
@@ -200,7 +204,8 @@ def _build_nets(
 
     data_dim, classes = dataset.data_dim, num_classes(config, dataset)
     num_codes, num_params = posterior.num_params(config.latent_dim), family.num_params(data_dim)
-    bias = family.bias(dataset.train.x.nanmean(0)) if config.bias_from_data else None
+    mean = dataset.train.x.nanmean(0).nan_to_num(0.0)  # of a column without any number: 0
+    bias = family.bias(mean) if config.bias_from_data else None
     if config.net in ("mlp", "gated"):
         options = {
             "activation": {"mlp": nn.Tanh, "gated": nn.GLU}[config.net],

@@ -1,6 +1,7 @@
 """A configuration of plain values, and which of them go together."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -158,15 +159,7 @@ class Config:
         for field, names in _NAMES.items():
             if (value := getattr(self, field)) not in names and not (field in _OPTIONAL and value is None):
                 raise ConfigError(unknown(field, value, names))
-        for field in (
-            "latent_dim",
-            "components",
-            "rank",
-            "num_particles",
-            "batch_size",
-            "epochs",
-            "test_samples",
-        ):
+        for field in _AT_LEAST_1:
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 1, not {getattr(self, field)}")
         for field in ("kl_warmup", "patience", "seed", "free_nats", "beta"):
@@ -175,6 +168,8 @@ class Config:
         for field in ("scale", "learning_rate"):
             if not 0 < getattr(self, field) < float("inf"):
                 raise ConfigError(f"{field} must be positive and finite, not {getattr(self, field)}")
+        if not math.isfinite(self.alpha):
+            raise ConfigError(f"alpha must be finite, not {self.alpha}")
         if any(units < 1 for units in (*self.hidden, *self.channels)):
             raise ConfigError(
                 f"hidden layers need at least one unit or channel each, not {self.hidden} and {self.channels}"
@@ -259,7 +254,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
-        paths = {name: values[name] and str(values[name]) for name in _PATHS}
+        paths = {name: values[name] and str(values[name]) for name in PATHS}
         return values | {name: list(values[name]) for name in _TUPLES} | paths
 
     @classmethod
@@ -272,7 +267,7 @@ class Config:
         for name, value in values.items():
             if name not in defaults:
                 raise ConfigError(unknown("setting", name, defaults))
-            if name in _PATHS and isinstance(value, str):
+            if name in PATHS and isinstance(value, str):
                 value = Path(value)
             elif name in _TUPLES and isinstance(value, list):
                 value = tuple(value)
@@ -298,13 +293,13 @@ _NAMES = {
 }
 _OPTIONAL = ("binarization", "posterior", "objective")
 _AT_LEAST_1 = ("latent_dim", "components", "rank", "num_particles", "batch_size", "epochs", "test_samples")
-_PATHS = ("data_dir", "refit_prior")
+PATHS = ("data_dir", "refit_prior")
 _SIZES = ("hidden", "channels")
 _TUPLES = (*_SIZES, "columns")
 
 
 def _has_type_of(value: object, name: str, default: object) -> bool:
-    if name in _PATHS:
+    if name in PATHS:
         return value is None or isinstance(value, Path)
     if name in _OPTIONAL:
         return value is None or isinstance(value, str)
@@ -320,6 +315,6 @@ def with_absolute_paths(config: Config) -> Config:
     data = config.data
     if data not in DATA and Path(data).exists():
         data = str(Path(data).absolute())
-    paths = {name: getattr(config, name) for name in _PATHS}
+    paths = {name: getattr(config, name) for name in PATHS}
     absolute = {name: path and path.expanduser().absolute() for name, path in paths.items()}
     return dataclasses.replace(config, data=data, **absolute)

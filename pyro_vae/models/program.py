@@ -37,13 +37,29 @@ def validating() -> bool:
     return pyro.settings.get("validate_poutine")
 
 
-def check_data(x: Tensor, *, missing: bool = False) -> None:
-    """Raise ``SupportError`` unless ``x`` holds finite floating-point numbers (or nan, if ``missing``)."""
+def check_data(module: nn.Module, x: Tensor, c: Tensor | None = None, *, missing: bool = False) -> None:
+    """Raise ``SupportError`` unless ``x`` is a batch of finite numbers of the type of the parameters.
+
+    If ``missing``, they may be nan. A context ``c`` must have as many rows.
+    """
+    if x.dim() < 2 or len(x) == 0:
+        raise SupportError(
+            f"x has shape {tuple(x.shape)}; programs take a batch of at least one datum, (data, numbers of a "
+            "datum): a single datum x is the batch x[None]"
+        )
+    if c is not None and (c.dim() != 2 or len(c) != len(x)):
+        raise SupportError(
+            f"c has shape {tuple(c.shape)}, but a context is one row of numbers for each of {len(x)} data"
+        )
     if not x.is_floating_point():
         raise SupportError(
             f"x holds {x.dtype}; programs take floating-point data. The x of a data split, and what "
             "pyro_vae.batches yields, are converted already; else use x.float()"
         )
+    parameter = next(module.parameters(), x)
+    if x.dtype != parameter.dtype:
+        kind = str(parameter.dtype).removeprefix("torch.")
+        raise SupportError(f"x holds {x.dtype}, but the networks' weights are {kind}: use x.to(torch.{kind})")
     bad = int((x.isinf() if missing else ~x.isfinite()).sum())
     if bad:
         kind = "infinite" if missing else "nan or infinite"

@@ -42,9 +42,7 @@ class VAEModel(nn.Module):
         self.prior = prior
         self.likelihood = likelihood
 
-    def forward(
-        self, x: Shaped[Tensor, "batch ..."], c: Float[Tensor, "batch context"] | None = None
-    ) -> None:
+    def forward(self, x: Shaped[Tensor, "batch ..."], c: Float[Tensor, "data context"] | None = None) -> None:
         """Sample sites ``z`` (latent) and ``x`` (observed) in the plate ``data``.
 
         Raises:
@@ -73,13 +71,11 @@ class VAEGuide(nn.Module):
         self.posterior = posterior
         self.missing = missing
 
-    def forward(
-        self, x: Shaped[Tensor, "batch ..."], c: Float[Tensor, "batch context"] | None = None
-    ) -> None:
+    def forward(self, x: Shaped[Tensor, "batch ..."], c: Float[Tensor, "data context"] | None = None) -> None:
         """Sample site ``z`` in the plate ``data``."""
         register(self)
         if validating():
-            check_data(x, missing=self.missing)
+            check_data(self, x, c, missing=self.missing)
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(beside(x, c)))
 

@@ -3,12 +3,13 @@
 import abc
 from typing import Any, NoReturn
 
+import pyro
 import torch
 from jaxtyping import Float
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
-from pyro_vae.traces import Program, parameters_in_the_store
+from pyro_vae.traces import Program, guide_distributions, parameters_in_the_store
 
 
 def loss_and_metrics(
@@ -24,6 +25,20 @@ def loss_and_metrics(
         return objective.loss_and_metrics(model, guide, *batch)
     loss = objective.differentiable_loss(model, guide, *batch)
     return loss, {"elbo": -loss.detach() / len(batch[0])}
+
+
+def check_reparameterised(guide: Program, *batch: Tensor) -> None:
+    """Raise ``ValueError`` if draws of the guide carry no gradient (while Pyro validates)."""
+    if pyro.settings.get("validate_poutine"):
+        with torch.random.fork_rng(), torch.no_grad():
+            sites = guide_distributions(guide, *batch)
+        for name, distribution in sites.items():
+            if not distribution.has_rsample:
+                raise ValueError(
+                    f"this objective needs draws that carry gradients; those of the guide's site {name!r} do "
+                    "not: leave discrete sites out of the guide, so that they are summed over, or use "
+                    "ReweightedWakeSleep"
+                )
 
 
 class Objective(ELBO, abc.ABC):

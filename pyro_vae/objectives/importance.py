@@ -2,17 +2,15 @@ r"""Objectives that weigh several draws of every datum, :math:`w_k = p(x, z_k) /
 
 import math
 
-import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.objectives.base import Objective
+from pyro_vae.objectives.base import Objective, check_reparameterised
 from pyro_vae.traces import (
     Program,
     draw,
     draw_latents,
-    guide_distributions,
     log_guide,
     log_joint,
     log_weights,
@@ -24,20 +22,6 @@ _GRADIENTS = ("plain", "stl", "dreg")
 def log_mean_exp(log_weights: Float[Tensor, "samples batch"]) -> Float[Tensor, " batch"]:
     """Logarithm of the mean over samples."""
     return log_weights.logsumexp(0) - math.log(len(log_weights))
-
-
-def _check_reparameterised(guide: Program, *batch: Tensor) -> None:
-    """Raise ``ValueError`` if draws of the guide carry no gradient (while Pyro validates)."""
-    if pyro.settings.get("validate_poutine"):
-        with torch.random.fork_rng(), torch.no_grad():
-            sites = guide_distributions(guide, *batch)
-        for name, distribution in sites.items():
-            if not distribution.has_rsample:
-                raise ValueError(
-                    f"this objective needs draws that carry gradients; those of the guide's site {name!r} do "
-                    "not: leave discrete sites out of the guide, so that they are summed over, or use "
-                    "ReweightedWakeSleep"
-                )
 
 
 class ImportanceWeightedELBO(Objective):
@@ -79,7 +63,7 @@ class ImportanceWeightedELBO(Objective):
         self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """See :func:`loss_and_metrics`."""
-        _check_reparameterised(guide, *batch)
+        check_reparameterised(guide, *batch)
         if self.gradient == "plain":
             log_w = log_weights(model, guide, *batch, num_samples=self.num_particles)
         else:
@@ -132,12 +116,16 @@ class RenyiELBO(Objective):
         self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """See :func:`loss_and_metrics`."""
-        _check_reparameterised(guide, *batch)
+        check_reparameterised(guide, *batch)
         log_w = log_weights(model, guide, *batch, num_samples=self.num_particles)
         if self.alpha == 1:
             bound = log_w.mean(0)
         else:
-            bound = log_mean_exp((1 - self.alpha) * log_w) / (1 - self.alpha)
+            mean, order = log_w.mean(0), 1 - self.alpha
+            exponent = order * (log_w - mean)
+            # The logarithm of the mean exponential; near alpha = 1 that of a number near 1.
+            log_mean = exponent.expm1().mean(0).log1p() if abs(order) < 1e-3 else log_mean_exp(exponent)
+            bound = mean + log_mean / order
         return -bound.sum(), {"renyi": bound.mean().detach(), "elbo": log_w.mean().detach()}
 
 

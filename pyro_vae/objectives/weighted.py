@@ -6,7 +6,7 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vae.objectives.base import Objective, Wrapper, loss_and_metrics
+from pyro_vae.objectives.base import Objective, Wrapper, check_reparameterised, loss_and_metrics
 from pyro_vae.traces import Program, kl_by_dimension
 
 
@@ -15,8 +15,9 @@ class MAP(Wrapper):
 
     The objective for N data is :math:`\sum_n L(x_n) + \log N(w; 0, I)`; a minibatch of M data contributes
     :math:`\sum_{m} L(x_m) + \frac{M}{N} \log N(w; 0, I)`. The weights *w* are the parameters of both programs
-    whose name ends in ``weight``: those of linear and convolutional layers, not biases, not a prior's own
-    parameters (Kingma & Welling 2013, section 5; which weights, from the authors' code).
+    whose name ends in ``weight``: those of linear and convolutional layers (of a flow's, too), not biases,
+    nor the means and scales of a prior (Kingma & Welling 2013, section 5; which weights, from the authors'
+    code).
 
     Args:
         num_data: N, the number of training data. (A magic weight-decay number would hide it.)
@@ -27,6 +28,8 @@ class MAP(Wrapper):
 
     def __init__(self, num_data: int, bound: ELBO | None = None) -> None:
         super().__init__(bound)
+        if num_data < 1:
+            raise ValueError(f"num_data must be at least 1, not {num_data}")
         self.num_data = num_data
 
     def loss_and_metrics(
@@ -121,6 +124,9 @@ class FreeBitsELBO(Objective):
     Args:
         free_nats: :math:`\lambda`, nats a dimension.
         num_particles: Draws of z for every datum.
+
+    Raises:
+        ValueError: If ``free_nats`` is negative; while running, if the guide's draws carry no gradients.
     """
 
     def __init__(self, free_nats: float = 0.5, num_particles: int = 1) -> None:
@@ -133,6 +139,7 @@ class FreeBitsELBO(Objective):
         self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """See :func:`loss_and_metrics`."""
+        check_reparameterised(guide, *batch)
         log_likelihood, kl = kl_by_dimension(model, guide, *batch, num_samples=self.num_particles)
         means = torch.cat([site.flatten(end_dim=1).mean(0) for site in kl.values()])
         fit = log_likelihood.mean()
