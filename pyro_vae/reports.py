@@ -48,7 +48,7 @@ class Quality:
 
 
 def assess(run: Run, split: Split, limit: int | None = None) -> Quality:
-    """ELBO, KL and active units of a split, or of its first ``limit`` data."""
+    """ELBO, KL and active units of a split, or of ``limit`` of its data, drawn at random."""
     pyro.set_rng_seed(run.config.seed)
     batch = run.arguments(split, limit)
     count = len(batch[0])
@@ -73,20 +73,20 @@ def estimate(
     checkpoint: Path | None = None,
     **settings: Any,
 ) -> LogMarginal:
-    """Log p(x) of a split, or of its first ``limit`` data, with the seconds that it took.
+    """Log p(x) of a split, or of ``limit`` of its data, with the seconds that it took.
 
     Args:
         run: Whose pair is judged.
         split: Data.
         method: One of ``experiment.ESTIMATORS``.
-        limit: Take only the first so many data.
+        limit: Take only so many data, drawn at random, but the same ones each time.
         checkpoint: File from which an interrupted estimate goes on.
         **settings: Of the estimator.
     """
     pyro.set_rng_seed(run.config.seed)
     batch = run.arguments(split, limit)
     count = len(batch[0])
-    description = split.description + (f", the first {count:,}" if count < len(split) else "")
+    description = split.description + (f", {count:,} of them at random" if count < len(split) else "")
     programs = (run.model, run.guide) if method == "importance_sampling" else (run.model,)
     if method != "bidirectional":
         settings["data"] = description

@@ -186,7 +186,7 @@ class Run:
     epoch: int = 0
 
     def arguments(self, split: "Split", limit: int | None = None) -> "tuple[Tensor, ...]":
-        """What both programs are called with, for a split or its first ``limit`` data."""
+        """What both programs are called with, for a split or ``limit`` of its data, drawn at random."""
         return experiment.arguments(self.config, self.dataset, split, limit)
 
 

@@ -47,7 +47,7 @@ class Arguments:
     num_simulated: int = 100
     """Data of bidirectional."""
     limit: int | None = None
-    """Take only the first so many data."""
+    """Take only so many data, drawn at random, but the same ones each time."""
     split: Literal["train", "valid", "test"] = "test"
     """Of which data."""
     data_dir: Path | None = None

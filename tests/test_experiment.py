@@ -185,8 +185,23 @@ def test_labels_are_the_context():
     dataset = load_data(config)
     x, c = arguments(config, dataset, dataset.test, 20)
     assert (x.shape, c.shape) == ((20, 64), (20, 10))
-    assert torch.equal(c.argmax(1), dataset.test.labels[:20])
+    everything, labels = arguments(config, dataset, dataset.test)
+    index = [int((everything == datum).all(1).nonzero()[0]) for datum in x]
+    assert torch.equal(labels[index], c)
     assert len(arguments(SMALL, dataset, dataset.test)) == 1
+
+
+def test_some_of_the_data_are_a_random_sample_of_them():
+    """Static MNIST is sorted by class, as many files are: the first data would say nothing of the rest."""
+    dataset = load_data(SMALL)
+    everything = arguments(SMALL, dataset, dataset.train)[0]
+    few, more = (arguments(SMALL, dataset, dataset.train, limit)[0] for limit in (200, 400))
+    assert torch.equal(few, more[:200])
+    assert not torch.equal(few, everything[:200])
+    where = [int((everything == datum).all(1).nonzero()[0]) for datum in few]
+    assert abs(np.mean(where) - len(everything) / 2) < 4 * len(everything) / (12 * 200) ** 0.5
+    assert len(set(where)) > 190  # without replacement; a few images may be equal
+    assert torch.equal(arguments(SMALL, dataset, dataset.train, 10**6)[0], everything)
 
 
 def test_conditioning_needs_labels(tmp_path):

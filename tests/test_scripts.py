@@ -99,7 +99,9 @@ def test_train_leaves_a_run(finished):
 def test_estimate_says_how_good_a_run_is(finished):
     folder, _ = finished
     done = run("estimate", folder, "--num-samples", 100, "--limit", 50, "--split", "valid", cwd=folder)
-    assert "digits valid, 200 data, binarization dynamic (one draw, seed 1), the first 50" in done.stdout
+    assert (
+        "digits valid, 200 data, binarization dynamic (one draw, seed 1), 50 of them at random" in done.stdout
+    )
     record = json.loads((folder / "log_marginal.json").read_text())["importance_sampling"]
     assert len(record["values"]) == 300
     record = json.loads((folder / "log_marginal_valid.json").read_text())["importance_sampling"]

@@ -318,9 +318,20 @@ def build_training(
 def arguments(
     config: Config, dataset: "Dataset", split: "Split", limit: int | None = None
 ) -> "tuple[Tensor, ...]":
-    """What both programs are called with, for a split or its first ``limit`` data."""
+    """What both programs are called with, for a split or ``limit`` of its data.
+
+    These are drawn at random, since data may be sorted by class, but the same ones each time; fewer are the
+    first of more.
+    """
+    import numpy as np
+    import torch
+
     given = context(config, dataset, split)
-    return (split.x[:limit],) if given is None else (split.x[:limit], given[:limit])
+    values = (split.x,) if given is None else (split.x, given)
+    if limit is None or limit >= len(split):
+        return values
+    drawn = torch.from_numpy(np.random.RandomState(0).permutation(len(split))[:limit]).to(split.x.device)
+    return tuple(value[drawn] for value in values)
 
 
 def estimator(name: str) -> "Callable[..., LogMarginal]":
