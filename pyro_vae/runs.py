@@ -109,6 +109,8 @@ def check_continuation(folder: Path, config: Config, dataset: "Dataset") -> None
     differing = differences(load_config(folder), config, may_differ)
     if differing:
         raise ConfigError(f"a run keeps its configuration when it is resumed, but {differing}")
+    if config.epochs < (before := load_config(folder).epochs):
+        raise ConfigError(f"the run in {folder} is one of {before} epochs, which may be raised, not lowered")
     if _record(folder)["data"].get("checksum") != dataset.checksum:
         raise ConfigError(
             f"the data are not those that {folder} was trained on: their checksum differs. Put the old data "

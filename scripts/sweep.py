@@ -126,6 +126,11 @@ def resumed(arguments: Arguments) -> Arguments:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no description of a sweep ({error}): choose another folder") from error
+    if arguments.vary == () and arguments.config not in (Config(), earlier.config):
+        raise ConfigError(
+            f"{arguments.sweep} goes on with the settings it was started with: leave out the others, "
+            "or choose another folder and say what differs by --vary"
+        )
     if arguments.vary and (arguments.vary != earlier.vary or record(arguments)["config"] != saved["config"]):
         raise ConfigError(
             f"{arguments.sweep} holds another sweep, of {' '.join(earlier.vary)}: choose another folder, or "
@@ -204,6 +209,7 @@ class Sweep:
         self.finished: list[Path] = []
         self.failed: dict[Path, str] = {}
         self._lock = threading.Lock()
+        self._interrupted = False
         self._children: set[subprocess.Popen] = set()
 
     def grid(self) -> None:
@@ -261,6 +267,8 @@ class Sweep:
                 value = self.train(name(change), dataclasses.replace(self.base, **change))
             except ConfigError as error:
                 print(f"left out {name(change)}: {error}", file=sys.stderr)
+            if self._interrupted:  # it stays as it is, for the next time
+                return
             with self._lock:
                 study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
 
@@ -276,6 +284,7 @@ class Sweep:
                     bar.set_postfix_str(f"{len(self.failed)} failed" if self.failed else "", refresh=False)
                     bar.update()
             except BaseException:
+                self._interrupted = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in list(self._children):
                     child.terminate()

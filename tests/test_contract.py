@@ -1,6 +1,7 @@
 """What every model/guide pair keeps, and what our algorithms and estimators rely on."""
 
 import copy
+import inspect
 
 import pyro
 import pyro.distributions as dist
@@ -32,6 +33,7 @@ from pyro_vae import (
     NormalMixture,
     Poisson,
     ProjectedNormal,
+    StandardNormal,
     SupportError,
     Unconditional,
     UniformBox,
@@ -280,6 +282,14 @@ def test_wrong_data_are_explained_by_plain_pyro_too():
 def test_a_prior_of_another_size_is_refused():
     with pytest.raises(ValueError, match="latent_dim is 3"):
         vae(DATA_DIM, 3, prior=MixtureOfNormals(2))
+
+
+def test_parts_must_be_instances_and_dimensions_positive():
+    for part in ({"family": DiagNormal}, {"posterior": DiagNormal}, {"prior": StandardNormal}):
+        with pytest.raises(TypeError, match=f"{next(iter(part))} must be an instance"):
+            inspect.unwrap(vae)(DATA_DIM, 3, **part)  # the tests' own check of types comes before
+    with pytest.raises(ValueError, match="at least 1, not 6 and 0"):
+        vae(DATA_DIM, 0)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from pyro_vae import (
     Unconditional,
     UniformBox,
     VampPrior,
+    WithMissing,
     ZeroInflatedNegativeBinomial,
     affine_coupling,
     inverse_autoregressive,
@@ -506,6 +507,19 @@ def test_a_vamp_prior_is_the_mixture_of_posteriors():
     assert not list(VampPrior(posterior, inputs, learned=False).parameters())
     prior().log_prob(z).sum().backward()
     assert posterior.net.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_what_is_no_category_has_no_probability():
+    log_prob = Categorical(3)(torch.tensor([0.0, 1.0, 3.0])).log_prob(
+        torch.tensor([[0.0], [2.0], [3.0], [-1.0], [1.5]])
+    )
+    assert log_prob.isfinite().tolist() == [True, True, False, False, False]
+
+
+def test_pseudo_inputs_are_complete():
+    posterior = Conditional(WithMissing(MLP(10, 4, (8,))), DiagNormal())
+    with pytest.raises(ValueError, match="nan"):
+        VampPrior(posterior, torch.full((3, 5), math.nan))
 
 
 @pytest.mark.parametrize("flow", [planar, sylvester])

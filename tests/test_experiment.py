@@ -360,7 +360,12 @@ def test_a_run_keeps_its_configuration_and_data(tmp_path):
     with pytest.raises(ConfigError, match="seed was 0 and now is 1"):
         continue_run(tmp_path, dataclasses.replace(SMALL, seed=1), dataset)
     with pytest.raises(ConfigError, match="checksum differs"):
-        check_continuation(tmp_path, SMALL, dataclasses.replace(dataset, checksum="0"))
+        check_continuation(
+            tmp_path, dataclasses.replace(SMALL, epochs=9), dataclasses.replace(dataset, checksum="0")
+        )
+    with pytest.raises(ConfigError, match="9 epochs, which may be raised"):
+        continue_run(tmp_path, dataclasses.replace(SMALL, epochs=8), dataset)
+    assert load_config(tmp_path).epochs == 9
     cosine = dataclasses.replace(SMALL, schedule="cosine")
     trained(tmp_path / "cosine", cosine)
     with pytest.raises(ConfigError, match="epochs was 1 and now is 9"):

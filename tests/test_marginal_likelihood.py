@@ -13,6 +13,8 @@ from pyro_vae import (
     SVI,
     Bernoulli,
     BetaBinomial,
+    Columns,
+    DiagNormal,
     GreyCategorical,
     LogMarginal,
     bits_per_dim,
@@ -198,8 +200,13 @@ def test_summary_says_what_was_measured(double):
     assert "k-hat needs 30" in estimate(*oracle.pair(), x, num_samples=2).summary()
 
 
-def test_cross_entropy_is_labelled():
-    model, guide = vae(4, 2, family=Bernoulli(cross_entropy=True))
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("table", [False, True])
+def test_cross_entropy_is_labelled_wherever_it_is(table, missing):
+    family = Bernoulli(cross_entropy=True)
+    if table:
+        family = Columns([DiagNormal(), family, DiagNormal(), family])
+    model, guide = vae(4, 2, family=family, missing=missing)
     text = estimate(model, guide, torch.full((3, 4), 0.4), num_samples=30).summary()
     assert "not a log-likelihood" in text
     assert "log p(x) =" not in text

@@ -418,6 +418,23 @@ def test_sweeps_that_make_no_sense_are_explained(arguments, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_an_interrupted_trial_is_the_first_to_go_on(tmp_path):
+    search = ("sweep", "--vary", "learning_rate=1e-4..1e-2", "--trials", 2, *SMALL, "--epochs", 100)
+    process = subprocess.Popen(command("sweep", *search), cwd=tmp_path, stderr=subprocess.PIPE)
+    while not (begun := list(tmp_path.glob("sweep/*/checkpoint.pt"))):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert b"go on by" in stderr
+    assert not (begun[0].parent / "log_marginal.json").exists()
+    run("sweep", "sweep", cwd=tmp_path)
+    finished = {path.parent for path in tmp_path.glob("sweep/*/log_marginal.json")}
+    assert finished == {path.parent for path in tmp_path.glob("sweep/*/config.json")}
+    assert len(finished) == 2
+    assert begun[0].parent in finished
+
+
 def test_a_sweep_over_data_goes_on_from_relative_paths(tmp_path):
     for name in ("a", "b"):
         np.save(tmp_path / f"{name}.npy", np.random.RandomState(0).randint(2, size=(60, 4)))
@@ -429,6 +446,9 @@ def test_a_sweep_over_data_goes_on_from_relative_paths(tmp_path):
     done = run("sweep", "other", "--vary", "refit_prior=nowhere", *SMALL, cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert "nowhere is not a run folder" in done.stdout
+    done = run("sweep", "sweep", "--epochs", 5, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "leave out the others" in done.stderr
 
 
 def test_signal_to_noise_of_gradients(finished):

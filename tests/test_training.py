@@ -20,6 +20,7 @@ from pyro_vae import (
     KLWarmup,
     LearningRate,
     NonFiniteError,
+    Poisson,
     TensorBoard,
     batches,
     elbo,
@@ -358,6 +359,19 @@ def test_a_loss_that_becomes_nan_names_the_site_and_the_step(tmp_path):
     state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["algorithm"]["guide"].values())
+
+
+@pytest.mark.filterwarnings("ignore:.*NaN:UserWarning")
+@pytest.mark.parametrize(("wrong", "words"), [(-2.0, "values from -2 to -2"), (math.nan, "nan or infinite")])
+def test_data_are_named_if_they_are_what_is_wrong(wrong, words):
+    """Only the first step looks at its data."""
+    model, guide = vae(3, 2, hidden=(8,), family=Poisson())
+    algorithm = SVI(model, guide, torch.optim.Adam([*model.parameters(), *guide.parameters()]), compile=False)
+    good, bad = torch.ones(10, 3), torch.ones(10, 3)
+    bad[3, 1] = wrong
+    with pytest.raises(NonFiniteError, match=f"step 2 of epoch 1: .*{words}") as error:
+        fit(algorithm, [(good,), (bad,)], 1, progress=False)
+    assert "learning rate" not in str(error.value)
 
 
 def test_the_likelihood_is_named_if_it_is_what_is_not_finite():

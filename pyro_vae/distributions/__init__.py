@@ -24,7 +24,7 @@ from pyro_vae.distributions.base import (
     same_support,
     soft_clamp,
 )
-from pyro_vae.distributions.columns import Columns, Missing
+from pyro_vae.distributions.columns import Columns, Missing, scores_cross_entropy
 from pyro_vae.distributions.continuous import (
     DiagNormal,
     FixedScaleNormal,
@@ -100,6 +100,7 @@ __all__ = [
     "masked_autoregressive",
     "planar",
     "same_support",
+    "scores_cross_entropy",
     "soft_clamp",
     "spline_autoregressive",
     "spline_coupling",

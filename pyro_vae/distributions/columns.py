@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from pyro_vae.distributions.base import Family, check_support
+from pyro_vae.distributions.base import Family, base_distribution, check_support
+from pyro_vae.distributions.grey import BernoulliCrossEntropy
 
 
 class Columns(Family):
@@ -132,6 +133,15 @@ class _OfColumns(constraints.Constraint):
         return torch.stack([support.check(value[..., columns]) for support, columns in groups]).all(0)
 
 
+def scores_cross_entropy(distribution: Distribution) -> bool:
+    """Whether what it calls a log-probability is, in part, a cross-entropy of grey values."""
+    if isinstance(distribution, Observed):
+        return scores_cross_entropy(distribution.complete)
+    if isinstance(distribution, TableRow):
+        return any(map(scores_cross_entropy, distribution.parts))
+    return isinstance(base_distribution(distribution), BernoulliCrossEntropy)
+
+
 def log_prob_of_numbers(distribution: Distribution, x: Tensor) -> Tensor:
     """Log-densities of the single numbers of a datum, which must be independent.
 
@@ -157,7 +167,7 @@ class Missing(Family):
     ``vae(..., missing=True)`` arranges both.
 
     Args:
-        family: Of complete data; its numbers must be independent given z.
+        family: Of complete data; its numbers must be independent given z, and 0 among what it covers.
     """
 
     def __init__(self, family: Family) -> None:

@@ -172,8 +172,9 @@ class WholeCategorical(dist.Categorical):
         return super().sample(sample_shape).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability, nats."""
-        return super().log_prob(value.clamp(0, self._num_events - 1))
+        """Log-probability, nats; -inf of what is no category."""
+        category = value.round().clamp(0, self._num_events - 1)
+        return torch.where(value == category, super().log_prob(category), -math.inf)
 
 
 class _WholeLogistic(dist.TorchDistribution):

@@ -148,6 +148,10 @@ class VampPrior(nn.Module):
         self, posterior: Conditional, inputs: Float[Tensor, "components data"], *, learned: bool = True
     ) -> None:
         super().__init__()
+        if inputs.isnan().any():
+            raise ValueError(
+                "pseudo-inputs start at data, and in these numbers are missing (nan): fill them in"
+            )
         try:
             of_one = posterior(inputs[:1])
         except (ValueError, RuntimeError) as error:

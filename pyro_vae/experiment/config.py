@@ -76,8 +76,9 @@ class Config:
         Path | None,
         tyro.conf.arg(
             metavar="RUN",
-            help="Take encoder and decoder from this run and train the prior alone: it comes to fit the "
-            "aggregate posterior, which only raises the bound.",
+            help="Take encoder and decoder from this run and train the prior alone, from scratch: it "
+            "comes to fit the aggregate posterior. It is better than the old prior only if it is rich and "
+            "trained enough: compare the bounds.",
         ),
     ] = None
     family: Annotated[str, _help("p(x|z).", FAMILIES)] = "bernoulli"

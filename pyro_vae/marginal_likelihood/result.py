@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_vae import diagnostics as stats
 from pyro_vae.blocks import Batch, Columns, checksum, programs_checksum
-from pyro_vae.distributions import BernoulliCrossEntropy, base_distribution
+from pyro_vae.distributions import scores_cross_entropy
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
 from pyro_vae.traces import Program
@@ -220,7 +220,7 @@ def log_marginal(
 
 def _what_is_scored(model: Program, *batch: Tensor) -> str:
     sites = sample_sites(trace_of(model, batch, 1))
-    if any(isinstance(base_distribution(site["fn"]), BernoulliCrossEntropy) for _, site in sites):
+    if any(scores_cross_entropy(site["fn"]) for _, site in sites):
         return "minus the cross-entropy of grey values (not a log-likelihood)"
     return "log p(x)"
 

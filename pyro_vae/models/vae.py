@@ -128,12 +128,22 @@ def vae(
         Pyro's own ``SVI`` and ``Predictive``.
 
     Raises:
-        ValueError: If the prior is not one of vectors of ``latent_dim`` numbers, or the posterior is one of
-            other values than the prior.
+        TypeError: If prior, family or posterior is something else, such as a class instead of an instance.
+        ValueError: If there is no dimension, the prior is not one of vectors of ``latent_dim`` numbers, or
+            the posterior is one of other values than the prior.
     """
+    if min(data_dim, latent_dim) < 1:
+        raise ValueError(f"data_dim and latent_dim must be at least 1, not {data_dim} and {latent_dim}")
     prior = StandardNormal(latent_dim) if prior is None else prior
     family = Bernoulli() if family is None else family
     posterior = DiagNormal() if posterior is None else posterior
+    for name, value, kind in (
+        ("prior", prior, nn.Module),
+        ("family", family, Family),
+        ("posterior", posterior, Family),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be an instance, as in {name}={_EXAMPLES[name]}, not {value!r}")
     sizes = posterior.num_params(latent_dim), family.num_params(data_dim)
     _check_prior(prior, posterior, latent_dim)
     if encoder is None:
@@ -146,6 +156,9 @@ def vae(
         VAEModel(prior, Conditional(decoder, family)),
         VAEGuide(Conditional(encoder, posterior), missing=missing),
     )
+
+
+_EXAMPLES = {"prior": "StandardNormal(5)", "family": "Bernoulli()", "posterior": "inverse_autoregressive(5)"}
 
 
 def _check_prior(prior: nn.Module, posterior: Family, latent_dim: int) -> None:

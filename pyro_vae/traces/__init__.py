@@ -22,6 +22,7 @@ over those that the guide leaves out, and over those of the guide that are marke
 from pyro_vae.traces.densities import (
     Draws,
     LogJoint,
+    check_batch,
     draw,
     draw_latents,
     first_nonfinite,
@@ -43,6 +44,7 @@ __all__ = [
     "Program",
     "Unconstrained",
     "at_unconstrained",
+    "check_batch",
     "draw",
     "draw_latents",
     "first_nonfinite",

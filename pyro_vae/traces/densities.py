@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_vae.distributions import base_distribution
+from pyro_vae.distributions import SupportError, base_distribution
 from pyro_vae.traces.sites import (
     ENUMERATION_DIM,
     Program,
@@ -306,6 +306,18 @@ def _kl_of_numbers(q: Distribution, p: Distribution, z: Tensor) -> Tensor | None
         return kl_divergence(q, p)
     except NotImplementedError:
         return q.log_prob(z) - p.log_prob(z)
+
+
+def check_batch(model: Program, guide: Program, *batch: Tensor) -> None:
+    """Raise ``SupportError`` if one of the programs says that this batch does not suit it."""
+    with pyro.validation_enabled(True), torch.no_grad():
+        try:
+            guide_trace = trace_of(guide, batch, 1)
+            trace_of(poutine.replay(model, trace=guide_trace), batch, 1)
+        except SupportError:
+            raise
+        except ValueError:  # Pyro's, of parameters that became nan
+            pass
 
 
 def first_nonfinite(model: Program, guide: Program, *batch: Tensor) -> str | None:

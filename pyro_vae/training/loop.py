@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.progress import progress_bar
-from pyro_vae.traces import first_nonfinite
+from pyro_vae.traces import check_batch, first_nonfinite
 
 Row = dict[str, Any]  # metric -> number
 
@@ -254,11 +254,14 @@ def _check_finite(
     ]
     if bad:
         step, name, value = min(bad, key=operator.itemgetter(0))
-        site = first_nonfinite(training.algorithm.model, training.algorithm.guide, *batch)
-        raise NonFiniteError(
-            f"{name} became {value} at step {step + 1} of epoch {training.epoch + 1}: "
-            f"{site or 'all sites are finite by now'}; {_ADVICE}"
-        )
+        what = f"{name} became {value} at step {step + 1} of epoch {training.epoch + 1}"
+        programs = training.algorithm.model, training.algorithm.guide
+        try:  # steps after the first do not look at their data
+            check_batch(*programs, *batch)
+        except UserError as error:
+            raise NonFiniteError(f"{what}: {error}") from error
+        site = first_nonfinite(*programs, *batch)
+        raise NonFiniteError(f"{what}: {site or 'all sites are finite by now'}; {_ADVICE}")
 
 
 def _shown(row: Row) -> dict[str, str]:
