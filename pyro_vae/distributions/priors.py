@@ -160,7 +160,8 @@ class VampPrior(nn.Module):
                 "that is given labels or covariates besides needs another prior, such as MixtureOfNormals"
             ) from error
         try:
-            of_one.log_prob(of_one.sample().clone())
+            with torch.random.fork_rng():
+                of_one.log_prob(of_one.sample().clone())
         except KeyError as error:  # Pyro's word for: not among the draws that I remember
             raise ValueError(
                 "the posterior has no density of given z, since its transforms have no inverse: take "
