@@ -204,8 +204,9 @@ def _build_nets(
 
     data_dim, classes = dataset.data_dim, num_classes(config, dataset)
     num_codes, num_params = posterior.num_params(config.latent_dim), family.num_params(data_dim)
-    mean = dataset.train.x.nanmean(0).nan_to_num(0.0)  # of a column without any number: 0
-    bias = family.bias(mean) if config.bias_from_data else None
+    bias = None
+    if config.bias_from_data:
+        bias = family.bias(dataset.train.x.nanmean(0).nan_to_num(0.0))  # of a column without any number: 0
     if config.net in ("mlp", "gated"):
         options = {
             "activation": {"mlp": nn.Tanh, "gated": nn.GLU}[config.net],
@@ -330,7 +331,7 @@ def arguments(
     values = (split.x,) if given is None else (split.x, given)
     if limit is None or limit >= len(split):
         return values
-    drawn = torch.from_numpy(np.random.RandomState(0).permutation(len(split))[:limit]).to(split.x.device)
+    drawn = torch.from_numpy(np.random.RandomState(0).permutation(len(split))[:limit]).to(values[0].device)
     return tuple(value[drawn] for value in values)
 
 
