@@ -6,7 +6,7 @@ Names are imported when they are first used, so that ``import pyro_vae`` and ``-
 import importlib
 
 _HOMES = {
-    "algorithms": ["SVI", "PyroSVI"],
+    "algorithms": ["MCEM", "SVI", "PyroSVI", "WakeSleep"],
     "compiled": ["CompiledFunction", "NotCompiledWarning"],
     "data": ["DataError", "Dataset", "batches", "from_array", "load"],
     "distributions": [

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "traces": {"distributions"},
     "objectives": {"traces"},
     "compiled": {"errors"},
-    "algorithms": {"traces", "objectives", "compiled"},
+    "algorithms": {"traces", "objectives", "compiled", "hmc"},
     "diagnostics": set(),
     "blocks": {"compiled", "errors", "files", "progress", "traces"},
     "hmc": set(),

@@ -140,31 +140,39 @@ def from_array(
 class Batches:
     """Shuffled minibatches of a split, drawn and converted on its device; see :func:`batches`."""
 
-    def __init__(self, split: object, batch_size: int, seed: int, context: Tensor | None = None) -> None:
+    def __init__(
+        self, split: object, batch_size: int, seed: int, context: Tensor | None, epoch_size: int | None
+    ) -> None:
         if not isinstance(split, Split):
             raise TypeError(
                 f"batches takes a split of a data set, such as load(...).train or from_array(x).train, not a "
                 f"{type(split).__name__}"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        for name, size in ("batch_size", batch_size), ("epoch_size", epoch_size):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}")
         if context is not None and len(context) != len(split):
             raise ValueError(f"context has {len(context)} rows, but there are {len(split)} data")
         self.split = split
         self.batch_size = batch_size
+        self.epoch_size = epoch_size
         self.context = None if context is None else context.to(split.stored.device)
         self.generator = torch.Generator(split.stored.device)
         self.generator.manual_seed(seed)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.split) / self.batch_size)
+        return math.ceil((self.epoch_size or len(self.split)) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return map(self.draw, self.indices())
 
     def indices(self) -> tuple[Int[Tensor, " batch"], ...]:
-        """Positions in the split of an epoch's minibatches, in a new order."""
-        order = torch.randperm(len(self.split), generator=self.generator, device=self.generator.device)
+        """Positions in the split of an epoch's minibatches, drawn anew."""
+        options = {"generator": self.generator, "device": self.generator.device}
+        if self.epoch_size is None:
+            order = torch.randperm(len(self.split), **options)
+        else:
+            order = torch.randint(len(self.split), (self.epoch_size,), **options)
         return order.split(self.batch_size)
 
     def draw(self, index: Int[Tensor, " batch"]) -> tuple[Tensor, ...]:
@@ -187,6 +195,7 @@ def batches(
     *,
     seed: int = 0,
     context: Shaped[Tensor, "split ..."] | None = None,
+    epoch_size: int | None = None,
 ) -> Batches:
     """An epoch of minibatches ``(x,)`` at every iteration, in a new order; the last may be smaller.
 
@@ -196,8 +205,9 @@ def batches(
         seed: Of the order and of what is drawn anew (``Split.minibatch``).
         context: What the programs are given besides x, a row for every datum, such as
             ``one_hot(split.labels).float()``: minibatches are then ``(x, c)``.
+        epoch_size: Draw data with replacement, so many in an epoch; by default every datum comes once.
     """
-    return Batches(split, batch_size, seed, context)
+    return Batches(split, batch_size, seed, context, epoch_size)
 
 
 def check_binarization(binarization: str, *, missing: bool = False) -> None:

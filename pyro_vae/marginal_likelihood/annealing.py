@@ -173,7 +173,7 @@ def _anneal(
         values, std_error, ess = _log_mean(log_w)
         columns = {"values": values, "std_error": std_error, "ess": ess, "acceptance": acceptance}
         if is_simulated:
-            start = unconstrain(model, latents, *block)
+            start = unconstrain(model, {name: latents[name] for name in start}, *block)
             start = {name: u.expand(num_chains, *u.shape[1:]) for name, u in start.items()}
             log_w, _ = _run(density, block, start, betas.flip(0), frozen, num_leapfrog, advance_one)
             values, std_error, _ = _log_mean(log_w)

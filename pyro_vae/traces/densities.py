@@ -122,6 +122,16 @@ def draw_latents(program: Program, *batch: Tensor, num_samples: int) -> dict[str
     }
 
 
+def draw_guide(
+    guide: Program, *batch: Tensor, num_samples: int
+) -> tuple[dict[str, Tensor], Float[Tensor, "samples batch"]]:
+    r"""Draws of all latent sites from the guide, and :math:`\log q(z \mid x)` there, in nats."""
+    trace = trace_of(guide, batch, num_samples)
+    names = latent_names(trace)
+    log_q = sum_sites([(trace, name) for name in names], num_samples)
+    return {name: trace.nodes[name]["value"] for name in names}, log_q
+
+
 def draw(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Draws:
     """Draw latents from the guide and score them; differentiable in the parameters of both programs.
 
@@ -216,7 +226,7 @@ def sample(
 
 
 def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Data drawn from the model in place of those given, and the continuous latents that they come from.
+    """Data drawn from the model in place of those given, and the latents that they come from.
 
     Args:
         model: A Pyro program that keeps the contract.
@@ -226,15 +236,15 @@ def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[T
         Latents by site, shape ``(1, batch, *event)``, and the new arguments.
 
     Raises:
-        ValueError: If what a site observes is not one of the arguments itself.
+        ValueError: If what a site observes is not one of the arguments itself, or (while Pyro validates) a
+            density depends on the data that it shall draw.
     """
     latents, arguments, drawn = {}, list(batch), {}
     trace = trace_of(poutine.uncondition(model), batch, 1)
     for name, site in sample_sites(trace):
         drawn[name] = site["value"]
         if not site["infer"].get("was_observed"):
-            if not site["fn"].support.is_discrete:
-                latents[name] = site["value"].expand(1, len(batch[0]), *site["fn"].event_shape)
+            latents[name] = site["value"].expand(1, len(batch[0]), *site["fn"].event_shape)
             continue
         places = [i for i, argument in enumerate(batch) if site["infer"]["obs"] is argument]
         if not places or arguments[places[0]] is not batch[places[0]]:
@@ -244,7 +254,16 @@ def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[T
             )
         value = site["value"].expand(1, *batch[places[0]].shape)[0]
         arguments[places[0]] = value.to(batch[places[0]].dtype)
-    again = trace_of(poutine.condition(poutine.uncondition(model), data=drawn), tuple(arguments), 1)
+    if pyro.settings.get("validate_poutine"):
+        _check_simulated(model, trace, drawn, tuple(arguments))
+    return latents, tuple(arguments)
+
+
+def _check_simulated(
+    model: Program, trace: poutine.Trace, drawn: dict[str, Tensor], arguments: tuple[Tensor, ...]
+) -> None:
+    """Raise ``ValueError`` if, given the drawn data, the model would have drawn from another density."""
+    again = trace_of(poutine.condition(poutine.uncondition(model), data=drawn), arguments, 1)
     for name, _ in sample_sites(trace):
         before, after = (t.nodes[name]["fn"].log_prob(drawn[name]) for t in (trace, again))
         if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -252,7 +271,6 @@ def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[T
                 f"data cannot be simulated: the density of the model's site {name!r} depends on the data "
                 "that it shall draw (an autoregressive model, or a prior given x)"
             )
-    return latents, tuple(arguments)
 
 
 def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, Distribution]:

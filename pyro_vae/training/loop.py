@@ -23,7 +23,7 @@ class Algorithm(Protocol):
     """What moves the parameters: one file each in :mod:`pyro_vae.algorithms`."""
 
     model: nn.Module
-    guide: nn.Module
+    guide: nn.Module | None
 
     def step(self, *batch: Tensor) -> dict[str, Tensor]:
         """One update; returns metrics in nats per datum, without waiting for the device."""
@@ -197,7 +197,7 @@ def _epoch(training: Training, bar: Any) -> Row:
             "batches is empty: an iterator gives one epoch only, use something that can be repeated"
         )
     _check_finite(training, unseen, num_seen, batch)
-    for module in (algorithm.model, algorithm.guide):
+    for module in filter(None, (algorithm.model, algorithm.guide)):
         for name, parameter in module.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise NonFiniteError(
@@ -256,6 +256,8 @@ def _check_finite(
         step, name, value = min(bad, key=operator.itemgetter(0))
         what = f"{name} became {value} at step {step + 1} of epoch {training.epoch + 1}"
         programs = training.algorithm.model, training.algorithm.guide
+        if programs[1] is None:
+            raise NonFiniteError(f"{what}; {_ADVICE}")
         try:  # steps after the first do not look at their data
             check_batch(*programs, *batch)
         except UserError as error:
@@ -265,5 +267,5 @@ def _check_finite(
 
 
 def _shown(row: Row) -> dict[str, str]:
-    shown = {key: f"{row[key]:.2f}" for key in ("train/elbo", "valid/elbo") if key in row}
+    shown = {key: f"{row[key]:.2f}" for key in ("train/elbo", "train/log_joint", "valid/elbo") if key in row}
     return {"epoch": str(row["epoch"]), **shown}

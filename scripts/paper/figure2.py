@@ -1,0 +1,181 @@
+"""Figure 2 of the paper: the lower bound against training samples, AEVB and wake-sleep, MNIST and Frey Face.
+
+    python scripts/paper/figure2.py
+    python scripts/paper/figure2.py --data mnist --latent-dim 3 --budget 1e6
+
+Trains what is not trained yet, goes on where it was interrupted, and draws results/figures/paper_figure2_*.png
+with the paper's curves beneath ours. One variation at a time (--binary, --step-size, --warmup,
+--no-weight-prior, --init) makes curves of its own, which report.py compares.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import published
+import reproduction
+import tyro
+from reproduction import Common, Setting
+
+from pyro_vae import command_line
+from pyro_vae.experiment import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pyro_vae.training import Training
+
+LATENT_DIMS = {"mnist": (3, 5, 10, 20, 200), "frey_face": (2, 5, 10, 20)}
+HIDDEN = {"mnist": 500, "frey_face": 200}
+ALGORITHMS = {"aevb": "AEVB", "wake_sleep": "wake-sleep"}
+_NAMES = tyro.conf.arg(metavar="NAME ...")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Figure 2 of the paper: the lower bound against training samples."""
+
+    data: Annotated[tuple[str, ...], _NAMES] = ("mnist", "frey_face")
+    """mnist, frey_face or both."""
+    latent_dim: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = ()
+    """Only these numbers of latents; default: the paper's."""
+    algorithm: Annotated[tuple[str, ...], _NAMES] = ("aevb", "wake_sleep")
+    """aevb, wake_sleep or both."""
+    binary: bool = False
+    """Variation: MNIST binarised anew for every minibatch, instead of the cross-entropy of grey values."""
+    step_size: float | None = None
+    """Variation: of Adagrad, instead of the best of 0.01, 0.02 and 0.1 in the first iterations."""
+    warmup: int = 0
+    """Variation: first steps that only sum squared gradients (100 in the authors' later code)."""
+    weight_prior: bool = True
+    """Variation: maximum likelihood instead of maximum a posteriori."""
+    init: str = "small_normal"
+    """Variation: glorot, instead of N(0, 0.01^2)."""
+    seed: int = 0
+    """Of initial weights, minibatches and noise."""
+    common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
+
+
+def main() -> None:
+    """Train all curves and draw them."""
+    arguments = tyro.cli(Arguments)
+    reproduction.run_all(make_curve, settings(arguments), arguments.common)
+    for path in draw(arguments.common):
+        print(f"figure in {path}")
+
+
+def settings(arguments: Arguments) -> list[Setting]:
+    """The curves that are asked for."""
+    for names, known in ((arguments.data, HIDDEN), (arguments.algorithm, ALGORITHMS)):
+        if unknown := set(names) - set(known):
+            raise ConfigError(f"figure 2 has no {unknown.pop()!r}, only {', '.join(known)}")
+    return [
+        Setting(
+            data,
+            latent_dim,
+            algorithm,
+            HIDDEN[data],
+            binary=arguments.binary and data == "mnist",
+            step_size=arguments.step_size,
+            warmup=arguments.warmup,
+            weight_prior=arguments.weight_prior,
+            init=arguments.init,
+            seed=arguments.seed,
+        )
+        for data in arguments.data
+        for latent_dim in arguments.latent_dim or LATENT_DIMS[data]
+        for algorithm in arguments.algorithm
+    ]
+
+
+def make_curve(setting: Setting, common: Common, *, progress: bool) -> str:
+    """Choose the step size, train, keep the curve."""
+    from pyro_vae import Evaluate
+    from pyro_vae.training import Callback
+
+    points = reproduction.milestones(common.budget)
+
+    class AtMilestones(Callback):
+        """The bound of the test data, which is not needed after every epoch."""
+
+        def start(self, training: "Training") -> None:
+            test = reproduction.load(setting, common).test.x
+            self.evaluate = Evaluate(test, name="test")
+
+        def epoch_end(self, training: "Training") -> None:
+            if training.samples in points:
+                self.evaluate.epoch_end(training)
+
+    folder = common.runs / "figure2" / setting.name
+    choice = reproduction.chosen_step_size(setting, common, folder, progress=progress)
+    step_size = max(choice, key=choice.get)
+    _, history = reproduction.train(
+        setting,
+        common,
+        step_size=step_size,
+        num_epochs=points[-1] // reproduction.EPOCH,
+        callbacks=[AtMilestones()],
+        folder=folder,
+        progress=progress,
+    )
+    rows = [row for row in history if "test/elbo" in row]
+    curve = [[row["samples"], round(row["train/elbo"], 2), round(row["test/elbo"], 2)] for row in rows]
+    reproduction.save_curve(
+        reproduction.curve_file(setting, common, "figure2"),
+        setting,
+        step_size=step_size,
+        seconds=round(history[-1]["seconds"]),
+        columns=["samples", "train", "test"],
+        curve=curve,
+    )
+    samples, train, test = curve[-1]
+    return (
+        f"{setting.name}: step size {step_size}, {samples:.1e} samples in {history[-1]['seconds']:.0f} s, "
+        f"train {train:.1f}, test {test:.1f}"
+    )
+
+
+# ------------------------------------------------------------------------------------------- figure
+
+
+def draw(common: Common) -> list[Path]:
+    """A row of panels for each data set, of the curves without variations."""
+    from matplotlib.figure import Figure
+
+    curves = reproduction.load_curves(common, "figure2")
+    paths = []
+    for data, latent_dims in LATENT_DIMS.items():
+        figure = Figure(figsize=(3.2 * len(latent_dims), 3.4), layout="constrained")
+        for axes, latent_dim in zip(figure.subplots(1, len(latent_dims)), latent_dims, strict=True):
+            for algorithm, colour in zip(ALGORITHMS, ("C3", "C2"), strict=True):
+                setting = dataclasses.asdict(Setting(data, latent_dim, algorithm, HIDDEN[data]))
+                ours = [curve for curve in curves if curve["setting"] == setting]
+                _panel(axes, data, latent_dim, algorithm, colour, ours)
+            axes.set(xscale="log", title=f"{latent_dim} latents", xlabel="training samples")
+            axes.set(ylim=(-160, -95) if data == "mnist" else (0, 1600))
+            axes.grid(alpha=0.3)
+        figure.axes[0].set_ylabel("lower bound (nats)")
+        figure.axes[0].legend(fontsize=7)
+        figure.suptitle(
+            {"mnist": "MNIST, 500 hidden units", "frey_face": "Frey Face, 200 hidden units"}[data]
+        )
+        paths.append(common.out / "figures" / f"paper_figure2_{data}.png")
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(paths[-1], dpi=120)
+    return paths
+
+
+def _panel(
+    axes: "Axes", data: str, latent_dim: int, algorithm: str, colour: str, ours: list[dict[str, Any]]
+) -> None:
+    for column, (split, style) in enumerate((("train", "--"), ("test", "-")), 1):
+        theirs = published.figure2(data, latent_dim, algorithm, split)
+        label = f"{ALGORITHMS[algorithm]} ({split})"
+        axes.plot(*zip(*theirs, strict=True), style, color=colour, alpha=0.3, linewidth=4)
+        for curve in ours:
+            points = [(row[0], row[column]) for row in curve["curve"]]
+            axes.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.2)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

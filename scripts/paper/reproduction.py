@@ -1,0 +1,312 @@
+"""What the figures share: the paper's settings, training within a budget, curves that are kept, several jobs.
+
+Every curve is one :class:`Setting` and has a folder of its own, with a checkpoint every 50,000 samples: run the
+same command again to go on, or with a larger --budget to go further. What is to be kept of it is a small JSON
+file, with the setting, the command, the commit and the machine that made it.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from pyro_vae import experiment
+from pyro_vae.errors import UserError
+from pyro_vae.experiment import Config
+from pyro_vae.files import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+    from pyro_vae.data import Dataset
+    from pyro_vae.training import Algorithm
+
+EPOCH = 50_000  # samples between two checkpoints: an epoch of MNIST, 31 of Frey Face
+STEP_SIZES = (0.01, 0.02, 0.1)  # from which the paper chooses
+_SELECTION_EPOCHS = 2  # "the first few iterations"
+_POINTS_PER_DECADE = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """What every figure's command takes."""
+
+    budget: Annotated[float, tyro.conf.arg(metavar="SAMPLES")] = 1e7
+    """Training samples of every curve, counted with repetition, as on the paper's axes."""
+    jobs: int = 1
+    """Curves to train at once, each in a process of its own with its share of the cores."""
+    data_dir: Path | None = None
+    """Where the data are; default: $PYRO_VAE_DATA, else ~/.cache/pyro_vae."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    runs: Path = Path("runs/paper")
+    """Folder for checkpoints."""
+    out: Path = Path("results")
+    """Folder for curves (paper/*.json) and figures (figures/*.png)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What makes a curve what it is; the defaults are our reading of the paper.
+
+    Attributes:
+        data: mnist or frey_face.
+        latent_dim: Dimensions of z.
+        algorithm: aevb, wake_sleep or mcem.
+        hidden: Units of the hidden layers.
+        num_train: Training data; None for all.
+        binary: Binarise MNIST anew for every minibatch, instead of the cross-entropy of grey values.
+        step_size: Of Adagrad; None: the best of ``STEP_SIZES`` on the training data in the first iterations.
+        warmup: Steps that only accumulate Adagrad's squared gradients (100 in the authors' published code).
+        weight_prior: Whether weights have the prior N(0, I).
+        init: small_normal, as in the paper, or glorot.
+        seed: Of initial weights, minibatches and noise.
+    """
+
+    data: str
+    latent_dim: int
+    algorithm: str
+    hidden: int
+    num_train: int | None = None
+    binary: bool = False
+    step_size: float | None = None
+    warmup: int = 0
+    weight_prior: bool = True
+    init: str = "small_normal"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its folder and file: what was not left at its default is at the end."""
+        parts = [self.data, f"z{self.latent_dim}", self.algorithm]
+        for field in dataclasses.fields(self)[4:]:
+            if (value := getattr(self, field.name)) != field.default:
+                parts.append(f"{field.name}={value}")
+        return ",".join(parts)
+
+    def config(self, common: Common) -> Config:
+        """What builds data and programs."""
+        family = {"mnist": "bernoulli" if self.binary else "bernoulli_cross_entropy"}
+        return Config(
+            data=self.data,
+            data_dir=common.data_dir,
+            family=family.get(self.data, "sigmoid_normal"),
+            latent_dim=self.latent_dim,
+            hidden=(self.hidden,),
+            init=self.init,
+            seed=self.seed,
+            device=common.device,
+        )
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def load(setting: Setting, common: Common) -> "Dataset":
+    """The data, on the device, of the training data the first ``num_train``."""
+    config = setting.config(common)
+    dataset = experiment.load_data(config)
+    if setting.num_train is not None:
+        first = dataclasses.replace(dataset.train, stored=dataset.train.stored[: setting.num_train])
+        dataset = dataclasses.replace(dataset, train=first)
+    return dataset.to(experiment.device(config))
+
+
+def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float) -> "Algorithm":
+    """The algorithm on its initial weights."""
+    import torch
+    from pyro.infer import TraceMeanField_ELBO
+
+    from pyro_vae import MAP, SVI, WakeSleep
+
+    config = setting.config(common)
+    model, guide = (
+        program.to(experiment.device(config)) for program in experiment.build_pair(config, dataset)
+    )
+    parameters = [*model.parameters(), *guide.parameters()]
+    # The authors add 1e-8 to the squares, torch its square root to the root: nothing is divided by less.
+    optimizer = torch.optim.Adagrad(parameters, lr=step_size, eps=1e-4)
+    num_data = len(dataset.train) if setting.weight_prior else None
+    if setting.algorithm == "wake_sleep":
+        return WakeSleep(model, guide, optimizer, num_data=num_data)
+    bound = TraceMeanField_ELBO()
+    return SVI(model, guide, optimizer, bound if num_data is None else MAP(num_data, bound))
+
+
+def warm_up(setting: Setting, algorithm: "Algorithm", dataset: "Dataset") -> None:
+    """Steps of size 0, in which Adagrad sums squared gradients."""
+    from pyro_vae import batches, fit
+
+    (group,) = algorithm.optimizer.param_groups
+    step_size, group["lr"] = group["lr"], 0.0
+    fit(algorithm, batches(dataset.train, epoch_size=100 * setting.warmup), 1, progress=False)
+    group["lr"] = step_size
+
+
+def train(
+    setting: Setting,
+    common: Common,
+    *,
+    step_size: float,
+    num_epochs: int,
+    callbacks: Sequence[Any] = (),
+    folder: Path | None = None,
+    progress: bool,
+) -> tuple["Algorithm", list[dict[str, Any]]]:
+    """Train on minibatches of 100 drawn with replacement, from the checkpoint in ``folder`` if there is one."""
+    from pyro_vae import Checkpoint, batches, fit
+
+    dataset = load(setting, common)
+    algorithm = build(setting, common, dataset, step_size)
+    if folder is not None:
+        callbacks = [*callbacks, Checkpoint(folder, resume=True, monitor="none")]
+    if setting.warmup and (folder is None or not (folder / "checkpoint.pt").exists()):
+        warm_up(setting, algorithm, dataset)
+    minibatches = batches(dataset.train, 100, seed=setting.seed, epoch_size=EPOCH)
+    return algorithm, fit(algorithm, minibatches, num_epochs, callbacks, progress=progress)
+
+
+def chosen_step_size(setting: Setting, common: Common, folder: Path, *, progress: bool) -> dict[float, float]:
+    """The bound of the training data after the first iterations by step size, kept in the curve's folder.
+
+    It is minus infinity where training failed.
+    """
+    from pyro_vae import NonFiniteError
+
+    if setting.step_size is not None:
+        return {setting.step_size: math.nan}
+    path = folder / "step_sizes.json"
+    if path.exists():
+        return {float(step_size): bound for step_size, bound in json.loads(path.read_text()).items()}
+    bounds: dict[float, float] = {}
+    for step_size in STEP_SIZES:
+        try:
+            _, history = train(
+                setting, common, step_size=step_size, num_epochs=_SELECTION_EPOCHS, progress=progress
+            )
+            bounds[step_size] = history[-1]["train/elbo"]
+        except NonFiniteError:
+            bounds[step_size] = -math.inf
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(json.dumps(bounds).encode(), path)
+    return bounds
+
+
+# ------------------------------------------------------------------------------------------- curves
+
+
+def milestones(budget: float, first: float = 1e5) -> list[int]:
+    """Numbers of samples at which a curve has points, equally spaced on a logarithmic axis, and the last."""
+    count = math.floor(_POINTS_PER_DECADE * math.log10(budget / first) + 1e-9) + 1
+    points = {round(first * 10 ** (i / _POINTS_PER_DECADE) / EPOCH) * EPOCH for i in range(max(0, count))}
+    return sorted(points | {EPOCH, round(budget / EPOCH) * EPOCH})
+
+
+def provenance() -> dict[str, Any]:
+    """The command, the commit and the machine."""
+    import torch
+
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD")
+    if commit and git("status", "--porcelain", "--untracked-files=no"):
+        commit += " and changes"
+    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit,
+        "machine": f"{os.cpu_count()} cores, {processor}",
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "pyro-ppl")},
+    }
+
+
+def curve_file(setting: Setting, common: Common, figure: str) -> Path:
+    """Where a curve is kept."""
+    return common.out / "paper" / figure / f"{setting.name}.json"
+
+
+def save_curve(path: Path, setting: Setting, **content: Any) -> None:
+    """Keep a curve."""
+    record = {"setting": dataclasses.asdict(setting), **content, "made_by": provenance()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ",\n  ".join(json.dumps(row) for row in record.pop("curve"))
+    head = json.dumps(record, indent=1).removesuffix("\n}")
+    write_atomically(f'{head},\n "curve": [\n  {rows}\n ]\n}}\n'.encode(), path)
+
+
+def load_curves(common: Common, figure: str) -> list[dict[str, Any]]:
+    """All curves of a figure that there are."""
+    return [json.loads(path.read_text()) for path in sorted((common.out / "paper" / figure).glob("*.json"))]
+
+
+def value_at(curve: Sequence[tuple[float, float]], samples: float) -> float | None:
+    """The value of a curve, interpolated on a logarithmic axis; None outside of it."""
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+        if x0 * 0.999 <= samples <= x1 * 1.001:
+            return y0 + (y1 - y0) * math.log(samples / x0) / math.log(x1 / x0)
+    return None
+
+
+# ------------------------------------------------------------------------------------------- jobs
+
+
+class FailedError(UserError):
+    """Some curves could not be made."""
+
+
+def run_all(work: Callable[..., str], settings: Sequence[Setting], common: Common) -> None:
+    """Call ``work(setting, common, progress)`` for every setting, ``common.jobs`` at once, and print what it says.
+
+    Raises:
+        FailedError: At the end, if some failed.
+    """
+    if common.jobs == 1:
+        for number, setting in enumerate(settings, 1):
+            print(f"{number} of {len(settings)}: {setting.name}", file=sys.stderr)
+            print(work(setting, common, progress=True), flush=True)
+        return
+    failed = {}
+    cores = max(1, (os.cpu_count() or 1) // common.jobs)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of the processes to come
+    with ProcessPoolExecutor(
+        common.jobs, mp_context=get_context("spawn"), initializer=_use_cores, initargs=(cores,)
+    ) as pool:
+        jobs = {pool.submit(work, setting, common, progress=False): setting for setting in settings}
+        try:
+            for number, job in enumerate(as_completed(jobs), 1):
+                try:
+                    print(f"{number} of {len(jobs)}: {job.result()}", flush=True)
+                except UserError as error:
+                    failed[jobs[job].name] = str(error)
+                    print(f"{number} of {len(jobs)}: {jobs[job].name} failed: {error}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failed:
+        raise FailedError(f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}")
+
+
+def _use_cores(cores: int) -> None:
+    import torch
+
+    torch.set_num_threads(cores)
