@@ -54,8 +54,7 @@ def test_updates_are_gradients_at_the_new_draws():
     mcem.step(x, index)
     assert mcem.chains["z"][[2, 4, 6, 8]].abs().max() == 0
     z = mcem.chains["z"][index]
-    likelihood = torch.func.functional_call(model.likelihood, {k[11:]: v for k, v in before.items()}, (z,))
-    for parameter, old in zip(model.parameters(), before.values(), strict=True):
+    for old in before.values():
         old.requires_grad_()
     likelihood = torch.func.functional_call(model.likelihood, {k[11:]: v for k, v in before.items()}, (z,))
     objective = likelihood.log_prob(x).sum() - 6 / 10 * sum(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae import SVI, MLP, FixedScaleNormal, WakeSleep, batches, fit, from_array, log_joint, vae
+from pyro_vae import MLP, SVI, FixedScaleNormal, WakeSleep, batches, fit, from_array, log_joint, vae
 from pyro_vae.oracles import LinearGaussian
 
 
@@ -137,11 +137,11 @@ def test_the_bound_reported_is_the_bound():
 
 def test_a_compiled_step_is_the_eager_one():
     results = []
-    for compile in (False, "always"):
+    for mode in (False, "always"):
         pyro.set_rng_seed(0)
         model, guide = vae(8, 2, hidden=(7,))
         optimizer = torch.optim.Adagrad([*model.parameters(), *guide.parameters()], lr=0.05)
-        algorithm = WakeSleep(model, guide, optimizer, num_data=100, compile=compile)
+        algorithm = WakeSleep(model, guide, optimizer, num_data=100, compile=mode)
         elbos = [algorithm.step((torch.rand(20, 8) < 0.7).float())["elbo"].item() for _ in range(6)]
         results.append((elbos, [p.detach() for p in model.parameters()]))
     assert algorithm._svi._compiled.function.is_compiled

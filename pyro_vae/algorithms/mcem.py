@@ -2,10 +2,10 @@ r"""Monte Carlo EM without a guide (Kingma & Welling 2013, appendix E).
 
 The expectation step draws :math:`z_n \sim p_\theta(z \mid x_n)` by Hamiltonian Monte Carlo, the maximisation
 step climbs :math:`\log p_\theta(x_n, z_n)` in theta (Wei & Tanner, *A Monte Carlo Implementation of the EM
-Algorithm*, 1990). Every training datum has one chain, which goes on where it was when the datum was last seen:
-theta moves slowly, so that a chain that was in equilibrium nearly is. An iteration on a minibatch is one
-trajectory of its chains and some updates at the draws. There is nothing that is amortised: the cost of a pass
-and the memory of the chains grow with the data, and log p(x) of other data takes an estimator without a guide.
+Algorithm*, 1990). Every training datum has one chain, which goes on where it was when the datum was last
+seen: theta moves slowly, so that a chain that was in equilibrium nearly is. An iteration on a minibatch is
+one trajectory of its chains and some updates at the draws. Nothing is amortised: the memory of the chains
+grows with the data, and log p(x) of other data takes an estimator without a guide.
 """
 
 import math
@@ -129,12 +129,12 @@ class MCEM:
     def _make_chains(self, arguments: list[Tensor], index: Tensor) -> None:
         if not arguments or index.shape != arguments[0].shape[:1] or index.is_floating_point():
             raise ValueError(
-                "the last argument of a step of MCEM must be the positions of the batch's data among the training "
+                "the last argument of a step of MCEM must be the positions of its data among the training "
                 "data, one whole number each: batches(split, context=torch.arange(len(split))) yields them"
             )
         if not 0 <= int(index.min()) <= int(index.max()) < self.num_data:
             raise ValueError(
-                f"the positions run from {int(index.min())} to {int(index.max())}, but num_data={self.num_data}"
+                f"positions run from {int(index.min())} to {int(index.max())}, but num_data={self.num_data}"
             )
         x = arguments[0]
         self.chains = {

@@ -7,9 +7,9 @@ discrete. Of every datum x of a minibatch,
 - *sleep*: draw :math:`(x', z') \sim p_\theta(x, z)` and move phi along
   :math:`\nabla_\phi \log q_\phi(z' \mid x')`.
 
-The wake phase climbs the bound in theta. The sleep phase descends :math:`KL(p(z \mid x) \| q(z \mid x))`, the
-other way round than the bound has it, and for data that the model dreams of, not for those that there are: the
-two phases have no common objective.
+The wake phase climbs the bound in theta. The sleep phase descends :math:`KL(p(z \mid x) \| q(z \mid x))`,
+the other way round than the bound has it, and for data that the model dreams of, not for those that there
+are: the two phases have no common objective.
 """
 
 from collections.abc import Iterator

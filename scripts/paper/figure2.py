@@ -3,9 +3,9 @@
     python scripts/paper/figure2.py
     python scripts/paper/figure2.py --data mnist --latent-dim 3 --budget 1e6
 
-Trains what is not trained yet, goes on where it was interrupted, and draws results/figures/paper_figure2_*.png
-with the paper's curves beneath ours. One variation at a time (--binary, --step-size, --warmup,
---no-weight-prior, --init) makes curves of its own, which report.py compares.
+Trains what is not trained yet, goes on where it was interrupted, and draws
+results/figures/paper_figure2_*.png with the paper's curves beneath ours. One variation at a time (--binary,
+--step-size, --warmup, --no-weight-prior, --init) makes curves of its own, which report.py compares.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ class Arguments:
     """Variation: MNIST binarised anew for every minibatch, instead of the cross-entropy of grey values."""
     step_size: float | None = None
     """Variation: of Adagrad, instead of the best of 0.01, 0.02 and 0.1 in the first iterations."""
-    warmup: int = 0
-    """Variation: first steps that only sum squared gradients (100 in the authors' later code)."""
+    warmup: int = 100
+    """First steps that only sum Adagrad's squared gradients; variation: 0."""
     weight_prior: bool = True
     """Variation: maximum likelihood instead of maximum a posteriori."""
     init: str = "small_normal"
@@ -109,7 +109,7 @@ def make_curve(setting: Setting, common: Common, *, progress: bool) -> str:
     folder = common.runs / "figure2" / setting.name
     choice = reproduction.chosen_step_size(setting, common, folder, progress=progress)
     step_size = max(choice, key=choice.get)
-    _, history = reproduction.train(
+    _, history = reproduction.train_to(
         setting,
         common,
         step_size=step_size,
@@ -124,6 +124,7 @@ def make_curve(setting: Setting, common: Common, *, progress: bool) -> str:
         reproduction.curve_file(setting, common, "figure2"),
         setting,
         step_size=step_size,
+        step_sizes=choice,
         seconds=round(history[-1]["seconds"]),
         columns=["samples", "train", "test"],
         curve=curve,

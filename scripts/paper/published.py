@@ -1,8 +1,8 @@
 """What Kingma & Welling's figures 2 and 3 show: *Auto-Encoding Variational Bayes*, arXiv 1312.6114.
 
-Digitised from the vector graphics of the paper's PDF, the axes calibrated on their tick marks, interpolated in
-the logarithm of the number of samples. Lines jitter by about 0.3 nats on MNIST. Nats per datum, in figure 2
-of the lower bound and in figure 3 of log p(x); None where the figure shows nothing.
+Digitised from the vector graphics of the paper's PDF, the axes calibrated on their tick marks, interpolated
+in the logarithm of the number of samples. Lines jitter by about 0.3 nats on MNIST. Nats per datum, in figure
+2 of the lower bound and in figure 3 of log p(x); None where the figure shows nothing.
 """
 
 Curve = list[tuple[float, float]]  # (training samples, value)

@@ -1,11 +1,12 @@
 """What the figures share: the paper's settings, training within a budget, curves that are kept, several jobs.
 
-Every curve is one :class:`Setting` and has a folder of its own, with a checkpoint every 50,000 samples: run the
-same command again to go on, or with a larger --budget to go further. What is to be kept of it is a small JSON
-file, with the setting, the command, the commit and the machine that made it.
+Every curve is one :class:`Setting` and has a folder of its own, with a checkpoint every 50,000 samples: run
+the same command again to go on, or with a larger --budget to go further. What is to be kept of it is a small
+JSON file, with the setting, the command, the commit and the machine that made it.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -28,8 +29,6 @@ from pyro_vae.experiment import Config
 from pyro_vae.files import write_atomically
 
 if TYPE_CHECKING:
-    import torch
-
     from pyro_vae.data import Dataset
     from pyro_vae.training import Algorithm
 
@@ -69,7 +68,7 @@ class Setting:
         num_train: Training data; None for all.
         binary: Binarise MNIST anew for every minibatch, instead of the cross-entropy of grey values.
         step_size: Of Adagrad; None: the best of ``STEP_SIZES`` on the training data in the first iterations.
-        warmup: Steps that only accumulate Adagrad's squared gradients (100 in the authors' published code).
+        warmup: First steps that only sum Adagrad's squared gradients, as in the authors' published code.
         weight_prior: Whether weights have the prior N(0, I).
         init: small_normal, as in the paper, or glorot.
         seed: Of initial weights, minibatches and noise.
@@ -82,7 +81,7 @@ class Setting:
     num_train: int | None = None
     binary: bool = False
     step_size: float | None = None
-    warmup: int = 0
+    warmup: int = 100
     weight_prior: bool = True
     init: str = "small_normal"
     seed: int = 0
@@ -90,10 +89,12 @@ class Setting:
     @property
     def name(self) -> str:
         """Of its folder and file: what was not left at its default is at the end."""
-        parts = [self.data, f"z{self.latent_dim}", self.algorithm]
-        for field in dataclasses.fields(self)[4:]:
-            if (value := getattr(self, field.name)) != field.default:
-                parts.append(f"{field.name}={value}")
+        changed = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)[4:]
+            if getattr(self, field.name) != field.default
+        }
+        parts = [self.data, f"z{self.latent_dim}", self.algorithm, *(f"{k}={v}" for k, v in changed.items())]
         return ",".join(parts)
 
     def config(self, common: Common) -> Config:
@@ -136,8 +137,7 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
         program.to(experiment.device(config)) for program in experiment.build_pair(config, dataset)
     )
     parameters = [*model.parameters(), *guide.parameters()]
-    # The authors add 1e-8 to the squares, torch its square root to the root: nothing is divided by less.
-    optimizer = torch.optim.Adagrad(parameters, lr=step_size, eps=1e-4)
+    optimizer = torch.optim.Adagrad(parameters, lr=step_size)
     num_data = len(dataset.train) if setting.weight_prior else None
     if setting.algorithm == "wake_sleep":
         return WakeSleep(model, guide, optimizer, num_data=num_data)
@@ -155,7 +155,7 @@ def warm_up(setting: Setting, algorithm: "Algorithm", dataset: "Dataset") -> Non
     group["lr"] = step_size
 
 
-def train(
+def train_to(
     setting: Setting,
     common: Common,
     *,
@@ -165,7 +165,7 @@ def train(
     folder: Path | None = None,
     progress: bool,
 ) -> tuple["Algorithm", list[dict[str, Any]]]:
-    """Train on minibatches of 100 drawn with replacement, from the checkpoint in ``folder`` if there is one."""
+    """Train on minibatches of 100, drawn with replacement, from the checkpoint in ``folder`` if any."""
     from pyro_vae import Checkpoint, batches, fit
 
     dataset = load(setting, common)
@@ -178,27 +178,31 @@ def train(
     return algorithm, fit(algorithm, minibatches, num_epochs, callbacks, progress=progress)
 
 
-def chosen_step_size(setting: Setting, common: Common, folder: Path, *, progress: bool) -> dict[float, float]:
+def chosen_step_size(
+    setting: Setting, common: Common, folder: Path, *, progress: bool
+) -> dict[float, float | None]:
     """The bound of the training data after the first iterations by step size, kept in the curve's folder.
 
-    It is minus infinity where training failed.
+    Of a given step size it is not measured; of one with which training failed it is left out.
     """
     from pyro_vae import NonFiniteError
 
     if setting.step_size is not None:
-        return {setting.step_size: math.nan}
+        return {setting.step_size: None}
     path = folder / "step_sizes.json"
     if path.exists():
         return {float(step_size): bound for step_size, bound in json.loads(path.read_text()).items()}
     bounds: dict[float, float] = {}
     for step_size in STEP_SIZES:
         try:
-            _, history = train(
+            _, history = train_to(
                 setting, common, step_size=step_size, num_epochs=_SELECTION_EPOCHS, progress=progress
             )
             bounds[step_size] = history[-1]["train/elbo"]
         except NonFiniteError:
-            bounds[step_size] = -math.inf
+            continue
+    if not bounds:
+        raise FailedError(f"{setting.name} cannot be trained with any step size of {STEP_SIZES}")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(json.dumps(bounds).encode(), path)
     return bounds
@@ -261,7 +265,7 @@ def load_curves(common: Common, figure: str) -> list[dict[str, Any]]:
 
 def value_at(curve: Sequence[tuple[float, float]], samples: float) -> float | None:
     """The value of a curve, interpolated on a logarithmic axis; None outside of it."""
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
         if x0 * 0.999 <= samples <= x1 * 1.001:
             return y0 + (y1 - y0) * math.log(samples / x0) / math.log(x1 / x0)
     return None
@@ -275,7 +279,7 @@ class FailedError(UserError):
 
 
 def run_all(work: Callable[..., str], settings: Sequence[Setting], common: Common) -> None:
-    """Call ``work(setting, common, progress)`` for every setting, ``common.jobs`` at once, and print what it says.
+    """Call ``work(setting, common, progress)`` for every setting, some at once, and print what it says.
 
     Raises:
         FailedError: At the end, if some failed.
