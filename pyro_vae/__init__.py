@@ -52,6 +52,7 @@ _HOMES = {
     "marginal_likelihood": [
         "LogMarginal",
         "ais",
+        "average",
         "bidirectional",
         "bits_per_dim",
         "compare",
@@ -63,7 +64,7 @@ _HOMES = {
         "quadrature",
         "save_estimates",
     ],
-    "models": ["VAEGuide", "VAEModel", "vae"],
+    "models": ["VAEGuide", "VAEModel", "bayesian", "draw", "vae"],
     "nets": ["MLP", "ConvDecoder", "ConvEncoder", "Log1p", "WithMissing"],
     "objectives": [
         "MAP",

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "nets": set(),
     "distributions": {"errors"},
-    "models": {"nets", "distributions", "errors"},
+    "models": {"nets", "distributions", "diagnostics", "errors"},
     "traces": {"distributions"},
     "objectives": {"traces"},
     "compiled": {"errors"},

@@ -17,6 +17,7 @@ the datum, always one axis here, so ``batch_shape`` is that of the plates and no
 from pyro_vae.distributions.base import (
     Conditional,
     Family,
+    ScaleBounds,
     SupportError,
     Unconditional,
     base_distribution,
@@ -85,6 +86,7 @@ __all__ = [
     "NormalMixture",
     "Poisson",
     "ProjectedNormal",
+    "ScaleBounds",
     "SharedScaleNormal",
     "StandardNormal",
     "StudentT",

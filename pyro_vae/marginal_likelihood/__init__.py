@@ -12,10 +12,11 @@ r"""Estimates of :math:`\log p(x)`, one for every datum, never without an error.
 All take any pair of Pyro programs that keeps the contract (:mod:`pyro_vae.traces`), in bounded memory, on the
 device of the data, compiled where that pays; all but enumeration can be interrupted and resumed by a
 ``checkpoint``. :func:`compare` ranks models by paired differences, :func:`inference_gap` says what the guide
-loses.
+loses, :func:`average` is over models whose weights are random.
 """
 
 from pyro_vae.marginal_likelihood.annealing import ais, bidirectional
+from pyro_vae.marginal_likelihood.averaging import average
 from pyro_vae.marginal_likelihood.comparison import Comparison, arviz_comparison, compare
 from pyro_vae.marginal_likelihood.exact import enumeration, quadrature
 from pyro_vae.marginal_likelihood.gap import InferenceGap, inference_gap
@@ -32,6 +33,7 @@ __all__ = [
     "LogMarginal",
     "ais",
     "arviz_comparison",
+    "average",
     "best_estimate",
     "bidirectional",
     "bits_per_dim",

@@ -1,5 +1,6 @@
 """Pairs of Pyro programs, one file each: what is sampled, in which order."""
 
+from pyro_vae.models.bayesian import BayesianGuide, BayesianModel, bayesian, draw
 from pyro_vae.models.vae import VAEGuide, VAEModel, vae
 
-__all__ = ["VAEGuide", "VAEModel", "vae"]
+__all__ = ["BayesianGuide", "BayesianModel", "VAEGuide", "VAEModel", "bayesian", "draw", "vae"]

@@ -1,0 +1,62 @@
+"""The predictive probability of a distribution of models, such as that of full variational Bayes."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+
+from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal
+
+
+def average(estimates: Sequence[LogMarginal]) -> LogMarginal:
+    r"""The logarithm of the mean probability over models that were drawn at random, by datum.
+
+    .. math:: \log \frac1S \sum_s p_s(x) \approx \log E_{q(\theta)}\, p_\theta(x),
+
+    the predictive probability if :math:`q(\theta)` is the posterior of the weights::
+
+        average([importance_sampling(*draw(model, guide), x) for _ in range(20)])
+
+    Args:
+        estimates: Of the same data by the same method, one for each draw of a model.
+
+    Returns:
+        Lower bounds in expectation (by Jensen's inequality, also where the estimates are exact). Errors are
+        from the spread of the probabilities over models, which contains the estimates' own.
+
+    Raises:
+        EstimatesError: If there is none, they are of different data or methods, or upper bounds.
+    """
+    if not estimates:
+        raise EstimatesError("there are no estimates to average")
+    first = estimates[0]
+    for what in ("method", "data", "scores"):
+        seen = {e.method if what == "method" else _setting(e, what) for e in estimates}
+        if len(seen) > 1:
+            raise EstimatesError(f"estimates to average must agree in their {what}, not be of {sorted(seen)}")
+    if any(estimate.bound == "upper" for estimate in estimates):
+        raise EstimatesError(
+            f"{first.method} bounds log p(x) from above, and the mean over models from below: together they "
+            "bound nothing. Take importance_sampling, ais or quadrature"
+        )
+    count = len(estimates)
+    values = torch.stack([estimate.values for estimate in estimates])
+    mean = values.logsumexp(0) - math.log(count)
+    std_error = first.std_error
+    if count > 1:
+        std_error = (values - mean).exp().std(0) / math.sqrt(count)
+    effort = f"mean over {count} models, {first.settings['effort']} each"
+    return dataclasses.replace(
+        first,
+        values=mean,
+        std_error=std_error,
+        bound="lower",
+        settings=first.settings | {"effort": effort, "num_models": count},
+        diagnostics={},
+        curve={},
+    )
+
+
+def _setting(estimate: LogMarginal, what: str) -> str:
+    return str(estimate.settings["data_checksum" if what == "data" else what])
