@@ -209,7 +209,7 @@ def test_it_works_as_it_is_in_pyro():
         assert all(changed)
     assert len(set(pyro.get_param_store())) == 2 * len(before)  # every parameter once
     predictive = pyro.infer.Predictive(model, guide=guide, num_samples=3)
-    assert predictive(x)["theta.likelihood.net.layers.0.weight"].shape == (3, 5, 2)
+    assert predictive(x)["theta.likelihood.net.layers.0.weight"].squeeze(1).shape == (3, 5, 2)
 
 
 def test_draws_are_ordinary_pairs():

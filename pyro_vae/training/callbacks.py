@@ -1,6 +1,7 @@
 """Callbacks: what happens between epochs."""
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pyro_vae.training.loop import Callback, Row, Training
 
 
 class Evaluate(Callback):
-    """The ELBO of held-out data after every epoch, as ``{name}/elbo``, nats per datum.
+    """The ELBO of held-out data, as ``{name}/elbo``, nats per datum.
 
     It draws the same noise every time, from a generator of its own: differences between epochs are not noise,
     and training is the same with and without it.
@@ -22,15 +23,25 @@ class Evaluate(Callback):
         *batch: Arguments of the programs: the data.
         name: Prefix of the metric.
         num_samples: Draws of the latents for every datum.
+        epochs: After which epochs, counted from 1; by default after every one.
     """
 
-    def __init__(self, *batch: Tensor, name: str = "valid", num_samples: int = 1) -> None:
+    def __init__(
+        self,
+        *batch: Tensor,
+        name: str = "valid",
+        num_samples: int = 1,
+        epochs: Collection[int] | None = None,
+    ) -> None:
         self.batch = batch
         self.name = name
         self.num_samples = num_samples
+        self.epochs = epochs
 
     def epoch_end(self, training: Training) -> None:
         """Adds the metric to the row."""
+        if self.epochs is not None and training.epoch not in self.epochs:
+            return
         device = self.batch[0].device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)

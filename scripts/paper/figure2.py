@@ -23,8 +23,6 @@ from pyro_vae.experiment import ConfigError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pyro_vae.training import Training
-
 LATENT_DIMS = {"mnist": (3, 5, 10, 20, 200), "frey_face": (2, 5, 10, 20)}
 HIDDEN = {"mnist": 500, "frey_face": 200}
 ALGORITHMS = {"aevb": "AEVB", "wake_sleep": "wake-sleep"}
@@ -91,30 +89,17 @@ def settings(arguments: Arguments) -> list[Setting]:
 def make_curve(setting: Setting, common: Common, *, progress: bool) -> str:
     """Choose the step size, train, keep the curve."""
     from pyro_vae import Evaluate
-    from pyro_vae.training import Callback
 
-    points = reproduction.milestones(common.budget)
-
-    class AtMilestones(Callback):
-        """The bound of the test data, which is not needed after every epoch."""
-
-        def start(self, training: "Training") -> None:
-            test = reproduction.load(setting, common).test.x
-            self.evaluate = Evaluate(test, name="test")
-
-        def epoch_end(self, training: "Training") -> None:
-            if training.samples in points:
-                self.evaluate.epoch_end(training)
-
+    dataset = reproduction.load(setting, common)
     folder = common.runs / "figure2" / setting.name
-    choice = reproduction.chosen_step_size(setting, common, folder, progress=progress)
-    step_size = max(choice, key=choice.get)
-    _, history = reproduction.train_to(
+    step_size, choice = reproduction.chosen_step_size(setting, common, dataset, folder, progress=progress)
+    epochs = reproduction.epochs_at(setting, reproduction.log_spaced(common.budget))
+    history = reproduction.train(
         setting,
-        common,
-        step_size=step_size,
-        num_epochs=points[-1] // reproduction.EPOCH,
-        callbacks=[AtMilestones()],
+        dataset,
+        reproduction.build(setting, common, dataset, step_size),
+        epochs[-1],
+        callbacks=[Evaluate(dataset.test.x, name="test", epochs=epochs)],
         folder=folder,
         progress=progress,
     )
@@ -124,7 +109,7 @@ def make_curve(setting: Setting, common: Common, *, progress: bool) -> str:
         reproduction.curve_file(setting, common, "figure2"),
         setting,
         step_size=step_size,
-        step_sizes=choice,
+        chosen_by=choice,
         seconds=round(history[-1]["seconds"]),
         columns=["samples", "train", "test"],
         curve=curve,

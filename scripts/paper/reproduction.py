@@ -29,10 +29,11 @@ from pyro_vae.experiment import Config
 from pyro_vae.files import write_atomically
 
 if TYPE_CHECKING:
-    from pyro_vae.data import Dataset
+    from pyro_vae.data import Batches, Dataset
     from pyro_vae.training import Algorithm
 
 EPOCH = 50_000  # samples between two checkpoints: an epoch of MNIST, 31 of Frey Face
+MCEM_SAMPLES = 15  # that a datum counts for in an iteration of MCEM: 10 leapfrog steps, 5 updates
 STEP_SIZES = (0.01, 0.02, 0.1)  # from which the paper chooses
 _SELECTION_EPOCHS = 2  # "the first few iterations"
 _POINTS_PER_DECADE = 10
@@ -97,6 +98,13 @@ class Setting:
         parts = [self.data, f"z{self.latent_dim}", self.algorithm, *(f"{k}={v}" for k, v in changed.items())]
         return ",".join(parts)
 
+    @property
+    def epoch(self) -> tuple[int, int]:
+        """Data, and training samples, between two checkpoints: of MCEM a datum counts several times."""
+        cost = MCEM_SAMPLES if self.algorithm == "mcem" else 1
+        data = EPOCH // (100 * cost) * 100
+        return data, data * cost
+
     def config(self, common: Common) -> Config:
         """What builds data and programs."""
         family = {"mnist": "bernoulli" if self.binary else "bernoulli_cross_entropy"}
@@ -130,92 +138,112 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
     import torch
     from pyro.infer import TraceMeanField_ELBO
 
-    from pyro_vae import MAP, SVI, WakeSleep
+    from pyro_vae import MAP, MCEM, SVI, WakeSleep
 
     config = setting.config(common)
     model, guide = (
         program.to(experiment.device(config)) for program in experiment.build_pair(config, dataset)
     )
+    num_data = len(dataset.train)
     parameters = [*model.parameters(), *guide.parameters()]
+    if setting.algorithm == "mcem":
+        optimizer = torch.optim.Adagrad(model.parameters(), lr=step_size)
+        return MCEM(model, optimizer, num_data, weight_prior=setting.weight_prior)
     optimizer = torch.optim.Adagrad(parameters, lr=step_size)
-    num_data = len(dataset.train) if setting.weight_prior else None
     if setting.algorithm == "wake_sleep":
-        return WakeSleep(model, guide, optimizer, num_data=num_data)
+        return WakeSleep(model, guide, optimizer, num_data=num_data if setting.weight_prior else None)
     bound = TraceMeanField_ELBO()
-    return SVI(model, guide, optimizer, bound if num_data is None else MAP(num_data, bound))
+    return SVI(model, guide, optimizer, MAP(num_data, bound) if setting.weight_prior else bound)
+
+
+def minibatches(setting: Setting, dataset: "Dataset", epoch_size: int) -> "Batches":
+    """Of 100 training data, drawn with replacement; for MCEM with their positions."""
+    import torch
+
+    from pyro_vae import batches
+
+    context = None
+    if setting.algorithm == "mcem":
+        context = torch.arange(len(dataset.train))
+    return batches(dataset.train, 100, seed=setting.seed, context=context, epoch_size=epoch_size)
 
 
 def warm_up(setting: Setting, algorithm: "Algorithm", dataset: "Dataset") -> None:
-    """Steps of size 0, in which Adagrad sums squared gradients."""
-    from pyro_vae import batches, fit
+    """Updates of step size 0, in which Adagrad sums squared gradients."""
+    from pyro_vae import fit
 
     (group,) = algorithm.optimizer.param_groups
     step_size, group["lr"] = group["lr"], 0.0
-    fit(algorithm, batches(dataset.train, epoch_size=100 * setting.warmup), 1, progress=False)
+    num_steps = setting.warmup // getattr(algorithm, "num_updates", 1)
+    fit(algorithm, minibatches(setting, dataset, 100 * num_steps), 1, progress=False)
     group["lr"] = step_size
 
 
-def train_to(
+def train(
     setting: Setting,
-    common: Common,
-    *,
-    step_size: float,
+    dataset: "Dataset",
+    algorithm: "Algorithm",
     num_epochs: int,
+    *,
     callbacks: Sequence[Any] = (),
     folder: Path | None = None,
     progress: bool,
-) -> tuple["Algorithm", list[dict[str, Any]]]:
-    """Train on minibatches of 100, drawn with replacement, from the checkpoint in ``folder`` if any."""
-    from pyro_vae import Checkpoint, batches, fit
+) -> list[dict[str, Any]]:
+    """Train so many epochs altogether, on from the checkpoint in ``folder`` if there is one; their rows."""
+    from pyro_vae import Checkpoint, fit
 
-    dataset = load(setting, common)
-    algorithm = build(setting, common, dataset, step_size)
     if folder is not None:
         callbacks = [*callbacks, Checkpoint(folder, resume=True, monitor="none")]
     if setting.warmup and (folder is None or not (folder / "checkpoint.pt").exists()):
         warm_up(setting, algorithm, dataset)
-    minibatches = batches(dataset.train, 100, seed=setting.seed, epoch_size=EPOCH)
-    return algorithm, fit(algorithm, minibatches, num_epochs, callbacks, progress=progress)
+    drawn = minibatches(setting, dataset, setting.epoch[0])
+    return fit(algorithm, drawn, num_epochs, callbacks, progress=progress)
 
 
 def chosen_step_size(
-    setting: Setting, common: Common, folder: Path, *, progress: bool
-) -> dict[float, float | None]:
-    """The bound of the training data after the first iterations by step size, kept in the curve's folder.
+    setting: Setting, common: Common, dataset: "Dataset", folder: Path, *, progress: bool
+) -> tuple[float, dict[float, float]]:
+    """The step size, and what it was chosen by.
 
-    Of a given step size it is not measured; of one with which training failed it is left out.
+    That is the bound (of MCEM log p(x, z)) of the training data in the last of the first iterations by step
+    size, without those with which training failed. It is kept in the curve's folder.
     """
     from pyro_vae import NonFiniteError
 
     if setting.step_size is not None:
-        return {setting.step_size: None}
+        return setting.step_size, {}
     path = folder / "step_sizes.json"
     if path.exists():
-        return {float(step_size): bound for step_size, bound in json.loads(path.read_text()).items()}
+        kept = {float(step_size): bound for step_size, bound in json.loads(path.read_text()).items()}
+        return max(kept, key=kept.get), kept
     bounds: dict[float, float] = {}
+    metric = "train/log_joint" if setting.algorithm == "mcem" else "train/elbo"
     for step_size in STEP_SIZES:
         try:
-            _, history = train_to(
-                setting, common, step_size=step_size, num_epochs=_SELECTION_EPOCHS, progress=progress
-            )
-            bounds[step_size] = history[-1]["train/elbo"]
+            algorithm = build(setting, common, dataset, step_size)
+            history = train(setting, dataset, algorithm, _SELECTION_EPOCHS, progress=progress)
+            bounds[step_size] = history[-1][metric]
         except NonFiniteError:
             continue
     if not bounds:
         raise FailedError(f"{setting.name} cannot be trained with any step size of {STEP_SIZES}")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(json.dumps(bounds).encode(), path)
-    return bounds
+    return max(bounds, key=bounds.get), bounds
 
 
 # ------------------------------------------------------------------------------------------- curves
 
 
-def milestones(budget: float, first: float = 1e5) -> list[int]:
-    """Numbers of samples at which a curve has points, equally spaced on a logarithmic axis, and the last."""
-    count = math.floor(_POINTS_PER_DECADE * math.log10(budget / first) + 1e-9) + 1
-    points = {round(first * 10 ** (i / _POINTS_PER_DECADE) / EPOCH) * EPOCH for i in range(max(0, count))}
-    return sorted(points | {EPOCH, round(budget / EPOCH) * EPOCH})
+def log_spaced(budget: float) -> list[float]:
+    """Numbers of samples at equal distances on a logarithmic axis, up to the budget."""
+    count = math.floor(_POINTS_PER_DECADE * math.log10(budget / EPOCH) + 1e-9)
+    return [budget * 10 ** (-i / _POINTS_PER_DECADE) for i in range(max(0, count), -1, -1)]
+
+
+def epochs_at(setting: Setting, samples: Sequence[float]) -> list[int]:
+    """The ends of epochs that are nearest to these numbers of samples."""
+    return sorted({max(1, round(number / setting.epoch[1])) for number in samples})
 
 
 def provenance() -> dict[str, Any]:
