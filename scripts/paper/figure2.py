@@ -9,6 +9,7 @@ results/figures/paper_figure2_*.png with the paper's curves beneath ours. One va
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,9 +65,9 @@ def main() -> None:
 
 def settings(arguments: Arguments) -> list[Setting]:
     """The curves that are asked for."""
-    for names, known in ((arguments.data, HIDDEN), (arguments.algorithm, ALGORITHMS)):
-        if unknown := set(names) - set(known):
-            raise ConfigError(f"figure 2 has no {unknown.pop()!r}, only {', '.join(known)}")
+    check_data(arguments.data)
+    if unknown := set(arguments.algorithm) - set(ALGORITHMS):
+        raise ConfigError(f"figure 2 has no algorithm {unknown.pop()!r}, only {', '.join(ALGORITHMS)}")
     return [
         Setting(
             data,
@@ -86,39 +87,53 @@ def settings(arguments: Arguments) -> list[Setting]:
     ]
 
 
+def check_data(names: Sequence[str]) -> None:
+    """Raise ``ConfigError`` unless these are data sets of the paper."""
+    if unknown := set(names) - set(HIDDEN):
+        raise ConfigError(f"the paper has no data {unknown.pop()!r}, only {', '.join(HIDDEN)}")
+
+
 def make_curve(setting: Setting, common: Common, *, progress: bool) -> str:
     """Choose the step size, train, keep the curve."""
     from pyro_vae import Evaluate
 
     dataset = reproduction.load(setting, common)
     folder = common.runs / "figure2" / setting.name
-    step_size, choice = reproduction.chosen_step_size(setting, common, dataset, folder, progress=progress)
     epochs = reproduction.epochs_at(setting, reproduction.log_spaced(common.budget))
+    callbacks = [Evaluate(dataset.test.x, name="test", epochs=epochs)]
+    algorithm, folder, choice = reproduction.with_best_step_size(
+        setting, common, dataset, folder, epochs[-1], callbacks=callbacks, progress=progress
+    )
     history = reproduction.train(
-        setting,
-        dataset,
-        reproduction.build(setting, common, dataset, step_size),
-        epochs[-1],
-        callbacks=[Evaluate(dataset.test.x, name="test", epochs=epochs)],
-        folder=folder,
-        progress=progress,
+        setting, dataset, algorithm, epochs[-1], callbacks=callbacks, folder=folder, progress=progress
     )
     rows = [row for row in history if "test/elbo" in row]
     curve = [[row["samples"], round(row["train/elbo"], 2), round(row["test/elbo"], 2)] for row in rows]
     reproduction.save_curve(
         reproduction.curve_file(setting, common, "figure2"),
         setting,
-        step_size=step_size,
-        chosen_by=choice,
+        **choice,
         seconds=round(history[-1]["seconds"]),
         columns=["samples", "train", "test"],
         curve=curve,
     )
     samples, train, test = curve[-1]
     return (
-        f"{setting.name}: step size {step_size}, {samples:.1e} samples in {history[-1]['seconds']:.0f} s, "
-        f"train {train:.1f}, test {test:.1f}"
+        f"{setting.name}: step size {choice['step_size']}, {samples:.1e} samples in "
+        f"{history[-1]['seconds']:.0f} s, train {train:.1f}, test {test:.1f}"
     )
+
+
+def trained_model(setting: Setting, common: Common) -> tuple[Any, tuple[int, ...]]:
+    """The model at the end of its curve, on the CPU, and the shape of an image."""
+    from pyro_vae.training import load_checkpoint, load_parameters
+
+    dataset = reproduction.load(setting, common)
+    step_size = reproduction.load_curve(reproduction.curve_file(setting, common, "figure2"))["step_size"]
+    algorithm = reproduction.build(setting, common, dataset, step_size)
+    path = common.runs / "figure2" / setting.name / f"{step_size}" / "checkpoint.pt"
+    load_parameters(load_checkpoint(path), path, algorithm.model, algorithm.guide)
+    return algorithm.model, dataset.shape
 
 
 # ------------------------------------------------------------------------------------------- figure
@@ -145,9 +160,7 @@ def draw(common: Common) -> list[Path]:
         figure.suptitle(
             {"mnist": "MNIST, 500 hidden units", "frey_face": "Frey Face, 200 hidden units"}[data]
         )
-        paths.append(common.out / "figures" / f"paper_figure2_{data}.png")
-        paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[-1], dpi=120)
+        paths.append(reproduction.save_figure(figure, common, f"figure2_{data}"))
     return paths
 
 

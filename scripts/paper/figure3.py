@@ -88,11 +88,13 @@ def make_curve(estimated: int, exact: int, setting: Setting, common: Common, *, 
     """Train from one number of samples to the next, and estimate log p(x) there."""
     dataset = reproduction.load(setting, common)
     folder = common.runs / "figure3" / setting.name
-    step_size, choice = reproduction.chosen_step_size(setting, common, dataset, folder, progress=progress)
     samples = [number for number in SAMPLES if number < common.budget] + [common.budget]
-    algorithm = reproduction.build(setting, common, dataset, step_size)
+    all_epochs = reproduction.epochs_at(setting, samples)
+    algorithm, folder, choice = reproduction.with_best_step_size(
+        setting, common, dataset, folder, all_epochs[-1], progress=progress
+    )
     curve, seconds = [], 0
-    for epochs in reproduction.epochs_at(setting, samples):
+    for epochs in all_epochs:
         history = reproduction.train(setting, dataset, algorithm, epochs, folder=folder, progress=progress)
         seconds = round(history[-1]["seconds"])
         row = [epochs * setting.epoch[1]]
@@ -103,8 +105,7 @@ def make_curve(estimated: int, exact: int, setting: Setting, common: Common, *, 
     reproduction.save_curve(
         reproduction.curve_file(setting, common, "figure3"),
         setting,
-        step_size=step_size,
-        chosen_by=choice,
+        **choice,
         seconds=seconds,
         estimated=estimated,
         exact=exact,
@@ -113,8 +114,8 @@ def make_curve(estimated: int, exact: int, setting: Setting, common: Common, *, 
     )
     last = dict(zip(COLUMNS, curve[-1][4:], strict=True))
     return (
-        f"{setting.name}: step size {step_size}, {curve[-1][0]:.1e} samples in {seconds} s, log p(x) of "
-        f"train {curve[-1][1]:.1f}, of test {last['hmc']:.1f}"
+        f"{setting.name}: step size {choice['step_size']}, {curve[-1][0]:.1e} samples in {seconds} s, "
+        f"log p(x) of train {curve[-1][1]:.1f}, of test {last['hmc']:.1f}"
     )
 
 
@@ -166,10 +167,7 @@ def draw(common: Common) -> Path:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
-    path = common.out / "figures" / "paper_figure3.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+    return reproduction.save_figure(figure, common, "figure3")
 
 
 if __name__ == "__main__":

@@ -29,13 +29,15 @@ from pyro_vae.experiment import Config
 from pyro_vae.files import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pyro_vae.data import Batches, Dataset
     from pyro_vae.training import Algorithm
 
 EPOCH = 50_000  # samples between two checkpoints: an epoch of MNIST, 31 of Frey Face
 MCEM_SAMPLES = 15  # that a datum counts for in an iteration of MCEM: 10 leapfrog steps, 5 updates
 STEP_SIZES = (0.01, 0.02, 0.1)  # from which the paper chooses
-_SELECTION_EPOCHS = 2  # "the first few iterations"
+_SELECTION_EPOCHS = 10  # 5e5 samples: "the first few iterations"
 _POINTS_PER_DECADE = 10
 
 
@@ -64,13 +66,13 @@ class Setting:
     Attributes:
         data: mnist or frey_face.
         latent_dim: Dimensions of z.
-        algorithm: aevb, wake_sleep or mcem.
+        algorithm: aevb, wake_sleep, mcem or full_vb.
         hidden: Units of the hidden layers.
         num_train: Training data; None for all.
         binary: Binarise MNIST anew for every minibatch, instead of the cross-entropy of grey values.
         step_size: Of Adagrad; None: the best of ``STEP_SIZES`` on the training data in the first iterations.
         warmup: First steps that only sum Adagrad's squared gradients, as in the authors' published code.
-        weight_prior: Whether weights have the prior N(0, I).
+        weight_prior: Whether weights have the prior N(0, I) (of full_vb all parameters have).
         init: small_normal, as in the paper, or glorot.
         seed: Of initial weights, minibatches and noise.
     """
@@ -138,14 +140,15 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
     import torch
     from pyro.infer import TraceMeanField_ELBO
 
-    from pyro_vae import MAP, MCEM, SVI, WakeSleep
+    from pyro_vae import MAP, MCEM, SVI, WakeSleep, bayesian
 
     config = setting.config(common)
-    model, guide = (
-        program.to(experiment.device(config)) for program in experiment.build_pair(config, dataset)
-    )
     num_data = len(dataset.train)
-    parameters = [*model.parameters(), *guide.parameters()]
+    pair = experiment.build_pair(config, dataset)
+    if setting.algorithm == "full_vb":
+        pair = bayesian(*pair, num_data)
+    model, guide = (program.to(experiment.device(config)) for program in pair)
+    parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
     if setting.algorithm == "mcem":
         optimizer = torch.optim.Adagrad(model.parameters(), lr=step_size)
         return MCEM(model, optimizer, num_data, weight_prior=setting.weight_prior)
@@ -153,7 +156,9 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
     if setting.algorithm == "wake_sleep":
         return WakeSleep(model, guide, optimizer, num_data=num_data if setting.weight_prior else None)
     bound = TraceMeanField_ELBO()
-    return SVI(model, guide, optimizer, MAP(num_data, bound) if setting.weight_prior else bound)
+    if setting.weight_prior and setting.algorithm != "full_vb":
+        bound = MAP(num_data, bound)
+    return SVI(model, guide, optimizer, bound)
 
 
 def minibatches(setting: Setting, dataset: "Dataset", epoch_size: int) -> "Batches":
@@ -200,36 +205,51 @@ def train(
     return fit(algorithm, drawn, num_epochs, callbacks, progress=progress)
 
 
-def chosen_step_size(
-    setting: Setting, common: Common, dataset: "Dataset", folder: Path, *, progress: bool
-) -> tuple[float, dict[float, float]]:
-    """The step size, and what it was chosen by.
+def with_best_step_size(
+    setting: Setting,
+    common: Common,
+    dataset: "Dataset",
+    folder: Path,
+    num_epochs: int,
+    *,
+    callbacks: Sequence[Any] = (),
+    progress: bool,
+) -> tuple["Algorithm", Path, dict[str, Any]]:
+    """Train the first iterations with every step size; the best algorithm, its folder, and the choice.
 
-    That is the bound (of MCEM log p(x, z)) of the training data in the last of the first iterations by step
-    size, without those with which training failed. It is kept in the curve's folder.
+    The choice is by the bound (of MCEM by log p(x, z)) of the training data in the last of these iterations,
+    of which there are no more than are wanted altogether. Every step size has a folder in that of the curve,
+    in which the best one goes on.
+
+    Raises:
+        FailedError: If training fails with all step sizes.
     """
     from pyro_vae import NonFiniteError
 
-    if setting.step_size is not None:
-        return setting.step_size, {}
-    path = folder / "step_sizes.json"
-    if path.exists():
-        kept = {float(step_size): bound for step_size, bound in json.loads(path.read_text()).items()}
-        return max(kept, key=kept.get), kept
+    first = min(_SELECTION_EPOCHS, num_epochs)
     bounds: dict[float, float] = {}
+    algorithms = {}
     metric = "train/log_joint" if setting.algorithm == "mcem" else "train/elbo"
-    for step_size in STEP_SIZES:
+    for step_size in STEP_SIZES if setting.step_size is None else (setting.step_size,):
+        algorithm = build(setting, common, dataset, step_size)
         try:
-            algorithm = build(setting, common, dataset, step_size)
-            history = train(setting, dataset, algorithm, _SELECTION_EPOCHS, progress=progress)
-            bounds[step_size] = history[-1][metric]
+            history = train(
+                setting,
+                dataset,
+                algorithm,
+                first,
+                callbacks=callbacks,
+                folder=folder / f"{step_size}",
+                progress=progress,
+            )
         except NonFiniteError:
             continue
+        bounds[step_size] = round(history[first - 1][metric], 2)
+        algorithms[step_size] = algorithm
     if not bounds:
-        raise FailedError(f"{setting.name} cannot be trained with any step size of {STEP_SIZES}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(json.dumps(bounds).encode(), path)
-    return max(bounds, key=bounds.get), bounds
+        raise FailedError(f"{setting.name} cannot be trained with any step size")
+    best = max(bounds, key=bounds.get)
+    return algorithms[best], folder / f"{best}", {"step_size": best, "chosen_by": bounds}
 
 
 # ------------------------------------------------------------------------------------------- curves
@@ -264,12 +284,20 @@ def provenance() -> dict[str, Any]:
         commit += " and changes"
     processor = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", f"scripts/paper/{Path(sys.argv[0]).name}", *_without_paths()]),
         "commit": commit,
         "machine": f"{os.cpu_count()} cores, {processor}",
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "pyro-ppl")},
     }
+
+
+def _without_paths() -> list[str]:
+    """The command line without what only says where things are."""
+    arguments = sys.argv[1:]
+    places = {"--runs", "--out", "--data-dir"}
+    kept = zip(["", *arguments], arguments, strict=False)
+    return [argument for before, argument in kept if not places & {before, argument}]
 
 
 def curve_file(setting: Setting, common: Common, figure: str) -> Path:
@@ -286,9 +314,22 @@ def save_curve(path: Path, setting: Setting, **content: Any) -> None:
     write_atomically(f'{head},\n "curve": [\n  {rows}\n ]\n}}\n'.encode(), path)
 
 
+def load_curve(path: Path) -> dict[str, Any]:
+    """What :func:`save_curve` kept."""
+    return json.loads(path.read_text())
+
+
 def load_curves(common: Common, figure: str) -> list[dict[str, Any]]:
     """All curves of a figure that there are."""
-    return [json.loads(path.read_text()) for path in sorted((common.out / "paper" / figure).glob("*.json"))]
+    return [load_curve(path) for path in sorted((common.out / "paper" / figure).glob("*.json"))]
+
+
+def save_figure(figure: "Figure", common: Common, name: str) -> Path:
+    """Write figures/paper_NAME.png."""
+    path = common.out / "figures" / f"paper_{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
 
 
 def value_at(curve: Sequence[tuple[float, float]], samples: float) -> float | None:

@@ -1,0 +1,52 @@
+"""Figure 4 of the paper: the manifolds that AEVB learns with two latents, of MNIST and of Frey Face.
+
+    python scripts/paper/figure4.py
+
+Trains what is not trained yet, as in figure 2, and draws results/figures/paper_figure4_*.png: the mean of
+p(x|z) on a grid that is even in probability.
+"""
+
+import dataclasses
+from typing import Annotated
+
+import figure2
+import reproduction
+import tyro
+from reproduction import Common, Setting
+
+from pyro_vae import command_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Figure 4 of the paper: the manifolds that AEVB learns with two latents."""
+
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("mnist", "frey_face")
+    """mnist, frey_face or both."""
+    seed: int = 0
+    """Of initial weights, minibatches and noise."""
+    common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
+
+
+def main() -> None:
+    """Train and draw."""
+    arguments = tyro.cli(Arguments)
+    figure2.check_data(arguments.data)
+    common = arguments.common
+    settings = [
+        Setting(data, 2, "aevb", figure2.HIDDEN[data], seed=arguments.seed) for data in arguments.data
+    ]
+    reproduction.run_all(figure2.make_curve, settings, common)
+    import torch
+
+    from pyro_vae import plots
+
+    for setting in settings:
+        model, shape = figure2.trained_model(setting, common)
+        with torch.no_grad():
+            figure = plots.manifold(lambda z, model=model: model.likelihood(z).mean, shape)
+        print(f"figure in {reproduction.save_figure(figure, common, f'figure4_{setting.data}')}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

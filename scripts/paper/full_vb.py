@@ -1,0 +1,197 @@
+"""Appendix F of the paper: full variational Bayes beside point estimates of the weights, on 1,000 images.
+
+    python scripts/paper/full_vb.py
+
+The paper derives full variational Bayes and shows no experiment. Here the first 1,000 images of MNIST (3
+latents, 100 hidden units, as in figure 3) are learned by maximum likelihood, by the paper's maximum a
+posteriori, and with a normal q(theta) over all of the decoder's parameters, each from several seeds. Of some
+training and test images log p(x) is estimated by annealing (the encoder is no proposal that could be relied
+on after 1,000 images), for full variational Bayes of the mean probability over --draws of theta.
+"""
+
+import dataclasses
+import functools
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import reproduction
+import tyro
+from reproduction import Common, Setting
+
+from pyro_vae import command_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyro_vae.marginal_likelihood import LogMarginal
+    from pyro_vae.training import Algorithm
+
+METHODS = {
+    "maximum likelihood": {"algorithm": "aevb", "weight_prior": False},
+    "maximum a posteriori": {"algorithm": "aevb"},
+    "full variational Bayes": {"algorithm": "full_vb"},
+}
+COLUMNS = ("bound", "train_elbo", "test_elbo", "train_log_p", "test_log_p")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Appendix F of the paper: full variational Bayes beside point estimates of the weights."""
+
+    num_train: int = 1000
+    """Training images."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (0, 1, 2)
+    """Of initial weights, minibatches and noise."""
+    estimated: int = 200
+    """Training and test images of which log p(x) is estimated, drawn at random."""
+    draws: int = 10
+    """Of theta, for the mean probability of full variational Bayes."""
+    num_temperatures: int = 200
+    """Of the annealing."""
+    common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
+
+
+def main() -> None:
+    """Train, estimate, print and draw."""
+    arguments = tyro.cli(Arguments)
+    settings = [
+        Setting("mnist", 3, hidden=100, num_train=arguments.num_train, seed=seed, **method)
+        for seed in arguments.seeds
+        for method in METHODS.values()
+    ]
+    reproduction.run_all(functools.partial(make_row, arguments), settings, arguments.common)
+    records = reproduction.load_curves(arguments.common, "full_vb")
+    print(table(records))
+    print(f"figure in {draw_figure(records, arguments.common)}")
+
+
+def make_row(arguments: Arguments, setting: Setting, common: Common, *, progress: bool) -> str:
+    """Train, look at bounds, estimate log p(x)."""
+    import torch
+
+    dataset = reproduction.load(setting, common)
+    folder = common.runs / "full_vb" / setting.name
+    (epochs,) = reproduction.epochs_at(setting, [common.budget])
+    algorithm, folder, choice = reproduction.with_best_step_size(
+        setting, common, dataset, folder, epochs, progress=progress
+    )
+    history = reproduction.train(setting, dataset, algorithm, epochs, folder=folder, progress=progress)
+    row = [history[-1]["train/elbo"]]
+    torch.manual_seed(setting.seed)
+    some = {}
+    for split in ("train", "test"):
+        x = getattr(dataset, split).x
+        drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: arguments.estimated]
+        some[split] = x[drawn.to(x.device)]
+    row += [elbo(arguments, algorithm, x) for x in some.values()]
+    for split, x in some.items():
+        result = log_marginal(arguments, algorithm, x, folder / f"{split}_{epochs}", progress=progress)
+        row.append(result.mean)
+    row = [round(number, 3) for number in row]
+    reproduction.save_curve(
+        reproduction.curve_file(setting, common, "full_vb"),
+        setting,
+        **choice,
+        samples=epochs * setting.epoch[1],
+        seconds=round(history[-1]["seconds"]),
+        estimated=arguments.estimated,
+        draws=arguments.draws,
+        num_temperatures=arguments.num_temperatures,
+        columns=list(COLUMNS),
+        curve=[row],
+    )
+    return f"{setting.name}: step size {choice['step_size']}, " + ", ".join(
+        f"{name} {number:.1f}" for name, number in zip(COLUMNS, row, strict=True)
+    )
+
+
+def pairs(arguments: Arguments, algorithm: "Algorithm") -> list[Any]:
+    """Ordinary pairs: draws of theta, or the one that was trained."""
+    from pyro_vae.models import BayesianModel, draw
+
+    if not isinstance(algorithm.model, BayesianModel):
+        return [(algorithm.model, algorithm.guide)]
+    return [draw(algorithm.model, algorithm.guide) for _ in range(arguments.draws)]
+
+
+def elbo(arguments: Arguments, algorithm: "Algorithm", x: "Tensor") -> float:
+    """The bound of these data, without theta's term; a mean over draws of theta."""
+    from pyro_vae.marginal_likelihood import elbo
+
+    bounds = [elbo(*pair, x, num_samples=10).elbo.mean().item() for pair in pairs(arguments, algorithm)]
+    return statistics.mean(bounds)
+
+
+def log_marginal(
+    arguments: Arguments, algorithm: "Algorithm", x: "Tensor", path: Path, *, progress: bool
+) -> "LogMarginal":
+    """Log p(x), of full variational Bayes the logarithm of the mean of p(x) over draws of theta."""
+    from pyro_vae.marginal_likelihood import ais, average, load_estimates
+
+    path = path.with_name(f"{path.name}.json")
+    if not path.exists():
+        options = {"num_chains": 16, "num_temperatures": arguments.num_temperatures, "num_leapfrog": 2}
+        estimates = [ais(model, x, progress=progress, **options) for model, _ in pairs(arguments, algorithm)]
+        average(estimates).save(path)
+    return load_estimates(path)["ais"]
+
+
+# ------------------------------------------------------------------------------------------- report
+
+
+def of_method(records: list[dict[str, Any]], method: str) -> dict[str, list[float]]:
+    """The numbers of all seeds of a method, by column."""
+    wanted = {"weight_prior": True} | METHODS[method]
+    rows = [
+        record["curve"][0]
+        for record in records
+        if all(record["setting"][name] == value for name, value in wanted.items())
+    ]
+    return dict(zip(COLUMNS, zip(*rows, strict=True), strict=False))
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Means over seeds, with the standard error of each, as a Markdown table."""
+    lines = [
+        "| method | seeds | bound, train | ELBO, test | log p(x), train | log p(x), test | train - test |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in METHODS:
+        numbers = of_method(records, method)
+        if not numbers:
+            continue
+        gaps = [a - b for a, b in zip(numbers["train_log_p"], numbers["test_log_p"], strict=True)]
+        columns = [numbers[name] for name in ("bound", "test_elbo", "train_log_p", "test_log_p")]
+        cells = [mean_and_error(column) for column in [*columns, gaps]]
+        lines.append(f"| {method} | {len(gaps)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mean_and_error(numbers: list[float]) -> str:
+    """Over seeds."""
+    if len(numbers) < 2:
+        return f"{numbers[0]:.2f}"
+    return f"{statistics.mean(numbers):.2f} ± {statistics.stdev(numbers) / len(numbers) ** 0.5:.2f}"
+
+
+def draw_figure(records: list[dict[str, Any]], common: Common) -> Path:
+    """Log p(x) of training and test data, a point a seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for place, method in enumerate(METHODS):
+        numbers = of_method(records, method)
+        for name, colour, label in (("train_log_p", "C0", "train"), ("test_log_p", "C3", "test")):
+            values = numbers.get(name, [])
+            axes.plot([place] * len(values), values, "o", color=colour, label=label if place == 0 else None)
+    axes.set_xticks(range(len(METHODS)), list(METHODS))
+    axes.set(ylabel="log p(x) (nats)", title="MNIST, 1,000 training images")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return reproduction.save_figure(figure, common, "full_vb")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,217 @@
+"""Why the reparameterisation: the variance of gradients of one and the same bound, by estimator and draws.
+
+    python scripts/paper/gradients.py
+
+Before, early in and after training of a VAE of MNIST (--latent-dim 10, 500 hidden units, grey values) this
+measures gradients by phi, the encoder's parameters, on one minibatch of 100 data, drawn again and again:
+
+- the score function, log w grad log q(z | x), which the paper's section 2.2 calls impractical;
+- the same with a baseline, the mean of log w over the other data of the minibatch;
+- estimator A, reparameterised, with the KL term at the draw (Pyro's Trace_ELBO);
+- estimator B, reparameterised, with the KL term in closed form (TraceMeanField_ELBO).
+
+All have the same mean. The variance is summed over parameters, in units of the squared length of the mean;
+beside it stands that of taking another minibatch, against which the paper finds L = 1 draw enough.
+"""
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import reproduction
+import tyro
+from reproduction import Common, Setting
+
+from pyro_vae import command_line
+from pyro_vae.experiment import ConfigError
+from pyro_vae.files import write_atomically
+from pyro_vae.progress import progress_bar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+ESTIMATORS = {
+    "score": "score function",
+    "baseline": "score function, baseline",
+    "A": "A: reparameterised",
+    "B": "B: and KL in closed form",
+}
+STEP_SIZE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Why the reparameterisation: the variance of gradients of one and the same bound."""
+
+    latent_dim: int = 10
+    """Dimensions of z."""
+    num_samples: tuple[int, ...] = (1, 2, 5, 10, 50)
+    """L, draws of z for every datum."""
+    repetitions: int = 200
+    """Gradients that every variance is of."""
+    seed: int = 0
+    """Of weights, minibatches and draws."""
+    common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=lambda: Common(budget=1e6))
+
+
+def main() -> None:
+    """Train, stop, measure; draw."""
+    arguments = tyro.cli(Arguments)
+    if arguments.repetitions < 2 or min(arguments.num_samples) < 1:
+        raise ConfigError("repetitions must be at least 2 and num_samples at least 1")
+    import pyro
+    import torch
+
+    common = arguments.common
+    setting = Setting("mnist", arguments.latent_dim, "aevb", 500, step_size=STEP_SIZE, seed=arguments.seed)
+    dataset = reproduction.load(setting, common)
+    algorithm = reproduction.build(setting, common, dataset, STEP_SIZE)
+    folder = common.runs / "gradients" / setting.name
+    rows: list[dict[str, Any]] = []
+    stages = [0, *reproduction.epochs_at(setting, (common.budget / 10, common.budget))]
+    for epochs in stages:
+        if epochs:
+            reproduction.train(setting, dataset, algorithm, epochs, folder=folder, progress=True)
+        pyro.set_rng_seed(arguments.seed)
+        batches = [
+            (dataset.train.x[index],) for index in torch.randperm(len(dataset.train))[:5000].split(100)
+        ]
+        count = len(ESTIMATORS) * len(arguments.num_samples) * arguments.repetitions
+        with progress_bar(count, f"gradients after {epochs * setting.epoch[1]:,}", "gradient") as bar:
+            for name in ESTIMATORS:
+                for num_samples in arguments.num_samples:
+                    draws = (
+                        gradient(name, algorithm.model, algorithm.guide, num_samples, *batches[0])
+                        for _ in range(arguments.repetitions)
+                    )
+                    variance, length = moments(draws, bar.update)
+                    rows.append(
+                        {
+                            "samples": epochs * setting.epoch[1],
+                            "estimator": name,
+                            "L": num_samples,
+                            "variance": variance,
+                            "squared_mean": length,
+                        }
+                    )
+        most = max(arguments.num_samples)
+        between = (gradient("B", algorithm.model, algorithm.guide, most, *batch) for batch in batches)
+        variance, length = moments(between)
+        rows.append(
+            {
+                "samples": epochs * setting.epoch[1],
+                "estimator": "minibatch",
+                "L": most,
+                "variance": variance,
+                "squared_mean": length,
+            }
+        )
+    record = {
+        "setting": dataclasses.asdict(setting),
+        "repetitions": arguments.repetitions,
+        "made_by": reproduction.provenance(),
+        "rows": rows,
+    }
+    path = common.out / "paper" / "gradients.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(json.dumps(record, indent=1).encode(), path)
+    print(table(rows))
+    print(f"figure in {reproduction.save_figure(draw(rows), common, 'gradients')}")
+
+
+def gradient(
+    name: str, model: "nn.Module", guide: "nn.Module", num_samples: int, *batch: "Tensor"
+) -> "Tensor":
+    """One estimate of the gradient of the bound's mean over the batch by the guide's parameters, flat."""
+    import torch
+    from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+
+    from pyro_vae.traces import local_parameters, log_guide, log_joint
+    from pyro_vae.traces.densities import draw_guide
+
+    if name in ("A", "B"):
+        elbo = {"A": Trace_ELBO, "B": TraceMeanField_ELBO}[name](
+            num_particles=num_samples, vectorize_particles=num_samples > 1, max_plate_nesting=1
+        )
+        with local_parameters(model, guide):
+            bound = -elbo.differentiable_loss(model, guide, *batch) / len(batch[0])
+    else:
+        with torch.no_grad():
+            latents, log_q = draw_guide(guide, *batch, num_samples=num_samples)
+            log_w = sum(log_joint(model, latents, *batch)) - log_q
+        if name == "baseline":
+            mean = log_w.mean(0)
+            log_w = log_w - (mean.sum() - mean) / (len(mean) - 1)
+        bound = (log_w * log_guide(guide, latents, *batch)).mean()
+    parts = torch.autograd.grad(bound, list(guide.parameters()), materialize_grads=True)
+    return torch.cat([part.flatten() for part in parts])
+
+
+def moments(gradients: Any, advance: Any = lambda: None) -> tuple[float, float]:
+    """The variance, summed over parameters, and an unbiased estimate of the squared length of the mean."""
+    count, mean, squares = 0, 0.0, 0.0
+    for value in gradients:
+        value = value.double()
+        count += 1
+        change = value - mean
+        mean = mean + change / count
+        squares = squares + change * (value - mean)
+        advance()
+    variance = squares.sum().item() / (count - 1)
+    return variance, mean.square().sum().item() - variance / count
+
+
+def signal(rows: list[dict[str, Any]], samples: int) -> float:
+    """The squared length of the mean gradient at a stage: that of the estimate with the least variance."""
+    of_stage = [row for row in rows if row["samples"] == samples and row["estimator"] != "minibatch"]
+    return min(of_stage, key=lambda row: row["variance"])["squared_mean"]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Variances in units of the squared mean, as a Markdown table."""
+    draws = sorted({row["L"] for row in rows})
+    lines = [
+        "| samples | estimator | " + " | ".join(f"L = {number}" for number in draws) + " |",
+        "|" + "---|" * (2 + len(draws)),
+    ]
+    for samples in sorted({row["samples"] for row in rows}):
+        unit = signal(rows, samples)
+        for name in (*ESTIMATORS, "minibatch"):
+            values = {
+                row["L"]: row["variance"] / unit
+                for row in rows
+                if row["samples"] == samples and row["estimator"] == name
+            }
+            cells = [f"{values[number]:.3g}" if number in values else "" for number in draws]
+            label = ESTIMATORS.get(name, "another minibatch")
+            lines.append(f"| {samples:,} | {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]]) -> "Figure":
+    """Variance against L, one panel a stage of training."""
+    from matplotlib.figure import Figure
+
+    stages = sorted({row["samples"] for row in rows})
+    figure = Figure(figsize=(4 * len(stages), 3.6), layout="constrained")
+    for axes, samples in zip(figure.subplots(1, len(stages), sharey=True), stages, strict=True):
+        unit = signal(rows, samples)
+        for name, label in ESTIMATORS.items():
+            points = [
+                (row["L"], row["variance"] / unit)
+                for row in rows
+                if row["samples"] == samples and row["estimator"] == name
+            ]
+            axes.plot(*zip(*points, strict=True), "o-", label=label, markersize=4)
+        (between,) = (row for row in rows if row["samples"] == samples and row["estimator"] == "minibatch")
+        axes.axhline(between["variance"] / unit, color="0.5", linestyle="--", label="another minibatch")
+        axes.set(xscale="log", yscale="log", xlabel="draws L", title=f"after {samples:,} samples")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("variance / squared mean")
+    figure.axes[0].legend(fontsize=7)
+    return figure
+
+
+if __name__ == "__main__":
+    command_line.run(main)
