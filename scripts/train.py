@@ -17,7 +17,8 @@ from pyro_vae import command_line, experiment, runs
 from pyro_vae.experiment import Config
 
 if TYPE_CHECKING:
-    from pyro_vae import SVI, Callback
+    from pyro_vae import Callback
+    from pyro_vae.training import Algorithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +61,14 @@ def main() -> None:
         runs.take_networks(config.refit_prior, config, model, guide)
     experiment.check_data(model, config, dataset)
     run = runs.Run(config, dataset.to(device), model.to(device), guide.to(device))
-    svi, callbacks = experiment.build_training(config, run.model, run.guide, run.dataset, folder)
+    algorithm, callbacks = experiment.build_training(config, run.model, run.guide, run.dataset, folder)
     if arguments.resume:
         runs.continue_run(folder, config, dataset)
     else:
         runs.start_run(folder, config, dataset)
     print(f"{dataset.train.description}; on {device}; run folder {folder}")
     try:
-        train_and_test(run, svi, callbacks, folder, resume=bool(arguments.resume))
+        train_and_test(run, algorithm, callbacks, folder, resume=bool(arguments.resume))
     except KeyboardInterrupt:
         again = f"python {sys.argv[0]} --resume {folder}"
         print(f"\ninterrupted; go on from the last whole epoch by\n    {again}", file=sys.stderr)
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def train_and_test(
-    run: runs.Run, svi: "SVI", callbacks: "list[Callback]", folder: Path, *, resume: bool
+    run: runs.Run, algorithm: "Algorithm", callbacks: "list[Callback]", folder: Path, *, resume: bool
 ) -> None:
     """Train, look at the test data once, and draw."""
     from pyro_vae import batches, fit, reports, training
@@ -85,7 +86,7 @@ def train_and_test(
     checkpoint = training.Checkpoint(folder, resume=resume)
     context = experiment.context(config, dataset, dataset.train)
     minibatches = batches(dataset.train, config.batch_size, seed=config.seed, context=context)
-    history = fit(svi, minibatches, config.epochs, [*callbacks, checkpoint])
+    history = fit(algorithm, minibatches, config.epochs, [*callbacks, checkpoint])
     epoch = runs.load_weights(folder, run.model, run.guide)
     print(f"{len(history)} epochs in {history[-1]['seconds']:.0f} s; weights of epoch {epoch}")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import MAP, BetaELBO, fit, log_weights, training
+from pyro_vae import MAP, BetaELBO, WakeSleep, fit, log_weights, training
 from pyro_vae.data import BINARIZATIONS, SOURCES
 from pyro_vae.distributions import MixtureOfNormals, SupportError
 from pyro_vae.errors import UserError
@@ -125,6 +125,14 @@ def test_settings_of_training_do_what_they_say(tmp_path):
     assert callbacks["KLWarmup"].num_epochs == 5
     assert callbacks["EarlyStopping"].patience == 3
     assert callbacks["LearningRate"].scheduler.T_max == 20
+
+
+def test_wake_sleep_by_name(tmp_path):
+    algorithm, _ = built(tmp_path, algorithm="wake_sleep")
+    assert isinstance(algorithm, WakeSleep)
+    assert not isinstance(algorithm._svi.loss, MAP)
+    algorithm, _ = built(tmp_path, algorithm="wake_sleep", weight_prior=True)
+    assert algorithm._svi.loss.num_data == 1297
 
 
 def test_settings_of_the_networks_do_what_they_say():

@@ -148,6 +148,8 @@ REFUSED = {
         {"posterior": "planar", "objective": "reweighted_wake_sleep"},
         "no inverse",
     ),
+    "wake-sleep of planar flows": ({"posterior": "planar", "algorithm": "wake_sleep"}, "no inverse"),
+    "an objective of wake-sleep": ({"algorithm": "wake_sleep", "objective": "iwae"}, "leave them out"),
     "normal on a box": ({"prior": "uniform_box", "posterior": "diag_normal"}, "different values"),
     "box for a normal": ({"posterior": "logit_normal"}, "different values"),
     "sphere in many dimensions": ({"prior": "sphere", "latent_dim": 10}, "2, 3 or 4"),

@@ -22,6 +22,7 @@ from pyro_vae.experiment.build import (
 )
 from pyro_vae.experiment.config import PATHS, Config, ConfigError, with_absolute_paths
 from pyro_vae.experiment.names import (
+    ALGORITHMS,
     BINARIZATIONS,
     COUNTS,
     DATA,
@@ -43,6 +44,7 @@ from pyro_vae.experiment.names import (
 )
 
 __all__ = [
+    "ALGORITHMS",
     "BINARIZATIONS",
     "COUNTS",
     "DATA",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyro.infer import ELBO
     from torch import Tensor, nn
 
-    from pyro_vae.algorithms import SVI
+    from pyro_vae.algorithms import SVI, WakeSleep
     from pyro_vae.data import Dataset, Split
     from pyro_vae.distributions import Family
     from pyro_vae.marginal_likelihood import LogMarginal
@@ -276,12 +276,12 @@ def build_objective(config: Config) -> "ELBO":
 
 def build_training(
     config: Config, model: "VAEModel", guide: "VAEGuide", dataset: "Dataset", folder: Path
-) -> "tuple[SVI, list[Callback]]":
+) -> "tuple[SVI | WakeSleep, list[Callback]]":
     """The algorithm, and the callbacks up to but without the checkpoint."""
     import torch
 
     from pyro_vae import objectives, training
-    from pyro_vae.algorithms import SVI
+    from pyro_vae.algorithms import SVI, WakeSleep
 
     objective = build_objective(config)
     callbacks: list[Callback] = []
@@ -313,6 +313,9 @@ def build_training(
         callbacks.append(training.EarlyStopping(config.patience))
     if config.tensorboard:
         callbacks.append(training.TensorBoard(folder / "tensorboard"))
+    if config.algorithm == "wake_sleep":
+        num_data = len(dataset.train) if config.weight_prior else None
+        return WakeSleep(model, guide, optimizer, num_data=num_data), callbacks
     return SVI(model, guide, optimizer, objective), callbacks
 
 

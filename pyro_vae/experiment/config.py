@@ -10,6 +10,7 @@ import tyro
 
 from pyro_vae.errors import UserError, unknown
 from pyro_vae.experiment.names import (
+    ALGORITHMS,
     BINARIZATIONS,
     CATEGORICAL,
     COUNTS,
@@ -97,10 +98,11 @@ class Config:
     bias_from_data: bool = False
     """Start the decoder's output bias at the mean of the training data."""
 
+    algorithm: Annotated[str, _help("How model and guide are trained.", ALGORITHMS)] = "svi"
     objective: Annotated[
         str | None,
         _help(
-            "What is maximised; default: elbo_analytic_kl for posterior diag_normal, else elbo.", OBJECTIVES
+            "What svi maximises; default: elbo_analytic_kl for posterior diag_normal, else elbo.", OBJECTIVES
         ),
     ] = None
     num_particles: int = 1
@@ -186,6 +188,13 @@ class Config:
             )
         if (self.kl_warmup or self.beta != 1) and objective not in ("elbo", "elbo_analytic_kl"):
             yield f"kl_warmup and beta weigh the KL term of a bound, and {objective} has none: use elbo"
+        if self.algorithm == "wake_sleep" and (
+            self.objective or self.beta != 1 or self.kl_warmup or self.num_particles != 1
+        ):
+            yield (
+                "objective, num_particles, beta and kl_warmup say what algorithm svi maximises; wake_sleep "
+                "has no objective: leave them out"
+            )
         if self.family != "bernoulli" and self.chosen_binarization in ("dynamic", "fixed", "threshold"):
             yield (
                 f"binarization {self.binarization!r} makes bits, of which {self.family} is no distribution: "
@@ -225,6 +234,7 @@ class Config:
                 self.prior.startswith("vamp"): f"prior {self.prior}",
                 self.gradient != "plain": f"gradient {self.gradient}",
                 objective == "reweighted_wake_sleep": "objective reweighted_wake_sleep",
+                self.algorithm == "wake_sleep": "algorithm wake_sleep",
             }
             if True in needs:
                 yield (
@@ -281,6 +291,7 @@ class Config:
 
 
 _NAMES = {
+    "algorithm": ALGORITHMS,
     "binarization": BINARIZATIONS,
     "net": NETS,
     "prior": PRIORS,

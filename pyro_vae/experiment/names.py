@@ -71,6 +71,10 @@ OBJECTIVES = {
     "renyi": "the Renyi bound of order --alpha and --num-particles draws",
     "reweighted_wake_sleep": "wake phases for model and guide, --num-particles draws",
 }
+ALGORITHMS = {
+    "svi": "gradients of the objective for model and guide: AEVB",
+    "wake_sleep": "the model learns from draws of the guide, the guide from draws of the model",
+}
 GRADIENTS = {
     "plain": "that of the estimate",
     "stl": "sticking the landing: along the path of the draws only",

@@ -23,6 +23,7 @@ from pyro_vae.experiment import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LATENT_DIMS = {"mnist": (3, 5, 10, 20, 200), "frey_face": (2, 5, 10, 20)}
 HIDDEN = {"mnist": 500, "frey_face": 200}
@@ -146,6 +147,8 @@ def draw(common: Common) -> list[Path]:
     curves = reproduction.load_curves(common, "figure2")
     paths = []
     for data, latent_dims in LATENT_DIMS.items():
+        if not any(curve["setting"]["data"] == data for curve in curves):
+            continue
         figure = Figure(figsize=(3.2 * len(latent_dims), 3.4), layout="constrained")
         for axes, latent_dim in zip(figure.subplots(1, len(latent_dims)), latent_dims, strict=True):
             for algorithm, colour in zip(ALGORITHMS, ("C3", "C2"), strict=True):
@@ -156,12 +159,21 @@ def draw(common: Common) -> list[Path]:
             axes.set(ylim=(-160, -95) if data == "mnist" else (0, 1600))
             axes.grid(alpha=0.3)
         figure.axes[0].set_ylabel("lower bound (nats)")
-        figure.axes[0].legend(fontsize=7)
+        figure.legend(*_labelled(figure), fontsize=7, loc="outside right upper")
         figure.suptitle(
             {"mnist": "MNIST, 500 hidden units", "frey_face": "Frey Face, 200 hidden units"}[data]
         )
         paths.append(reproduction.save_figure(figure, common, f"figure2_{data}"))
     return paths
+
+
+def _labelled(figure: "Figure") -> tuple[list[Any], list[str]]:
+    """One line of every kind that some panel has, for the legend."""
+    found = {}
+    for axes in figure.axes:
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, line)
+    return list(found.values()), list(found)
 
 
 def _panel(

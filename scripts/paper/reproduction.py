@@ -6,16 +6,18 @@ JSON file, with the setting, the command, the commit and the machine that made i
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -358,28 +360,33 @@ def run_all(work: Callable[..., str], settings: Sequence[Setting], common: Commo
             print(f"{number} of {len(settings)}: {setting.name}", file=sys.stderr)
             print(work(setting, common, progress=True), flush=True)
         return
-    failed = {}
-    cores = max(1, (os.cpu_count() or 1) // common.jobs)
+    failed = []
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of the processes to come
-    with ProcessPoolExecutor(
-        common.jobs, mp_context=get_context("spawn"), initializer=_use_cores, initargs=(cores,)
-    ) as pool:
-        jobs = {pool.submit(work, setting, common, progress=False): setting for setting in settings}
-        try:
-            for number, job in enumerate(as_completed(jobs), 1):
-                try:
-                    print(f"{number} of {len(jobs)}: {job.result()}", flush=True)
-                except UserError as error:
-                    failed[jobs[job].name] = str(error)
-                    print(f"{number} of {len(jobs)}: {jobs[job].name} failed: {error}", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    cores = max(1, (os.cpu_count() or 1) // common.jobs)
+    with get_context("spawn").Pool(common.jobs, _start_job, (cores,)) as pool:
+        jobs = pool.imap_unordered(functools.partial(_attempt, work, common), settings, chunksize=1)
+        for number, (setting, said, error) in enumerate(jobs, 1):
+            print(f"{number} of {len(settings)}: {said or f'{setting.name} failed: {error}'}", flush=True)
+            if error:
+                failed.append(setting.name)
+        pool.close()
+        pool.join()
     if failed:
-        raise FailedError(f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}")
+        raise FailedError(f"{len(failed)} of {len(settings)} failed: {', '.join(failed)}")
 
 
-def _use_cores(cores: int) -> None:
+def _start_job(cores: int) -> None:
     import torch
+    from tqdm import tqdm
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
+    tqdm.set_lock(threading.RLock())  # its own would be missed when the process is ended
     torch.set_num_threads(cores)
+
+
+def _attempt(work: Callable[..., str], common: Common, setting: Setting) -> tuple[Setting, str, str]:
+    """The setting, and what its work said or else what went wrong."""
+    try:
+        return setting, work(setting, common, progress=False), ""
+    except UserError as error:
+        return setting, "", str(error)

@@ -1,0 +1,230 @@
+"""The reproduction of the paper: its commands at small budgets, and what they measure."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from pyro_vae.oracles import LinearGaussian
+
+FOLDER = ROOT / "scripts" / "paper"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """Imports a script as a module."""
+    import importlib
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def command(script, cwd, *arguments):
+    places = ("--runs", cwd / "runs", "--out", cwd / "results")
+    return [sys.executable, str(FOLDER / f"{script}.py"), *map(str, (*places, *arguments))]
+
+
+def run(script, cwd, *arguments, check=True):
+    done = subprocess.run(command(script, cwd, *arguments), capture_output=True, text=True, timeout=500)
+    if check:
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch, shared_data):
+    monkeypatch.setenv("PYRO_VAE_DATA", str(shared_data))
+
+
+def curve(cwd, figure, name):
+    return json.loads((cwd / "results" / "paper" / figure / f"{name}.json").read_text())
+
+
+FREY_FACE = ("--data", "frey_face", "--latent-dim", 2)
+
+
+def test_figure2_goes_on_where_it_was(tmp_path):
+    small = (*FREY_FACE, "--algorithm", "aevb", "--step-size", 0.02)
+    name = "frey_face,z2,aevb,step_size=0.02"
+    run("figure2", tmp_path, *small, "--budget", 5e4)
+    first = curve(tmp_path, "figure2", name)["curve"]
+    run("figure2", tmp_path, *small, "--budget", 1.5e5)
+    second = curve(tmp_path, "figure2", name)["curve"]
+    run("figure2", tmp_path, *small, "--budget", 1.5e5, "--runs", tmp_path / "others")
+    assert [row[0] for row in second] == [50_000, 100_000, 150_000]
+    assert second[0] == first[0]
+    assert second == curve(tmp_path, "figure2", name)["curve"]
+
+
+def test_figure2_is_drawn_and_reported(tmp_path):
+    run("figure2", tmp_path, *FREY_FACE, "--budget", 1e5, "--jobs", 2)
+    record = curve(tmp_path, "figure2", "frey_face,z2,aevb")
+    assert set(record["chosen_by"]) == {"0.01", "0.02", "0.1"}
+    assert record["step_size"] == float(max(record["chosen_by"], key=record["chosen_by"].get))
+    assert str(tmp_path) not in json.dumps(record)  # no places
+    assert "--budget 100000.0 --jobs 2" in record["made_by"]["command"]
+    assert record["curve"][-1][2] > 500  # the paper's curve is there after 1e6 samples
+    # Wake-sleep ignores z, as in the paper: 577 and 568 nats.
+    other = curve(tmp_path, "figure2", "frey_face,z2,wake_sleep")
+    assert other["curve"][-1][2] == pytest.approx(568, abs=10)
+    assert (tmp_path / "results" / "figures" / "paper_figure2_frey_face.png").exists()
+
+    subprocess.run([sys.executable, FOLDER / "report.py", "--out", tmp_path / "results"], check=True)
+    report = (tmp_path / "results" / "paper.md").read_text()
+    assert "| 2 | wake-sleep | test | 5" in report
+    assert "| 3 | AEVB | test | — (paper -152.9)" in report
+    assert "figures/paper_figure2_frey_face.png" in report
+    assert "missing: run full_vb.py" in report
+
+    run("figure4", tmp_path, "--data", "frey_face", "--budget", 1e5)  # nothing is left to train
+    assert (tmp_path / "results" / "figures" / "paper_figure4_frey_face.png").exists()
+
+
+def test_jobs_end_when_they_are_interrupted(tmp_path):
+    small = ("--data", "frey_face", "--latent-dim", 2, "--budget", 1e8, "--jobs", 2, "--step-size", 0.02)
+    process = subprocess.Popen(command("figure2", tmp_path, *small), stderr=subprocess.PIPE, text=True)
+    folders = [
+        tmp_path / "runs/figure2" / f"frey_face,z2,{name},step_size=0.02" for name in ("aevb", "wake_sleep")
+    ]
+    deadline = time.time() + 120
+    while not all((folder / "0.02" / "metrics.jsonl").exists() for folder in folders):
+        assert time.time() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "Warning" not in said
+    found = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True).stdout
+    assert not any(line.split()[0] == str(process.pid) for line in found.splitlines()[1:])
+    assert os.path.exists(folders[0] / "0.02" / "checkpoint.pt")
+
+
+def test_names_that_the_paper_does_not_have(tmp_path):
+    done = run("figure2", tmp_path, "--data", "digits", check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: the paper has no data 'digits', only mnist, frey_face"
+    done = run("figure3", tmp_path, "--algorithm", "em", check=False)
+    assert "no algorithm 'em'" in done.stderr
+
+
+def test_figure3_by_monte_carlo_em(tmp_path):
+    small = ("--num-train", 300, "--algorithm", "mcem", "--step-size", 0.1, "--estimated", 8, "--exact", 2)
+    run("figure3", tmp_path, *small, "--budget", 5e4)
+    record = curve(tmp_path, "figure3", "mnist,z3,mcem,num_train=300,step_size=0.1")
+    (row,) = record["curve"]
+    values = dict(zip(record["columns"], row, strict=True))
+    assert values["samples"] == 49_500
+    assert -215 < values["test_exact"] < -130  # pixel means alone score -206
+    for split in ("train", "test"):
+        assert values[f"{split}_hmc_of_exact"] == pytest.approx(values[f"{split}_exact"], abs=0.3)
+
+
+def test_full_vb_beside_point_estimates(tmp_path):
+    small = ("--num-train", 300, "--seeds", 0, "--estimated", 5, "--draws", 2, "--num-temperatures", 10)
+    done = run("full_vb", tmp_path, *small, "--budget", 5e4)
+    assert "| full variational Bayes | 1 | -" in done.stdout
+    record = curve(tmp_path, "full_vb", "mnist,z3,full_vb,num_train=300")
+    values = dict(zip(record["columns"], record["curve"][0], strict=True))
+    assert values["bound"] < values["train_elbo"]  # it pays for the weights
+    assert values["train_elbo"] < values["train_log_p"] + 0.5
+    assert (tmp_path / "results" / "figures" / "paper_full_vb.png").exists()
+
+
+def test_gradients_on_the_command_line(tmp_path):
+    small = ("--budget", 1e5, "--repetitions", 5, "--num-samples", 1, 2, "--latent-dim", 2)
+    done = run("gradients", tmp_path, *small)
+    assert "| 100,000 | B: and KL in closed form |" in done.stdout
+    record = json.loads((tmp_path / "results" / "paper" / "gradients.json").read_text())
+    assert {row["samples"] for row in record["rows"]} == {0, 50_000, 100_000}
+
+
+# ------------------------------------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize("name", ["score", "baseline", "A", "B"])
+def test_gradient_estimators_have_the_same_mean(scripts, name):
+    """That of the bound, known for a linear-Gaussian model."""
+    gradients = scripts("gradients")
+    torch.manual_seed(0)
+    oracle = LinearGaussian.random(3, 1, scale=1.0)
+    model, guide = oracle.pair(widening=1.3)
+    encoder = guide.posterior.net
+    with torch.no_grad():
+        encoder.bias.add_(0.4)
+    x = oracle.sample(4)
+    # Minus the gradient of KL(q || p(z | x)) = (m - m*)^2 / 2 v + ..., with m = a x + c, by a and by c.
+    shift = (oracle.posterior(x).mean - encoder(x)).detach() / oracle.covariance
+    expected = torch.cat([(shift.T @ x).flatten(), shift.sum(0)]) / 4
+    # Of the mean over 4 data, each repeated: only then are the data of a baseline many.
+    taken = [gradients.gradient(name, model, guide, 20, x.repeat(500, 1)) for _ in range(10)]
+    draws = torch.stack(taken)
+    error = draws.std(0) / math.sqrt(len(draws))
+    assert ((draws.mean(0) - expected).abs() < 5 * error + 1e-4).all()
+    assert (error < 0.1 * expected.abs().max()).all()
+
+
+def test_moments(scripts):
+    moments = scripts("gradients").moments
+    torch.manual_seed(0)
+    values = torch.tensor([3.0, 4.0]) + torch.tensor([1.0, 2.0]) * torch.randn(20_000, 2)
+    variance, length = moments(values)
+    assert variance == pytest.approx(5, rel=0.05)
+    assert length == pytest.approx(25, rel=0.02)
+    lengths = [moments(part)[1] for part in (0.0 * values + torch.randn(20_000, 2)).split(4)]
+    assert sum(lengths) / len(lengths) == pytest.approx(0, abs=0.05)  # unbiased
+
+
+def test_values_between_points_and_verdicts(scripts):
+    value_at, cell = scripts("reproduction").value_at, scripts("report").cell
+    points = [(1e5, -200.0), (1e6, -150.0), (1e7, -140.0)]
+    assert value_at(points, 1e6) == pytest.approx(-150)
+    assert value_at(points, 10**6.5) == pytest.approx(-145)
+    assert value_at(points, 2e7) is None
+    assert cell(-150.0, -150.9, 1.0) == "-150.0 (+0.9) ✓"
+    assert cell(-150.0, -151.1, 1.0) == "-150.0 (+1.1) ✗"
+    assert cell(-150.0, -151.1, None) == "-150.0 (+1.1)"
+    assert cell(None, -151.1, 1.0) == "— (paper -151.1)"
+    assert cell(-150.0, None, 1.0) == ""
+
+
+def test_reports_judge_what_is_there(scripts, tmp_path):
+    """The paper's own curves pass; moved by more than the band, they do not."""
+    reproduction, report, published = map(scripts, ("reproduction", "report", "published"))
+    common = reproduction.Common(out=tmp_path)
+    for shift, verdict in ((0.5, "✓"), (-1.5, "✗")):
+        for algorithm in ("aevb", "wake_sleep"):
+            setting = reproduction.Setting("mnist", 5, algorithm, 500)
+            theirs = [published.figure2("mnist", 5, algorithm, split) for split in ("train", "test")]
+            rows = [[x, train + shift, test + shift] for (x, train), (_, test) in zip(*theirs, strict=True)]
+            reproduction.save_curve(
+                reproduction.curve_file(setting, common, "figure2"),
+                setting,
+                step_size=0.02,
+                seconds=1,
+                columns=["samples", "train", "test"],
+                curve=rows,
+            )
+        page = "\n".join(report.of_figure2(common))
+        line = next(line for line in page.splitlines() if line.startswith("| 5 | AEVB | test"))
+        assert line.count(verdict) == 8
+        assert "AEVB is above wake-sleep everywhere ✓" in page
+        assert "at least 2.2 nats (5 latents, 2e8 samples)" in page
+
+
+def test_what_a_curve_is_called(scripts):
+    Setting = scripts("reproduction").Setting  # noqa: N806
+    plain = Setting("mnist", 3, "aevb", 500)
+    assert plain.name == "mnist,z3,aevb"
+    assert dataclasses.replace(plain, binary=True, seed=2).name == "mnist,z3,aevb,binary=True,seed=2"
+    assert plain.epoch == (50_000, 50_000)
+    assert dataclasses.replace(plain, algorithm="mcem").epoch == (3_300, 49_500)
