@@ -127,11 +127,11 @@ def test_a_linear_gaussian_model_whose_mean_is_random():
     predictive = torch.distributions.MultivariateNormal(
         q.mean.detach(), covariance + torch.diag(q.variance.detach())
     )
-    estimates = [importance_sampling(*draw(*pair), new, num_samples=50, progress=False) for _ in range(400)]
+    estimates = [importance_sampling(*draw(*pair), new, num_samples=50, progress=False) for _ in range(150)]
     mean = average(estimates)
     error = (mean.values - predictive.log_prob(new)).abs()
     assert (error < 5 * mean.std_error).all()
-    assert mean.std_error.max() < 0.05
+    assert mean.std_error.max() < 0.1
     single = estimates[0].values - predictive.log_prob(new)
     assert single.abs().max() > 3 * error.max()
 

@@ -514,9 +514,24 @@ def test_batches_are_of_a_split():
             batches(other)
 
 
-def test_batch_size_must_be_positive():
+def test_sizes_must_be_positive():
+    split = load("digits", binarization="none").train
     with pytest.raises(ValueError, match="batch_size"):
-        batches(load("digits", binarization="none").train, 0)
+        batches(split, 0)
+    with pytest.raises(ValueError, match="epoch_size"):
+        batches(split, epoch_size=0)
+
+
+def test_epochs_of_any_size_are_drawn_with_replacement():
+    split = load("digits", binarization="none").train
+    epochs = batches(split, 100, epoch_size=5250)
+    assert len(epochs) == 53
+    index = torch.cat(epochs.indices())
+    assert len(index) == 5250
+    counts = index.bincount(minlength=len(split)).double()
+    # Poisson but for the fixed sum: mean and variance are 5250 / 1297.
+    assert counts.var() == pytest.approx(counts.mean().item(), rel=0.2)
+    assert [len(x) for (x,) in epochs][-1] == 50
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

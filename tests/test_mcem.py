@@ -1,10 +1,22 @@
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
-from pyro_vae import MCEM, MLP, Checkpoint, FixedScaleNormal, batches, fit, from_array, vae
+from pyro_vae import (
+    MCEM,
+    MLP,
+    Checkpoint,
+    FixedScaleNormal,
+    NonFiniteError,
+    batches,
+    fit,
+    from_array,
+    vae,
+)
 from pyro_vae.oracles import LinearGaussian
 
 
@@ -13,10 +25,10 @@ def test_chains_draw_from_the_posterior_at_the_target_acceptance():
     oracle = LinearGaussian.random(4, 2, scale=0.7)
     x = oracle.sample(3)
     model, _ = oracle.pair()
-    copies = 3000
+    copies = 2000
     mcem = MCEM(model, torch.optim.SGD(model.parameters(), lr=0.0), 3 * copies)
     data, index = x.repeat_interleave(copies, 0), torch.arange(3 * copies)
-    metrics = [mcem.step(data, index) for _ in range(300)]
+    metrics = [mcem.step(data, index) for _ in range(150)]
     acceptance = torch.stack([m["acceptance"] for m in metrics[100:]]).mean().item()
     assert acceptance == pytest.approx(0.9, abs=0.01)
     draws = mcem.chains["z"].unflatten(0, (3, copies))
@@ -122,6 +134,15 @@ def test_it_is_an_algorithm_that_fit_runs_and_resumes(tmp_path):
         return [(row["train/log_joint"], row["train/acceptance"]) for row in history]
 
     assert run(tmp_path / "a", 4) == run(tmp_path / "b", 2, 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*NaN:UserWarning")
+def test_what_becomes_nan_is_said():
+    data = from_array((torch.rand(60, 5) < 0.3).float().numpy()).train
+    model, _ = vae(5, 2, hidden=(4,))
+    mcem = MCEM(model, torch.optim.SGD(model.parameters(), lr=math.inf), len(data))
+    with pytest.raises(NonFiniteError, match=r"log_joint became nan at step 2 of epoch 1; try a smaller"):
+        fit(mcem, batches(data, 12, context=torch.arange(len(data))), 2, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,11 @@ def test_evaluation_is_the_bound_and_does_not_disturb_training():
     assert history[-1]["valid/elbo"] == pytest.approx(bound, abs=0.05)
 
 
+def test_evaluation_after_some_epochs_only():
+    history = train(make(), 4, [Evaluate(DIGITS.valid.x, epochs=(1, 3))])
+    assert [row["epoch"] for row in history if "valid/elbo" in row] == [1, 3]
+
+
 def test_early_stopping_waits_for_patience():
     class Scripted(Callback):
         values = iter([1.0, 3.0, 2.0, 2.5, 9.0])

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 EPOCH = 50_000  # samples between two checkpoints: an epoch of MNIST, 31 of Frey Face
 MCEM_SAMPLES = 15  # that a datum counts for in an iteration of MCEM: 10 leapfrog steps, 5 updates
 STEP_SIZES = (0.01, 0.02, 0.1)  # from which the paper chooses
-_SELECTION_EPOCHS = 10  # 5e5 samples: "the first few iterations"
+_SELECTION_EPOCHS = 20  # 1e6 samples, 1 % of the paper's: "the first few iterations"
 _POINTS_PER_DECADE = 10
 
 
