@@ -249,7 +249,7 @@ def test_beta_is_kept_after_the_warm_up(tmp_path):
     warmup = callbacks["KLWarmup"]
     betas = []
     for epoch in range(6):
-        warmup.epoch_start(training.Training(svi, [], epoch=epoch))
+        warmup.epoch_start(training.Training(svi, [], 20, epoch=epoch))
         betas.append(svi.loss.beta)
     assert betas == pytest.approx([0.075, 0.15, 0.225, 0.3, 0.3, 0.3])
 

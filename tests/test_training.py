@@ -245,6 +245,23 @@ def test_there_is_no_best_without_the_metric(tmp_path):
     assert not (tmp_path / "best.pt").exists()
 
 
+def test_a_checkpoint_every_few_epochs_and_at_the_end(tmp_path):
+    epochs = []
+
+    class Look(Callback):
+        def epoch_start(self, training):
+            epochs.append(load_checkpoint(tmp_path / "checkpoint.pt")["epoch"])
+
+    train(make(), 5, [Look(), Checkpoint(tmp_path, every=3)])
+    assert epochs == [0, 0, 0, 3, 3]
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 5
+    history = train(make(), 7, [Checkpoint(tmp_path, every=3, resume=True)])
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(ValueError, match="every"):
+        Checkpoint(tmp_path, every=0)
+
+
 def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path):
     train(make(), 1, [Checkpoint(tmp_path)])
     with pytest.raises(CheckpointError, match="holds a checkpoint already"):

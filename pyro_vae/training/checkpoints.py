@@ -27,15 +27,22 @@ class Checkpoint(Callback):
         resume: Go on from the checkpoint in it, if there is one; otherwise there must be none.
         monitor: The metric by which an epoch is the best, higher is better. ``best.pt`` is not written
             while rows do not have it.
+        every: Epochs between two checkpoints, where epochs are short; the last epoch always has one.
 
     Raises:
+        ValueError: If ``every`` is below 1.
         CheckpointError: In ``start``, if the folder holds a checkpoint and ``resume`` is not set, or one that
             does not fit.
         WriteError: If the disk is full; the last good checkpoint is kept.
     """
 
-    def __init__(self, folder: str | Path, *, resume: bool = False, monitor: str = "valid/elbo") -> None:
+    def __init__(
+        self, folder: str | Path, *, resume: bool = False, monitor: str = "valid/elbo", every: int = 1
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, not {every}")
         self.folder = Path(folder)
+        self.every = every
         self.resume = resume
         self.monitor = monitor
         self.best = -math.inf
@@ -76,10 +83,14 @@ class Checkpoint(Callback):
         append_row(training.row, self.folder)
         value = training.row.get(self.monitor, -math.inf)
         is_best, self.best = value > self.best, max(value, self.best)
-        state = training.state_dict()
+        is_last = training.epoch >= training.num_epochs or training.stop is not None
+        is_due = is_last or training.epoch % self.every == 0
+        if is_best or is_due:
+            state = training.state_dict()
         if is_best:
             save_checkpoint(state, self.folder / "best.pt")
-        save_checkpoint(state, self.folder / "checkpoint.pt")
+        if is_due:
+            save_checkpoint(state, self.folder / "checkpoint.pt")
 
     def state_dict(self) -> dict:
         """The best value so far."""

@@ -69,6 +69,7 @@ class Training:
     Attributes:
         algorithm: What takes the steps.
         batches: An epoch of batches at every iteration.
+        num_epochs: Epochs altogether.
         callbacks: All callbacks, in the order in which they are called.
         epoch: Complete epochs.
         samples: Data seen so far, counted with repetition (the paper's x axis).
@@ -80,6 +81,7 @@ class Training:
 
     algorithm: Algorithm
     batches: Iterable[Any]
+    num_epochs: int
     callbacks: Sequence[Callback] = ()
     epoch: int = 0
     samples: int = 0
@@ -155,7 +157,7 @@ def fit(
         raise TypeError(
             f"fit takes an algorithm such as pyro_vae.SVI (step, state_dict, ...), not {type(algorithm)!r}"
         )
-    training = Training(algorithm, batches, callbacks)
+    training = Training(algorithm, batches, num_epochs, callbacks)
     for callback in callbacks:
         callback.start(training)
     steps = len(batches) if hasattr(batches, "__len__") else 1

@@ -156,8 +156,9 @@ def draw(common: Common) -> list[Path]:
                 ours = [curve for curve in curves if curve["setting"] == setting]
                 _panel(axes, data, latent_dim, algorithm, colour, ours)
             axes.set(xscale="log", title=f"{latent_dim} latents", xlabel="training samples")
-            axes.set(ylim=(-160, -95) if data == "mnist" else (0, 1600))
+            axes.set(xlim=(8e4, 3e8), ylim=(-160, -95) if data == "mnist" else (0, 1600))
             axes.grid(alpha=0.3)
+        figure.axes[0].plot([], [], color="0.7", linewidth=4, label="the paper's")
         figure.axes[0].set_ylabel("lower bound (nats)")
         figure.legend(*_labelled(figure), fontsize=7, loc="outside right upper")
         figure.suptitle(

@@ -1,8 +1,8 @@
 """What the figures share: the paper's settings, training within a budget, curves that are kept, several jobs.
 
-Every curve is one :class:`Setting` and has a folder of its own, with a checkpoint every 50,000 samples: run
-the same command again to go on, or with a larger --budget to go further. What is to be kept of it is a small
-JSON file, with the setting, the command, the commit and the machine that made it.
+Every curve is one :class:`Setting` and has a folder of its own, with checkpoints: run the same command again
+to go on, or with a larger --budget to go further. What is to be kept of it is a small JSON file, with the
+setting, the command, the commit and the machine that made it.
 """
 
 import dataclasses
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from pyro_vae.data import Batches, Dataset
     from pyro_vae.training import Algorithm
 
-EPOCH = 50_000  # samples between two checkpoints: an epoch of MNIST, 31 of Frey Face
+EPOCH = 50_000  # samples of a row of metrics: an epoch of MNIST, 31 of Frey Face
 MCEM_SAMPLES = 15  # that a datum counts for in an iteration of MCEM: 10 leapfrog steps, 5 updates
 STEP_SIZES = (0.01, 0.02, 0.1)  # from which the paper chooses
 _SELECTION_EPOCHS = 20  # 1e6 samples, 1 % of the paper's: "the first few iterations"
 _POINTS_PER_DECADE = 10
+_CHECKPOINTS = 200  # of a curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Setting:
 
     @property
     def epoch(self) -> tuple[int, int]:
-        """Data, and training samples, between two checkpoints: of MCEM a datum counts several times."""
+        """Data, and training samples, of a row of metrics: of MCEM a datum counts several times."""
         cost = MCEM_SAMPLES if self.algorithm == "mcem" else 1
         data = EPOCH // (100 * cost) * 100
         return data, data * cost
@@ -200,7 +201,8 @@ def train(
     from pyro_vae import Checkpoint, fit
 
     if folder is not None:
-        callbacks = [*callbacks, Checkpoint(folder, resume=True, monitor="none")]
+        every = max(1, num_epochs // _CHECKPOINTS)
+        callbacks = [*callbacks, Checkpoint(folder, resume=True, monitor="none", every=every)]
     if setting.warmup and (folder is None or not (folder / "checkpoint.pt").exists()):
         warm_up(setting, algorithm, dataset)
     drawn = minibatches(setting, dataset, setting.epoch[0])
