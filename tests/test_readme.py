@@ -1,12 +1,15 @@
 """Every command and program of the README runs, on small budgets."""
 
+import importlib
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from conftest import ROOT, SHARED_DATA
 
 README = (ROOT / "README.md").read_text()
@@ -17,13 +20,14 @@ COMMANDS = [
     for part in line.split("&&")
 ]
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SCRIPTS = [command for command in COMMANDS if command.startswith("python scripts/")]
+PAPER = [command for command in COMMANDS if command.startswith("python scripts/paper/")]
+SCRIPTS = [command for command in COMMANDS if command.startswith("python scripts/") and command not in PAPER]
 
 
 def test_every_command_is_an_install_a_test_or_a_script():
     installs = [command for command in COMMANDS if command.startswith("pip install -e ")]
     assert installs == ["pip install -e .", 'pip install -e ".[test]"']
-    assert set(COMMANDS) == {*installs, "pytest", *SCRIPTS}
+    assert set(COMMANDS) == {*installs, "pytest", *SCRIPTS, *PAPER}
     # .ci/run installs by the README's own command
     assert installs[1] in (ROOT / ".ci" / "run").read_text()
 
@@ -61,6 +65,14 @@ def test_scripts_run_in_the_order_of_the_readme(tmp_path, monkeypatch):
         assert "Warning" not in done.stderr, f"{command}\n{done.stderr}"
     for run in ("digits", "mnist", "cells"):
         assert (tmp_path / "runs" / run / "figures" / "learning_curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("command", PAPER)
+def test_commands_of_the_paper_are_understood(command, monkeypatch):
+    """They take hours; test_paper.py runs them at small budgets."""
+    _, script, *arguments = shlex.split(command)
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    tyro.cli(importlib.import_module(Path(script).stem).Arguments, args=arguments)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
