@@ -1,4 +1,14 @@
-"""Algorithms, one file each: how theta and phi move. Each has ``step(*batch) -> metrics``."""
+"""Algorithms, one file each: how theta and phi move. Each has ``step(*batch) -> metrics``.
+
+| algorithm | theta climbs | phi climbs |
+|---|---|---|
+| :class:`SVI` (AEVB) | a bound, at draws of the guide | the same bound, through the draws |
+| :class:`WakeSleep` | log p(x, z), at draws of the guide | log q(z given x), at draws of the model |
+| :class:`MCEM` | log p(x, z), at draws of the posterior | there is no guide |
+
+:class:`PyroSVI` is ``pyro.infer.SVI``, compiled. Reweighted wake-sleep is an objective
+(:class:`pyro_vae.objectives.ReweightedWakeSleep`) of ``SVI``.
+"""
 
 from pyro_vae.algorithms.mcem import MCEM
 from pyro_vae.algorithms.pyro_svi import PyroSVI

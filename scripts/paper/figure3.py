@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyro_vae.marginal_likelihood import LogMarginal
 
 ALGORITHMS = {"aevb": "AEVB", "wake_sleep": "wake-sleep", "mcem": "Monte Carlo EM"}
-SAMPLES = (5e5, 1e6, 2e6, 5e6, 1e7, 2e7, 3e7, 4e7, 5e7, 6e7)
+SAMPLES = (1e6, 2e6, 5e6, 1e7, 2e7, 3e7, 4e7, 5e7, 6e7)
 COLUMNS = ("hmc", "hmc_of_exact", "exact")
 
 

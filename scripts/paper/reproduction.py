@@ -27,7 +27,7 @@ import tyro
 
 from pyro_vae import experiment
 from pyro_vae.errors import UserError
-from pyro_vae.experiment import Config
+from pyro_vae.experiment import Config, ConfigError
 from pyro_vae.files import write_atomically
 
 if TYPE_CHECKING:
@@ -60,6 +60,12 @@ class Common:
     """Folder for checkpoints."""
     out: Path = Path("results")
     """Folder for curves (paper/*.json) and figures (figures/*.png)."""
+
+    def __post_init__(self) -> None:
+        if not EPOCH <= self.budget < math.inf:
+            raise ConfigError(f"the budget must be at least {EPOCH:,} samples, not {self.budget:g}")
+        if self.jobs < 1:
+            raise ConfigError(f"jobs must be at least 1, not {self.jobs}")
 
 
 @dataclasses.dataclass(frozen=True)
