@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_vae import (
+    MCEM,
     MLP,
     SVI,
     Bernoulli,
@@ -38,7 +39,10 @@ from pyro_vae import (
     Unconditional,
     UniformBox,
     VampPrior,
+    WakeSleep,
     affine_coupling,
+    bayesian,
+    draw,
     inverse_autoregressive,
     log_joint,
     log_weights,
@@ -338,3 +342,46 @@ def test_a_users_own_modules_need_no_adapter():
     model, guide = vae(DATA_DIM, 2, prior=Laplace(), decoder=decoder)
     assert isinstance(model.likelihood, Conditional)
     assert log_weights(model, guide, bits(), num_samples=3).isfinite().all()
+
+
+def moves(algorithm, modules, *batch):
+    """Steps of an algorithm: all parameters of these modules move, and stay finite."""
+    before = [[p.detach().clone() for p in module.parameters()] for module in modules]
+    for _ in range(3):
+        metrics = algorithm.step(*batch)
+    assert all(value.isfinite() for value in metrics.values())
+    for module, olds in zip(modules, before, strict=True):
+        for old, new in zip(olds, module.parameters(), strict=True):
+            assert not torch.equal(old, new)
+            assert new.isfinite().all()
+
+
+def test_wake_sleep_trains_it(pair):
+    model, guide, batch = pair
+    optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=1e-3)
+    algorithm = WakeSleep(model, guide, optimizer, num_data=10)
+    if "Planar" in str(guide):
+        with pytest.raises(ValueError, match="flow without an inverse"):
+            algorithm.step(*batch)
+        return
+    moves(algorithm, (model, guide), *batch)
+
+
+def test_monte_carlo_em_trains_the_model(pair):
+    model, _, batch = pair
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    if isinstance(model.prior, Unconditional) and isinstance(model.prior.family, ProjectedNormal):
+        with pytest.raises(ValueError, match="cannot be mapped to all real numbers"):
+            MCEM(model, optimizer, 10).step(*batch, torch.arange(10))
+        return
+    moves(MCEM(model, optimizer, 10, weight_prior=True), (model,), *batch, torch.arange(10))
+
+
+def test_full_variational_bayes_trains_it(pair):
+    ordinary, of_latents, batch = pair
+    model, guide = bayesian(ordinary, of_latents, num_data=20)
+    svi = SVI(model, guide, torch.optim.Adam(guide.parameters(), lr=1e-3), Trace_ELBO())
+    moves(svi, (guide,), *batch)
+    drawn = draw(model, guide)
+    assert log_weights(*drawn, *batch, num_samples=2).shape == (2, 10)
+    assert not set(ordinary.parameters()) & set(drawn[0].parameters())

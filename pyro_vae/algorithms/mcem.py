@@ -82,7 +82,7 @@ class MCEM:
         objective = MAP(num_data, self._complete) if weight_prior else self._complete
         self._updates = SVI(model, nn.Module(), optimizer, objective, compile=compile)
         self._graph = CompiledFunction(self._trajectories, roots=(model,), always=compile == "always")
-        self._move = (lambda *inputs: self._graph(*inputs)[0]) if compile else self._trajectories
+        self._compile = compile
 
     @property
     def model(self) -> nn.Module:
@@ -114,7 +114,8 @@ class MCEM:
         if not self.chains:
             self._make_chains(arguments, index)
         chains = {name: chain[index][None] for name, chain in self.chains.items()}
-        moved = self._move(chains, self._started[index], self._log_step_size.exp(), *arguments)
+        inputs = chains, self._started[index], self._log_step_size.exp(), *arguments
+        moved = self._graph(*inputs)[0] if self._compile else self._trajectories(*inputs)
         acceptance = moved["acceptance"]
         ends = [moved[f"end/{name}"] for name in self.chains]
         for chain, end in zip(self.chains.values(), ends, strict=True):
