@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import published
 import reproduction
 import tyro
-from reproduction import Common, Setting
+from reproduction import Common, Setting, Variation
 
 from pyro_vae import command_line
 from pyro_vae.experiment import ConfigError
@@ -41,18 +41,7 @@ class Arguments:
     """Only these numbers of latents; default: the paper's."""
     algorithm: Annotated[tuple[str, ...], _NAMES] = ("aevb", "wake_sleep")
     """aevb, wake_sleep or both."""
-    binary: bool = False
-    """Variation: MNIST binarised anew for every minibatch, instead of the cross-entropy of grey values."""
-    step_size: float | None = None
-    """Variation: of Adagrad, instead of the best of 0.01, 0.02 and 0.1 in the first iterations."""
-    warmup: int = 100
-    """First steps that only sum Adagrad's squared gradients; variation: 0."""
-    weight_prior: bool = True
-    """Variation: maximum likelihood instead of maximum a posteriori."""
-    init: str = "small_normal"
-    """Variation: glorot, instead of N(0, 0.01^2)."""
-    seed: int = 0
-    """Of initial weights, minibatches and noise."""
+    variation: tyro.conf.OmitArgPrefixes[Variation] = dataclasses.field(default_factory=Variation)
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
 
@@ -70,18 +59,7 @@ def settings(arguments: Arguments) -> list[Setting]:
     if unknown := set(arguments.algorithm) - set(ALGORITHMS):
         raise ConfigError(f"figure 2 has no algorithm {unknown.pop()!r}, only {', '.join(ALGORITHMS)}")
     return [
-        Setting(
-            data,
-            latent_dim,
-            algorithm,
-            HIDDEN[data],
-            binary=arguments.binary and data == "mnist",
-            step_size=arguments.step_size,
-            warmup=arguments.warmup,
-            weight_prior=arguments.weight_prior,
-            init=arguments.init,
-            seed=arguments.seed,
-        )
+        Setting(data, latent_dim, algorithm, HIDDEN[data], **arguments.variation.of(data))
         for data in arguments.data
         for latent_dim in arguments.latent_dim or LATENT_DIMS[data]
         for algorithm in arguments.algorithm

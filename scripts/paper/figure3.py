@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import published
 import reproduction
 import tyro
-from reproduction import Common, Setting
+from reproduction import Common, Setting, Variation
 
 from pyro_vae import command_line
 from pyro_vae.experiment import ConfigError
@@ -45,16 +45,7 @@ class Arguments:
     """Training and test data of which log p(x) is estimated."""
     exact: int = 100
     """Of these, data of which it is found by quadrature as well."""
-    binary: bool = False
-    """Variation: data binarised anew for every minibatch, instead of the cross-entropy of grey values."""
-    step_size: float | None = None
-    """Variation: of Adagrad, instead of the best of 0.01, 0.02 and 0.1 in the first iterations."""
-    warmup: int = 100
-    """First updates that only sum Adagrad's squared gradients; variation: 0."""
-    weight_prior: bool = True
-    """Variation: maximum likelihood instead of maximum a posteriori."""
-    seed: int = 0
-    """Of initial weights, minibatches and noise."""
+    variation: tyro.conf.OmitArgPrefixes[Variation] = dataclasses.field(default_factory=Variation)
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
 
@@ -64,18 +55,7 @@ def main() -> None:
     if unknown := set(arguments.algorithm) - set(ALGORITHMS):
         raise ConfigError(f"figure 3 has no algorithm {unknown.pop()!r}, only {', '.join(ALGORITHMS)}")
     settings = [
-        Setting(
-            "mnist",
-            3,
-            algorithm,
-            100,
-            num_train=num_train,
-            binary=arguments.binary,
-            step_size=arguments.step_size,
-            warmup=arguments.warmup,
-            weight_prior=arguments.weight_prior,
-            seed=arguments.seed,
-        )
+        Setting("mnist", 3, algorithm, 100, num_train=num_train, **arguments.variation.of("mnist"))
         for num_train in arguments.num_train
         for algorithm in arguments.algorithm
     ]
