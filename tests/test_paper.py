@@ -115,6 +115,9 @@ def test_names_that_the_paper_does_not_have(tmp_path):
     assert done.stderr.strip() == "error: the paper has no data 'digits', only mnist, frey_face"
     done = run("figure3", tmp_path, "--algorithm", "em", check=False)
     assert "no algorithm 'em'" in done.stderr
+    done = run("figure5", tmp_path, "--budget", 10, check=False)
+    assert done.returncode != 0
+    assert "at least 50,000 samples, not 10" in done.stderr
 
 
 def test_figure3_by_monte_carlo_em(tmp_path):
