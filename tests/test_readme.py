@@ -72,7 +72,11 @@ def test_commands_of_the_paper_are_understood(command, monkeypatch):
     """They take hours; test_paper.py runs them at small budgets."""
     _, script, *arguments = shlex.split(command)
     monkeypatch.syspath_prepend(str((ROOT / script).parent))
-    tyro.cli(importlib.import_module(Path(script).stem).Arguments, args=arguments)
+    kind = importlib.import_module(Path(script).stem).Arguments
+    understood = tyro.cli(kind, args=arguments)
+    assert isinstance(understood, kind)
+    if "--jobs" in arguments:
+        assert understood.common.jobs == 2
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))

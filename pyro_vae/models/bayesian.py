@@ -67,8 +67,8 @@ class BayesianGuide(nn.Module):
 
     Args:
         guide: q(z | x).
-        model: The model, for names and shapes of theta; the means of q(theta) start at its template's values.
-        num_data: N, the number of training data.
+        model: The model, for names and shapes of theta, and N; the means of q(theta) start at its template's
+            values.
         scale: Standard deviations of q(theta) to start from.
         min_scale: Their lower bound.
         max_scale: Their upper bound.
@@ -78,14 +78,13 @@ class BayesianGuide(nn.Module):
         self,
         guide: nn.Module,
         model: BayesianModel,
-        num_data: int,
         scale: float = 0.01,
         min_scale: float = 1e-4,
         max_scale: float = 10.0,
     ) -> None:
         super().__init__()
         self.guide = guide
-        self.num_data = num_data
+        self.num_data = model.num_data
         self.scale = ScaleBounds(min_scale, max_scale)
         if not min_scale < scale < max_scale:
             raise ValueError(f"scale must lie between {min_scale} and {max_scale}, not at {scale}")
@@ -155,7 +154,7 @@ def bayesian(
         raise ValueError(f"the model {type(model).__name__} has no parameters that could become random")
     model, guide = copy.deepcopy((model, guide))  # together, for a VampPrior refers to the guide
     model = BayesianModel(model, num_data)
-    return model, BayesianGuide(guide, model, num_data, scale)
+    return model, BayesianGuide(guide, model, scale)
 
 
 @torch.no_grad()
@@ -164,8 +163,12 @@ def draw(model: BayesianModel, guide: BayesianGuide) -> tuple[nn.Module, nn.Modu
 
     The mean of p(x) over such pairs is the predictive probability of new data
     (``marginal_likelihood.average``).
+
+    Args:
+        model: From :func:`bayesian`.
+        guide: Its guide.
     """
-    drawn = copy.deepcopy(model.template)
+    drawn, posterior = copy.deepcopy(model.template), guide.posterior()
     for name, parameter in drawn.named_parameters():
-        parameter.copy_(guide.posterior()[name].sample())
+        parameter.copy_(posterior[name].sample())
     return drawn.requires_grad_(True), guide.guide
