@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 EPOCH = 50_000  # samples of a row of metrics: an epoch of MNIST, 31 of Frey Face
 MCEM_SAMPLES = 15  # that a datum counts for in an iteration of MCEM: 10 leapfrog steps, 5 updates
 STEP_SIZES = (0.01, 0.02, 0.1)  # from which the paper chooses
-_SELECTION_EPOCHS = 20  # 1e6 samples, 1 % of the paper's: "the first few iterations"
+_SELECTION_PASSES = 20  # over the training data: "the first few iterations"
 _POINTS_PER_DECADE = 10
 _CHECKPOINTS = 200  # of a curve
 
@@ -244,16 +244,16 @@ def with_best_step_size(
 ) -> tuple["Algorithm", Path, dict[str, Any]]:
     """Train the first iterations with every step size; the best algorithm, its folder, and the choice.
 
-    The choice is by the bound (of MCEM by log p(x, z)) of the training data in the last of these iterations,
-    of which there are no more than are wanted altogether. Every step size has a folder in that of the curve,
-    in which the best one goes on.
+    The choice is by the bound (of MCEM by log p(x, z)) of the training data after 20 passes over them, and
+    after an epoch at least. Every step size has a folder in that of the curve, in which the best one goes on.
 
     Raises:
         FailedError: If training fails with all step sizes.
     """
     from pyro_vae import NonFiniteError
 
-    first = min(_SELECTION_EPOCHS, num_epochs)
+    passes_end = round(_SELECTION_PASSES * len(dataset.train) / setting.epoch[0])
+    first = min(max(1, passes_end), num_epochs)
     bounds: dict[float, float] = {}
     algorithms = {}
     metric = "train/log_joint" if setting.algorithm == "mcem" else "train/elbo"
