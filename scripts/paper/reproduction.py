@@ -307,7 +307,7 @@ def provenance() -> dict[str, Any]:
         return done.stdout.strip()
 
     commit = git("rev-parse", "--short", "HEAD")
-    if commit and git("status", "--porcelain", "--untracked-files=no"):
+    if commit and git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"):
         commit += " and changes"
     processor = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
