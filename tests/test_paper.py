@@ -88,6 +88,7 @@ def test_figure2_is_drawn_and_reported(tmp_path):
     assert "missing: run full_vb.py" in report
 
     run("figure4", tmp_path, "--data", "frey_face", "--budget", 1e5)  # nothing is left to train
+    assert "figure2.py" in curve(tmp_path, "figure2", "frey_face,z2,aevb")["made_by"]["command"]
     assert (tmp_path / "results" / "figures" / "paper_figure4_frey_face.png").exists()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import jobs
 import published
 import reproduction
 import tyro
@@ -48,7 +49,7 @@ class Arguments:
 def main() -> None:
     """Train all curves and draw them."""
     arguments = tyro.cli(Arguments)
-    reproduction.run_all(make_curve, settings(arguments), arguments.common)
+    jobs.run_all(make_curve, settings(arguments), arguments.common)
     for path in draw(arguments.common):
         print(f"figure in {path}")
 

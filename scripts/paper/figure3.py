@@ -15,6 +15,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import jobs
 import published
 import reproduction
 import tyro
@@ -60,7 +61,7 @@ def main() -> None:
         for algorithm in arguments.algorithm
     ]
     work = functools.partial(make_curve, arguments.estimated, arguments.exact)
-    reproduction.run_all(work, settings, arguments.common)
+    jobs.run_all(work, settings, arguments.common)
     print(f"figure in {draw(arguments.common)}")
 
 

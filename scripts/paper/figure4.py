@@ -10,6 +10,7 @@ import dataclasses
 from typing import Annotated
 
 import figure2
+import jobs
 import reproduction
 import tyro
 from reproduction import Common, Setting
@@ -36,7 +37,7 @@ def main() -> None:
     settings = [
         Setting(data, 2, "aevb", figure2.HIDDEN[data], seed=arguments.seed) for data in arguments.data
     ]
-    reproduction.run_all(figure2.make_curve, settings, common)
+    jobs.run_all(figure2.make_curve, settings, common)
     import torch
 
     from pyro_vae import plots

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Annotated
 
 import figure2
+import jobs
 import reproduction
 import tyro
 from reproduction import Common, Setting
@@ -35,7 +36,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     common = arguments.common
     settings = [Setting("mnist", dim, "aevb", 500, seed=arguments.seed) for dim in arguments.latent_dim]
-    reproduction.run_all(figure2.make_curve, settings, common)
+    jobs.run_all(figure2.make_curve, settings, common)
     import torch
     from matplotlib.figure import Figure
 

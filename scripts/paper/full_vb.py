@@ -15,6 +15,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import jobs
 import reproduction
 import tyro
 from reproduction import Common, Setting
@@ -60,7 +61,7 @@ def main() -> None:
         for seed in arguments.seeds
         for method in METHODS.values()
     ]
-    reproduction.run_all(functools.partial(make_row, arguments), settings, arguments.common)
+    jobs.run_all(functools.partial(make_row, arguments), settings, arguments.common)
     records = reproduction.load_curves(arguments.common, "full_vb")
     print(table(records))
     print(f"figure in {draw_figure(records, arguments.common)}")

@@ -1,4 +1,4 @@
-"""What the figures share: the paper's settings, training within a budget, curves that are kept, several jobs.
+"""What the figures share: the paper's settings, training within a budget, curves that are kept.
 
 Every curve is one :class:`Setting` and has a folder of its own, with checkpoints: run the same command again
 to go on, or with a larger --budget to go further. What is to be kept of it is a small JSON file, with the
@@ -6,27 +6,23 @@ setting, the command, the commit and the machine that made it.
 """
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
 import os
 import platform
 import shlex
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from jobs import FailedError
 
 from pyro_vae import experiment
-from pyro_vae.errors import UserError
 from pyro_vae.experiment import Config, ConfigError
 from pyro_vae.files import write_atomically
 
@@ -333,12 +329,18 @@ def curve_file(setting: Setting, common: Common, figure: str) -> Path:
 
 
 def save_curve(path: Path, setting: Setting, **content: Any) -> None:
-    """Keep a curve."""
+    """Keep a curve. One that is there already, and to which nothing was added, stays that of who made it."""
     record = {"setting": dataclasses.asdict(setting), **content, "made_by": provenance()}
+    if path.exists() and _without_origin(load_curve(path)) == _without_origin(json.loads(json.dumps(record))):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ",\n  ".join(json.dumps(row) for row in record.pop("curve"))
     head = json.dumps(record, indent=1).removesuffix("\n}")
     write_atomically(f'{head},\n "curve": [\n  {rows}\n ]\n}}\n'.encode(), path)
+
+
+def _without_origin(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "made_by"}
 
 
 def load_curve(path: Path) -> dict[str, Any]:
@@ -365,53 +367,3 @@ def value_at(curve: Sequence[tuple[float, float]], samples: float) -> float | No
         if x0 * 0.999 <= samples <= x1 * 1.001:
             return y0 + (y1 - y0) * math.log(samples / x0) / math.log(x1 / x0)
     return None
-
-
-# ------------------------------------------------------------------------------------------- jobs
-
-
-class FailedError(UserError):
-    """Some curves could not be made."""
-
-
-def run_all(work: Callable[..., str], settings: Sequence[Setting], common: Common) -> None:
-    """Call ``work(setting, common, progress)`` for every setting, some at once, and print what it says.
-
-    Raises:
-        FailedError: At the end, if some failed.
-    """
-    if common.jobs == 1:
-        for number, setting in enumerate(settings, 1):
-            print(f"{number} of {len(settings)}: {setting.name}", file=sys.stderr)
-            print(work(setting, common, progress=True), flush=True)
-        return
-    failed = []
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of the processes to come
-    cores = max(1, (os.cpu_count() or 1) // common.jobs)
-    with get_context("spawn").Pool(common.jobs, _start_job, (cores,)) as pool:
-        jobs = pool.imap_unordered(functools.partial(_attempt, work, common), settings, chunksize=1)
-        for number, (setting, said, error) in enumerate(jobs, 1):
-            print(f"{number} of {len(settings)}: {said or f'{setting.name} failed: {error}'}", flush=True)
-            if error:
-                failed.append(setting.name)
-        pool.close()
-        pool.join()
-    if failed:
-        raise FailedError(f"{len(failed)} of {len(settings)} failed: {', '.join(failed)}")
-
-
-def _start_job(cores: int) -> None:
-    import torch
-    from tqdm import tqdm
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
-    tqdm.set_lock(threading.RLock())  # its own would be missed when the process is ended
-    torch.set_num_threads(cores)
-
-
-def _attempt(work: Callable[..., str], common: Common, setting: Setting) -> tuple[Setting, str, str]:
-    """The setting, and what its work said or else what went wrong."""
-    try:
-        return setting, work(setting, common, progress=False), ""
-    except UserError as error:
-        return setting, "", str(error)
