@@ -363,7 +363,10 @@ def save_figure(figure: "Figure", common: Common, name: str) -> Path:
 
 def value_at(curve: Sequence[tuple[float, float]], samples: float) -> float | None:
     """The value of a curve, interpolated on a logarithmic axis; None outside of it."""
+    for x, y in curve:
+        if math.isclose(x, samples, rel_tol=1e-3):
+            return y
     for (x0, y0), (x1, y1) in itertools.pairwise(curve):
-        if x0 * 0.999 <= samples <= x1 * 1.001:
+        if x0 <= samples <= x1:
             return y0 + (y1 - y0) * math.log(samples / x0) / math.log(x1 / x0)
     return None
