@@ -263,6 +263,22 @@ def test_reports_of_figure3(scripts, tmp_path):
     assert page.count("| -100.000 | -100.500 | +0.500 |") == 2  # not of the variation
 
 
+@pytest.mark.parametrize("data", ["mnist", "frey_face"])
+def test_log_variances_start_at_zero(scripts, data, shared_data):
+    reproduction = scripts("reproduction")
+    common = reproduction.Common(data_dir=shared_data, device="cpu")
+    setting = reproduction.Setting(data, 2, "aevb", 10, init="authors")
+    algorithm = reproduction.build(setting, common, reproduction.load(setting, common), 0.01)
+    output, code = algorithm.model.likelihood.net.layers[-1], algorithm.guide.posterior.net.layers[-1]
+    assert not output.bias.any()
+    assert code.bias[:2].all()
+    assert code.weight[:2].all()
+    assert not code.bias[2:].any()
+    assert not code.weight[2:].any()
+    assert output.weight[:560].all()
+    assert output.weight[560:].any() == (data == "mnist")
+
+
 def test_what_a_curve_is_called(scripts):
     Setting = scripts("reproduction").Setting  # noqa: N806
     plain = Setting("mnist", 3, "aevb", 500)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from jobs import FailedError
@@ -76,8 +76,9 @@ class Variation:
     """First updates that only sum Adagrad's squared gradients, as in the authors' published code."""
     weight_prior: bool = True
     """The prior N(0, I) on weights; without it maximum likelihood."""
-    init: str = "small_normal"
-    """small_normal, the paper's N(0, 0.01^2), or glorot."""
+    init: Literal["small_normal", "authors", "glorot"] = "small_normal"
+    """The paper's N(0, 0.01^2); the same, but log variances and the output's bias start at 0, as in the
+    authors' published code; or Glorot's."""
     seed: int = 0
     """Of initial weights, minibatches and noise."""
 
@@ -138,7 +139,7 @@ class Setting:
             family=family.get(self.data, "sigmoid_normal"),
             latent_dim=self.latent_dim,
             hidden=(self.hidden,),
-            init=self.init,
+            init="small_normal" if self.init == "authors" else self.init,
             seed=self.seed,
             device=common.device,
         )
@@ -167,6 +168,8 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
     config = setting.config(common)
     num_data = len(dataset.train)
     pair = experiment.build_pair(config, dataset)
+    if setting.init == "authors":
+        start_at_zero(*pair)
     if setting.algorithm == "full_vb":
         pair = bayesian(*pair, num_data)
     model, guide = (program.to(experiment.device(config)) for program in pair)
@@ -181,6 +184,19 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
     if setting.weight_prior and setting.algorithm != "full_vb":
         bound = MAP(num_data, bound)
     return SVI(model, guide, optimizer, bound)
+
+
+def start_at_zero(model: Any, guide: Any) -> None:
+    """Log variances, and the bias of the decoder's outputs."""
+    import torch
+
+    with torch.no_grad():
+        for conditional in (model.likelihood, guide.posterior):
+            last = conditional.net.layers[-1]
+            if conditional.family.params_per_dim == 2:  # means, then log variances
+                for parameter in (last.weight, last.bias):
+                    parameter[len(parameter) // 2 :] = 0
+        model.likelihood.net.layers[-1].bias.zero_()
 
 
 def minibatches(setting: Setting, dataset: "Dataset", epoch_size: int) -> "Batches":
