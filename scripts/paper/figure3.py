@@ -144,7 +144,8 @@ def draw(common: Common) -> Path:
                 for curve in ours:
                     x, y = [row[0] for row in curve], [row[column] for row in curve]
                     axes.plot(x, y, style, color=colour, label=f"{label} ({split})", linewidth=1.2)
-        axes.set(title=f"{num_train:,} training data", xlabel="training samples", ylim=(-170, -100))
+        axes.set(title=f"{num_train:,} training data", xlabel="training samples")
+        axes.set(xlim=(8e5, 1e8), ylim=(-170, -100))
         axes.set(ylabel="log p(x) (nats)", xscale="log")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
