@@ -279,6 +279,15 @@ def test_log_variances_start_at_zero(scripts, data, shared_data):
     assert output.weight[560:].any() == (data == "mnist")
 
 
+def test_step_sizes_are_chosen_before_anything_is_estimated(scripts):
+    reproduction, figure3 = scripts("reproduction"), scripts("figure3")
+    for num_train, expected in ((1000, 1), (50_000, 20)):
+        for algorithm in figure3.ALGORITHMS:
+            setting = reproduction.Setting("mnist", 3, algorithm, 100, num_train=num_train)
+            assert reproduction.selection_epochs(setting, num_train) == expected
+            assert expected <= reproduction.epochs_at(setting, figure3.SAMPLES)[0]
+
+
 def test_what_a_curve_is_called(scripts):
     Setting = scripts("reproduction").Setting  # noqa: N806
     plain = Setting("mnist", 3, "aevb", 500)

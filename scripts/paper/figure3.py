@@ -72,7 +72,7 @@ def make_curve(estimated: int, exact: int, setting: Setting, common: Common, *, 
     samples = [number for number in SAMPLES if number < common.budget] + [common.budget]
     all_epochs = reproduction.epochs_at(setting, samples)
     algorithm, folder, choice = reproduction.with_best_step_size(
-        setting, common, dataset, folder, all_epochs[-1], progress=progress
+        setting, common, dataset, folder, all_epochs[0], progress=progress
     )
     curve, seconds = [], 0
     for epochs in all_epochs:

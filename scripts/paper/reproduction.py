@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 EPOCH = 50_000  # samples of a row of metrics: an epoch of MNIST, 31 of Frey Face
 MCEM_SAMPLES = 15  # that a datum counts for in an iteration of MCEM: 10 leapfrog steps, 5 updates
 STEP_SIZES = (0.01, 0.02, 0.1)  # from which the paper chooses
-_SELECTION_PASSES = 20  # over the training data: "the first few iterations"
+_SELECTION_SAMPLES = 20  # for every training datum: "the first few iterations"
 _POINTS_PER_DECADE = 10
 _CHECKPOINTS = 200  # of a curve
 
@@ -244,6 +244,11 @@ def train(
     return fit(algorithm, drawn, num_epochs, callbacks, progress=progress)
 
 
+def selection_epochs(setting: Setting, num_data: int) -> int:
+    """The first iterations, which decide on the step size: 20 training samples a datum, an epoch at least."""
+    return max(1, round(_SELECTION_SAMPLES * num_data / setting.epoch[1]))
+
+
 def with_best_step_size(
     setting: Setting,
     common: Common,
@@ -256,16 +261,16 @@ def with_best_step_size(
 ) -> tuple["Algorithm", Path, dict[str, Any]]:
     """Train the first iterations with every step size; the best algorithm, its folder, and the choice.
 
-    The choice is by the bound (of MCEM by log p(x, z)) of the training data after 20 passes over them, and
-    after an epoch at least. Every step size has a folder in that of the curve, in which the best one goes on.
+    The choice is by the bound (of MCEM by log p(x, z)) of the training data after :func:`selection_epochs`,
+    and after ``num_epochs`` at most. Every step size has a folder in that of the curve, in which the best one
+    goes on.
 
     Raises:
         FailedError: If training fails with all step sizes.
     """
     from pyro_vae import NonFiniteError
 
-    passes_end = round(_SELECTION_PASSES * len(dataset.train) / setting.epoch[0])
-    first = min(max(1, passes_end), num_epochs)
+    first = min(selection_epochs(setting, len(dataset.train)), num_epochs)
     bounds: dict[float, float] = {}
     algorithms = {}
     metric = "train/log_joint" if setting.algorithm == "mcem" else "train/elbo"
