@@ -209,7 +209,8 @@ def draw(rows: list[dict[str, Any]]) -> "Figure":
         axes.set(xscale="log", yscale="log", xlabel="draws L", title=f"after {samples:,} samples")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("variance / squared mean")
-    figure.axes[0].legend(fontsize=7)
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, fontsize=7, loc="outside right upper")
     return figure
 
 
