@@ -142,30 +142,34 @@ def log_marginal(
 
 
 def of_method(records: list[dict[str, Any]], method: str) -> dict[str, list[float]]:
-    """The numbers of all seeds of a method, by column."""
+    """The numbers of all seeds of a method, by column, and their step sizes."""
     wanted = {"weight_prior": True} | METHODS[method]
-    rows = [
-        record["curve"][0]
+    found = [
+        record
         for record in records
         if all(record["setting"][name] == value for name, value in wanted.items())
     ]
-    return dict(zip(COLUMNS, zip(*rows, strict=True), strict=False))
+    rows = [record["curve"][0] for record in found]
+    step_sizes = [record["step_size"] for record in found]
+    return {"step_size": step_sizes} | dict(zip(COLUMNS, zip(*rows, strict=True), strict=False))
 
 
 def table(records: list[dict[str, Any]]) -> str:
     """Means over seeds, with the standard error of each, as a Markdown table."""
     lines = [
-        "| method | seeds | bound, train | ELBO, test | log p(x), train | log p(x), test | train - test |",
-        "|---|---|---|---|---|---|---|",
+        "| method | seeds | step sizes | bound, train | ELBO, test "
+        "| log p(x), train | log p(x), test | train - test |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for method in METHODS:
         numbers = of_method(records, method)
-        if not numbers:
+        if not numbers["step_size"]:
             continue
         gaps = [a - b for a, b in zip(numbers["train_log_p"], numbers["test_log_p"], strict=True)]
         columns = [numbers[name] for name in ("bound", "test_elbo", "train_log_p", "test_log_p")]
         cells = [mean_and_error(column) for column in [*columns, gaps]]
-        lines.append(f"| {method} | {len(gaps)} | " + " | ".join(cells) + " |")
+        step_sizes = ", ".join(map(str, numbers["step_size"]))
+        lines.append(f"| {method} | {len(gaps)} | {step_sizes} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

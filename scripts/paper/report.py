@@ -357,6 +357,8 @@ def of_full_vb(common: Common) -> Iterator[str]:
         yield "missing: run full_vb.py"
         return
     yield figure_of(common, "full_vb")
+    samples = sorted({number(record["samples"]) for record in records})
+    yield f"After {', '.join(samples)} training samples. Means over seeds, with their standard errors; nats."
     yield full_vb.table(records)
 
 
