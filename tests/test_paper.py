@@ -295,3 +295,4 @@ def test_what_a_curve_is_called(scripts):
     assert dataclasses.replace(plain, binary=True, seed=2).name == "mnist,z3,aevb,binary=True,seed=2"
     assert plain.epoch == (50_000, 50_000)
     assert dataclasses.replace(plain, algorithm="mcem").epoch == (3_300, 49_500)
+    assert dataclasses.replace(plain, algorithm="mcem", batch_size=1000).epoch == (3_000, 45_000)

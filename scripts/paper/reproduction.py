@@ -79,6 +79,8 @@ class Variation:
     init: Literal["small_normal", "authors", "glorot"] = "small_normal"
     """The paper's N(0, 0.01^2); the same, but log variances and the output's bias start at 0, as in the
     authors' published code; or Glorot's."""
+    batch_size: int = 100
+    """Training data of a minibatch."""
     seed: int = 0
     """Of initial weights, minibatches and noise."""
 
@@ -97,7 +99,7 @@ class Setting:
         algorithm: aevb, wake_sleep, mcem or full_vb.
         hidden: Units of the hidden layers.
         num_train: Training data; None for all.
-        binary, step_size, warmup, weight_prior, init, seed: See :class:`Variation`.
+        binary, step_size, warmup, weight_prior, init, batch_size, seed: See :class:`Variation`.
     """
 
     data: str
@@ -110,6 +112,7 @@ class Setting:
     warmup: int = Variation.warmup
     weight_prior: bool = Variation.weight_prior
     init: str = Variation.init
+    batch_size: int = Variation.batch_size
     seed: int = Variation.seed
 
     @property
@@ -127,7 +130,7 @@ class Setting:
     def epoch(self) -> tuple[int, int]:
         """Data, and training samples, of a row of metrics: of MCEM a datum counts several times."""
         cost = MCEM_SAMPLES if self.algorithm == "mcem" else 1
-        data = EPOCH // (100 * cost) * 100
+        data = max(1, EPOCH // (self.batch_size * cost)) * self.batch_size
         return data, data * cost
 
     def config(self, common: Common) -> Config:
@@ -200,7 +203,7 @@ def start_at_zero(model: Any, guide: Any) -> None:
 
 
 def minibatches(setting: Setting, dataset: "Dataset", epoch_size: int) -> "Batches":
-    """Of 100 training data, drawn with replacement; for MCEM with their positions."""
+    """Of training data drawn with replacement; for MCEM with their positions."""
     import torch
 
     from pyro_vae import batches
@@ -208,7 +211,9 @@ def minibatches(setting: Setting, dataset: "Dataset", epoch_size: int) -> "Batch
     context = None
     if setting.algorithm == "mcem":
         context = torch.arange(len(dataset.train))
-    return batches(dataset.train, 100, seed=setting.seed, context=context, epoch_size=epoch_size)
+    return batches(
+        dataset.train, setting.batch_size, seed=setting.seed, context=context, epoch_size=epoch_size
+    )
 
 
 def warm_up(setting: Setting, algorithm: "Algorithm", dataset: "Dataset") -> None:
@@ -218,7 +223,7 @@ def warm_up(setting: Setting, algorithm: "Algorithm", dataset: "Dataset") -> Non
     (group,) = algorithm.optimizer.param_groups
     step_size, group["lr"] = group["lr"], 0.0
     num_steps = setting.warmup // getattr(algorithm, "num_updates", 1)
-    fit(algorithm, minibatches(setting, dataset, 100 * num_steps), 1, progress=False)
+    fit(algorithm, minibatches(setting, dataset, setting.batch_size * num_steps), 1, progress=False)
     group["lr"] = step_size
 
 
@@ -366,7 +371,8 @@ def _without_origin(record: dict[str, Any]) -> dict[str, Any]:
 
 def load_curve(path: Path) -> dict[str, Any]:
     """What :func:`save_curve` kept."""
-    return json.loads(path.read_text())
+    record = json.loads(path.read_text())
+    return record | {"setting": dataclasses.asdict(Setting(**record["setting"]))}
 
 
 def load_curves(common: Common, figure: str) -> list[dict[str, Any]]:
