@@ -279,6 +279,10 @@ def test_log_variances_start_at_zero(scripts, data, shared_data):
     assert output.weight[560:].any() == (data == "mnist")
 
 
+def test_impossible_estimates_are_left_out(scripts):
+    assert scripts("figure3").possible_mean(torch.tensor([-100.0, 7616.0, -110.0])) == -105
+
+
 def test_step_sizes_are_chosen_before_anything_is_estimated(scripts):
     reproduction, figure3 = scripts("reproduction"), scripts("figure3")
     for num_train, expected in ((1000, 1), (50_000, 20)):
