@@ -201,7 +201,8 @@ def test_values_between_points_and_verdicts(scripts):
     assert cell(-150.0, -151.1, 1.0) == "-150.0 (+1.1) ✗"
     assert cell(-150.0, -151.1, None) == "-150.0 (+1.1)"
     assert cell(None, -151.1, 1.0) == "— (paper -151.1)"
-    assert cell(-150.0, None, 1.0) == ""
+    assert cell(-150.0, None, 1.0) == "-150.0"
+    assert cell(None, None, 1.0) == ""
 
 
 def test_reports_judge_what_is_there(scripts, tmp_path):

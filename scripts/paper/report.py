@@ -60,7 +60,7 @@ def main() -> None:
 def cell(ours: float | None, paper: float | None, band: float | None) -> str:
     """A value of ours beside the paper's; without a band there is no verdict."""
     if paper is None:
-        return ""
+        return "" if ours is None else f"{ours:.1f}"
     if ours is None:
         return f"— (paper {paper:.1f})"
     verdict = "" if band is None else " ✓" if abs(ours - paper) <= band else " ✗"
