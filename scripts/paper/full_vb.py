@@ -44,6 +44,8 @@ class Arguments:
     """Training images."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (0, 1, 2)
     """Of initial weights, minibatches and noise."""
+    step_size: float = 0.1
+    """Of Adagrad, the same for all, so that neither methods nor seeds differ by it."""
     estimated: int = 200
     """Training and test images of which log p(x) is estimated, drawn at random."""
     draws: int = 10
@@ -56,8 +58,9 @@ class Arguments:
 def main() -> None:
     """Train, estimate, print and draw."""
     arguments = tyro.cli(Arguments)
+    data = {"data": "mnist", "latent_dim": 3, "hidden": 100, "num_train": arguments.num_train}
     settings = [
-        Setting("mnist", 3, hidden=100, num_train=arguments.num_train, seed=seed, **method)
+        Setting(**data, step_size=arguments.step_size, seed=seed, **method)
         for seed in arguments.seeds
         for method in METHODS.values()
     ]
@@ -141,35 +144,35 @@ def log_marginal(
 # ------------------------------------------------------------------------------------------- report
 
 
-def of_method(records: list[dict[str, Any]], method: str) -> dict[str, list[float]]:
-    """The numbers of all seeds of a method, by column, and their step sizes."""
-    wanted = {"weight_prior": True} | METHODS[method]
-    found = [
-        record
-        for record in records
-        if all(record["setting"][name] == value for name, value in wanted.items())
-    ]
-    rows = [record["curve"][0] for record in found]
-    step_sizes = [record["step_size"] for record in found]
-    return {"step_size": step_sizes} | dict(zip(COLUMNS, zip(*rows, strict=True), strict=False))
+def groups(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, list[float]]]:
+    """The numbers of all seeds, by column, of every method with every step size."""
+    found = {}
+    for method, changed in METHODS.items():
+        wanted = {"weight_prior": True} | changed
+        for step_size in sorted({record["step_size"] for record in records}):
+            rows = [
+                record["curve"][0]
+                for record in records
+                if record["step_size"] == step_size
+                and all(record["setting"][name] == value for name, value in wanted.items())
+            ]
+            if rows:
+                found[method, step_size] = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+    return found
 
 
 def table(records: list[dict[str, Any]]) -> str:
     """Means over seeds, with the standard error of each, as a Markdown table."""
     lines = [
-        "| method | seeds | step sizes | bound, train | ELBO, test "
+        "| method | step size | seeds | bound, train | ELBO, test "
         "| log p(x), train | log p(x), test | train - test |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for method in METHODS:
-        numbers = of_method(records, method)
-        if not numbers["step_size"]:
-            continue
+    for (method, step_size), numbers in groups(records).items():
         gaps = [a - b for a, b in zip(numbers["train_log_p"], numbers["test_log_p"], strict=True)]
         columns = [numbers[name] for name in ("bound", "test_elbo", "train_log_p", "test_log_p")]
         cells = [mean_and_error(column) for column in [*columns, gaps]]
-        step_sizes = ", ".join(map(str, numbers["step_size"]))
-        lines.append(f"| {method} | {len(gaps)} | {step_sizes} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | {step_size} | {len(gaps)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -184,14 +187,14 @@ def draw_figure(records: list[dict[str, Any]], common: Common) -> Path:
     """Log p(x) of training and test data, a point a seed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    found = groups(records)
+    figure = Figure(figsize=(2 + 1.6 * len(found), 3.6), layout="constrained")
     axes = figure.subplots()
-    for place, method in enumerate(METHODS):
-        numbers = of_method(records, method)
+    for place, numbers in enumerate(found.values()):
         for name, colour, label in (("train_log_p", "C0", "train"), ("test_log_p", "C3", "test")):
-            values = numbers.get(name, [])
+            values = numbers[name]
             axes.plot([place] * len(values), values, "o", color=colour, label=label if place == 0 else None)
-    axes.set_xticks(range(len(METHODS)), list(METHODS))
+    axes.set_xticks(range(len(found)), [f"{method}\n{step_size}" for method, step_size in found])
     axes.set(ylabel="log p(x) (nats)", title="MNIST, 1,000 training images")
     axes.grid(alpha=0.3)
     axes.legend()
