@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyro_vae.training import Algorithm
 
 METHODS = {
-    "maximum likelihood": {"algorithm": "aevb", "weight_prior": False},
+    "maximum likelihood": {"algorithm": "aevb", "weight_prior": "none"},
     "maximum a posteriori": {"algorithm": "aevb"},
     "full variational Bayes": {"algorithm": "full_vb"},
 }
@@ -148,7 +148,7 @@ def groups(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, l
     """The numbers of all seeds, by column, of every method with every step size."""
     found = {}
     for method, changed in METHODS.items():
-        wanted = {"weight_prior": True} | changed
+        wanted = {"weight_prior": "data"} | changed
         for step_size in sorted({record["step_size"] for record in records}):
             rows = [
                 record["curve"][0]

@@ -74,19 +74,21 @@ class Variation:
     """Of Adagrad; default: the best of 0.01, 0.02 and 0.1 on the training data in the first iterations."""
     warmup: int = 100
     """First updates that only sum Adagrad's squared gradients, as in the authors' published code."""
-    weight_prior: bool = True
-    """The prior N(0, I) on weights; without it maximum likelihood."""
+    weight_prior: Literal["data", "minibatch", "none"] = "data"
+    """The prior N(0, I) on weights counts once for all the data; or in every minibatch whole, which is easily
+    programmed by mistake and makes it N/M times as strong; or not at all (maximum likelihood)."""
     init: Literal["small_normal", "authors", "glorot"] = "small_normal"
     """The paper's N(0, 0.01^2); the same, but log variances and the output's bias start at 0, as in the
     authors' published code; or Glorot's."""
-    batch_size: int = 100
-    """Training data of a minibatch."""
+    batch_size: int | None = None
+    """Training data of a minibatch; default: 100, but all for Monte Carlo EM, no on-line algorithm."""
     seed: int = 0
     """Of initial weights, minibatches and noise."""
 
     def of(self, data: str) -> dict[str, Any]:
-        """As arguments of :class:`Setting`."""
-        return dataclasses.asdict(self) | {"binary": self.binary and data == "mnist"}
+        """As arguments of :class:`Setting`, without those that have no default."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return given | {"binary": self.binary and data == "mnist"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Setting:
         latent_dim: Dimensions of z.
         algorithm: aevb, wake_sleep, mcem or full_vb.
         hidden: Units of the hidden layers.
-        num_train: Training data; None for all.
+        num_train: Training data; None for all, but not for mcem.
         binary, step_size, warmup, weight_prior, init, batch_size, seed: See :class:`Variation`.
     """
 
@@ -110,9 +112,9 @@ class Setting:
     binary: bool = Variation.binary
     step_size: float | None = Variation.step_size
     warmup: int = Variation.warmup
-    weight_prior: bool = Variation.weight_prior
+    weight_prior: str = Variation.weight_prior
     init: str = Variation.init
-    batch_size: int = Variation.batch_size
+    batch_size: int = 100
     seed: int = Variation.seed
 
     @property
@@ -128,10 +130,11 @@ class Setting:
 
     @property
     def epoch(self) -> tuple[int, int]:
-        """Data, and training samples, of a row of metrics: of MCEM a datum counts several times."""
-        cost = MCEM_SAMPLES if self.algorithm == "mcem" else 1
-        data = max(1, EPOCH // (self.batch_size * cost)) * self.batch_size
-        return data, data * cost
+        """Data, and training samples, of a row of metrics: of MCEM all data, which count several times."""
+        if self.algorithm == "mcem":
+            return self.num_train, self.num_train * MCEM_SAMPLES
+        data = max(1, EPOCH // self.batch_size) * self.batch_size
+        return data, data
 
     def config(self, common: Common) -> Config:
         """What builds data and programs."""
@@ -156,7 +159,8 @@ def load(setting: Setting, common: Common) -> "Dataset":
     config = setting.config(common)
     dataset = experiment.load_data(config)
     if setting.num_train is not None:
-        first = dataclasses.replace(dataset.train, stored=dataset.train.stored[: setting.num_train])
+        stored, labels = (data[: setting.num_train] for data in (dataset.train.stored, dataset.train.labels))
+        first = dataclasses.replace(dataset.train, stored=stored, labels=labels)
         dataset = dataclasses.replace(dataset, train=first)
     return dataset.to(experiment.device(config))
 
@@ -170,6 +174,7 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
 
     config = setting.config(common)
     num_data = len(dataset.train)
+    prior_data = {"data": num_data, "minibatch": setting.batch_size, "none": None}[setting.weight_prior]
     pair = experiment.build_pair(config, dataset)
     if setting.init == "authors":
         start_at_zero(*pair)
@@ -178,14 +183,16 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
     model, guide = (program.to(experiment.device(config)) for program in pair)
     parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
     if setting.algorithm == "mcem":
+        if setting.weight_prior == "minibatch":
+            raise ConfigError("Monte Carlo EM has no weight prior that counts for every minibatch")
         optimizer = torch.optim.Adagrad(model.parameters(), lr=step_size)
-        return MCEM(model, optimizer, num_data, weight_prior=setting.weight_prior)
+        return MCEM(model, optimizer, num_data, weight_prior=prior_data is not None)
     optimizer = torch.optim.Adagrad(parameters, lr=step_size)
     if setting.algorithm == "wake_sleep":
-        return WakeSleep(model, guide, optimizer, num_data=num_data if setting.weight_prior else None)
+        return WakeSleep(model, guide, optimizer, num_data=prior_data)
     bound = TraceMeanField_ELBO()
-    if setting.weight_prior and setting.algorithm != "full_vb":
-        bound = MAP(num_data, bound)
+    if prior_data is not None and setting.algorithm != "full_vb":
+        bound = MAP(prior_data, bound)
     return SVI(model, guide, optimizer, bound)
 
 
@@ -202,28 +209,25 @@ def start_at_zero(model: Any, guide: Any) -> None:
         model.likelihood.net.layers[-1].bias.zero_()
 
 
-def minibatches(setting: Setting, dataset: "Dataset", epoch_size: int) -> "Batches":
-    """Of training data drawn with replacement; for MCEM with their positions."""
+def minibatches(setting: Setting, dataset: "Dataset") -> "Batches":
+    """Of training data drawn with replacement; for MCEM each of them once, with their positions."""
     import torch
 
     from pyro_vae import batches
 
-    context = None
     if setting.algorithm == "mcem":
-        context = torch.arange(len(dataset.train))
-    return batches(
-        dataset.train, setting.batch_size, seed=setting.seed, context=context, epoch_size=epoch_size
-    )
+        positions = torch.arange(len(dataset.train))
+        return batches(dataset.train, setting.batch_size, seed=setting.seed, context=positions)
+    return batches(dataset.train, setting.batch_size, seed=setting.seed, epoch_size=setting.epoch[0])
 
 
 def warm_up(setting: Setting, algorithm: "Algorithm", dataset: "Dataset") -> None:
     """Updates of step size 0, in which Adagrad sums squared gradients."""
-    from pyro_vae import fit
-
     (group,) = algorithm.optimizer.param_groups
     step_size, group["lr"] = group["lr"], 0.0
-    num_steps = setting.warmup // getattr(algorithm, "num_updates", 1)
-    fit(algorithm, minibatches(setting, dataset, setting.batch_size * num_steps), 1, progress=False)
+    endless = itertools.chain.from_iterable(itertools.repeat(minibatches(setting, dataset)))
+    for batch in itertools.islice(endless, setting.warmup // getattr(algorithm, "num_updates", 1)):
+        algorithm.step(*batch)
     group["lr"] = step_size
 
 
@@ -245,8 +249,7 @@ def train(
         callbacks = [*callbacks, Checkpoint(folder, resume=True, monitor="none", every=every)]
     if setting.warmup and (folder is None or not (folder / "checkpoint.pt").exists()):
         warm_up(setting, algorithm, dataset)
-    drawn = minibatches(setting, dataset, setting.epoch[0])
-    return fit(algorithm, drawn, num_epochs, callbacks, progress=progress)
+    return fit(algorithm, minibatches(setting, dataset), num_epochs, callbacks, progress=progress)
 
 
 def selection_epochs(setting: Setting, num_data: int) -> int:
