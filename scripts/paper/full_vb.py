@@ -65,9 +65,9 @@ def main() -> None:
         for method in METHODS.values()
     ]
     jobs.run_all(functools.partial(make_row, arguments), settings, arguments.common)
-    records = reproduction.load_curves(arguments.common, "full_vb")
+    records = load_records(arguments.common, arguments.num_train)
     print(table(records))
-    print(f"figure in {draw_figure(records, arguments.common)}")
+    print(f"figure in {draw_figure(records, arguments)}")
 
 
 def make_row(arguments: Arguments, setting: Setting, common: Common, *, progress: bool) -> str:
@@ -144,6 +144,12 @@ def log_marginal(
 # ------------------------------------------------------------------------------------------- report
 
 
+def load_records(common: Common, num_train: int) -> list[dict[str, Any]]:
+    """What was found with so many training images."""
+    records = reproduction.load_curves(common, "full_vb")
+    return [record for record in records if record["setting"]["num_train"] == num_train]
+
+
 def groups(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, list[float]]]:
     """The numbers of all seeds, by column, of every method with every step size."""
     found = {}
@@ -183,7 +189,7 @@ def mean_and_error(numbers: list[float]) -> str:
     return f"{statistics.mean(numbers):.2f} ± {statistics.stdev(numbers) / len(numbers) ** 0.5:.2f}"
 
 
-def draw_figure(records: list[dict[str, Any]], common: Common) -> Path:
+def draw_figure(records: list[dict[str, Any]], arguments: Arguments) -> Path:
     """Log p(x) of training and test data, a point a seed."""
     from matplotlib.figure import Figure
 
@@ -195,10 +201,10 @@ def draw_figure(records: list[dict[str, Any]], common: Common) -> Path:
             values = numbers[name]
             axes.plot([place] * len(values), values, "o", color=colour, label=label if place == 0 else None)
     axes.set_xticks(range(len(found)), [f"{method}\n{step_size}" for method, step_size in found])
-    axes.set(ylabel="log p(x) (nats)", title="MNIST, 1,000 training images")
+    axes.set(ylabel="log p(x) (nats)", title=f"MNIST, {arguments.num_train:,} training images")
     axes.grid(alpha=0.3)
     axes.legend()
-    return reproduction.save_figure(figure, common, "full_vb")
+    return reproduction.save_figure(figure, arguments.common, "full_vb")
 
 
 if __name__ == "__main__":

@@ -374,7 +374,7 @@ def of_gradients(common: Common) -> Iterator[str]:
 
 def of_full_vb(common: Common) -> Iterator[str]:
     """The table of full_vb.py."""
-    records = load_curves(common, "full_vb")
+    records = full_vb.load_records(common, full_vb.Arguments.num_train)
     yield "## Appendix F: full variational Bayes on 1,000 images"
     if not records:
         yield "missing: run full_vb.py"
