@@ -394,7 +394,7 @@ def save_figure(figure: "Figure", common: Common, name: str) -> Path:
 def value_at(curve: Sequence[tuple[float, float]], samples: float) -> float | None:
     """The value of a curve, interpolated on a logarithmic axis; None outside of it."""
     for x, y in curve:
-        if math.isclose(x, samples, rel_tol=1e-3):
+        if math.isclose(x, samples, rel_tol=1e-2):
             return y
     for (x0, y0), (x1, y1) in itertools.pairwise(curve):
         if x0 <= samples <= x1:
