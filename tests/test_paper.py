@@ -127,13 +127,20 @@ def test_names_that_the_paper_does_not_have(tmp_path):
 def test_figure3_by_monte_carlo_em(tmp_path):
     small = ("--num-train", 300, "--algorithm", "mcem", "--estimated", 8, "--exact", 2)
     run("figure3", tmp_path, *small, "--budget", 5e4)
-    record = curve(tmp_path, "figure3", "mnist,z3,mcem,num_train=300,step_size=0.1,batch_size=300")
+    record_name = "mnist,z3,mcem,num_train=300,step_size=0.1,batch_size=300"
+    record = curve(tmp_path, "figure3", record_name)
     (row,) = record["curve"]
     values = dict(zip(record["columns"], row, strict=True))
     assert values["samples"] == 49_500
     assert -215 < values["test_exact"] < -130  # pixel means alone score -206
     for split in ("train", "test"):
         assert values[f"{split}_hmc_of_exact"] == pytest.approx(values[f"{split}_exact"], abs=0.3)
+    small = (*small[:-3], 9, *small[-2:])  # of one more, of which nothing is kept
+    run("figure3", tmp_path, *small, "--budget", 6e4)
+    done = run("figure3", tmp_path, *small, "--budget", 5e4, check=False)
+    assert done.returncode == 1
+    assert "trained with 58,500 samples already, and what it was after 49,500 is not there" in done.stderr
+    assert curve(tmp_path, "figure3", record_name)["curve"][-1][0] == 58_500
 
 
 def test_full_vb_beside_point_estimates(tmp_path):

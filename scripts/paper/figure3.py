@@ -92,8 +92,10 @@ def make_curve(estimated: int, exact: int, setting: Setting, common: Common, *, 
         seconds = round(history[-1]["seconds"])
         row = [epochs * setting.epoch[1]]
         for split, data in ("train", dataset.train), ("test", dataset.test):
-            at = folder / f"{split}_{row[0]}"
-            row += estimates(algorithm.model, data.x[:estimated], exact, at, progress=progress)
+            x, at = data.x[:estimated], folder / f"{split}_{row[0]}"
+            if not all(file.exists() for file in estimate_files(at, len(x), exact).values()):
+                reproduction.require_end(setting, history, epochs, folder)
+            row += estimates(algorithm.model, x, exact, at, progress=progress)
         curve.append(row)
     reproduction.save_curve(
         reproduction.curve_file(setting, common, "figure3"),
@@ -112,12 +114,20 @@ def make_curve(estimated: int, exact: int, setting: Setting, common: Common, *, 
     )
 
 
+def estimate_files(path: Path, estimated: int, exact: int) -> dict[str, Path]:
+    """Where estimates of so many data are kept."""
+    numbers = {"hmc": estimated, "quadrature": exact}
+    return {name: path.with_name(f"{path.name}_{name}_{number}.json") for name, number in numbers.items()}
+
+
 def estimates(model: "nn.Module", x: "Tensor", exact: int, path: Path, *, progress: bool) -> list[float]:
     """Log p(x) by Appendix D, and of the first ``exact`` data by quadrature, as :func:`means` has them."""
     from pyro_vae.marginal_likelihood import fit_kernel_density, hmc, load_estimates, quadrature
 
+    files = estimate_files(path, len(x), exact)
+
     def kept(name: str, estimate: Any) -> "LogMarginal":
-        file = path.with_name(f"{path.name}_{name}.json")
+        file = files[name]
         if not file.exists():
             estimate().save(file)
         return load_estimates(file)[name]

@@ -81,6 +81,7 @@ def make_row(arguments: Arguments, setting: Setting, common: Common, *, progress
         setting, common, dataset, folder, epochs, progress=progress
     )
     history = reproduction.train(setting, dataset, algorithm, epochs, folder=folder, progress=progress)
+    reproduction.require_end(setting, history, epochs, folder)
     row = [history[-1]["train/elbo"]]
     torch.manual_seed(setting.seed)
     some = {}
@@ -90,7 +91,9 @@ def make_row(arguments: Arguments, setting: Setting, common: Common, *, progress
         some[split] = x[drawn.to(x.device)]
     row += [elbo(arguments, algorithm, x) for x in some.values()]
     for split, x in some.items():
-        result = log_marginal(arguments, algorithm, x, folder / f"{split}_{epochs}", progress=progress)
+        numbers = epochs, len(x), arguments.draws, arguments.num_temperatures
+        path = folder / f"{'_'.join(map(str, (split, *numbers)))}.json"
+        result = log_marginal(arguments, algorithm, x, path, progress=progress)
         row.append(result.mean)
     row = [round(number, 3) for number in row]
     reproduction.save_curve(
@@ -133,7 +136,6 @@ def log_marginal(
     """Log p(x), of full variational Bayes the logarithm of the mean of p(x) over draws of theta."""
     from pyro_vae.marginal_likelihood import ais, average, load_estimates
 
-    path = path.with_name(f"{path.name}.json")
     if not path.exists():
         options = {"num_chains": 16, "num_temperatures": arguments.num_temperatures, "num_leapfrog": 2}
         estimates = [ais(model, x, progress=progress, **options) for model, _ in pairs(arguments, algorithm)]
@@ -200,7 +202,7 @@ def draw_figure(records: list[dict[str, Any]], arguments: Arguments) -> Path:
         for name, colour, label in (("train_log_p", "C0", "train"), ("test_log_p", "C3", "test")):
             values = numbers[name]
             axes.plot([place] * len(values), values, "o", color=colour, label=label if place == 0 else None)
-    axes.set_xticks(range(len(found)), [f"{method}\n{step_size}" for method, step_size in found])
+    axes.set_xticks(range(len(found)), [f"{method}\nstep size {step_size}" for method, step_size in found])
     axes.set(ylabel="log p(x) (nats)", title=f"MNIST, {arguments.num_train:,} training images")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -252,6 +252,16 @@ def train(
     return fit(algorithm, minibatches(setting, dataset), num_epochs, callbacks, progress=progress)
 
 
+def require_end(setting: Setting, history: Sequence[dict[str, Any]], num_epochs: int, folder: Path) -> None:
+    """Raise ``FailedError`` if training went on beyond ``num_epochs``: the model as it was there is gone."""
+    if len(history) > num_epochs:
+        seen, wanted = (epochs * setting.epoch[1] for epochs in (len(history), num_epochs))
+        raise FailedError(
+            f"{setting.name} was trained with {seen:,} samples already, and what it was after {wanted:,} is "
+            f"not there any more: give a --budget of {seen:,} at least, or begin again without {folder}"
+        )
+
+
 def selection_epochs(setting: Setting, num_data: int) -> int:
     """The first iterations, which decide on the step size: 20 training samples a datum, an epoch at least."""
     return max(1, round(_SELECTION_SAMPLES * num_data / setting.epoch[1]))
