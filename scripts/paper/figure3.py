@@ -68,9 +68,8 @@ def main() -> None:
 def setting(num_train: int, algorithm: str, **varied: Any) -> Setting:
     """As we read the paper, but for what is varied.
 
-    Monte Carlo EM, of which it says that it is no on-line algorithm, takes all the data in an iteration. The
-    largest of the step sizes is then the best (``results/paper.md``): at 50,000 data the whole figure has 80
-    iterations, too few to try others in the first of them.
+    Monte Carlo EM, of which it says that it is no on-line algorithm, takes all the data in an iteration, and
+    the largest of the step sizes: at 50,000 data the whole figure has 80 iterations, too few to try others.
     """
     if algorithm == "mcem":
         varied = {"batch_size": num_train, "step_size": max(reproduction.STEP_SIZES)} | varied

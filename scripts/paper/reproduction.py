@@ -258,7 +258,7 @@ def require_end(setting: Setting, history: Sequence[dict[str, Any]], num_epochs:
         seen, wanted = (epochs * setting.epoch[1] for epochs in (len(history), num_epochs))
         raise FailedError(
             f"{setting.name} was trained with {seen:,} samples already, and what it was after {wanted:,} is "
-            f"not there any more: give a --budget of {seen:,} at least, or begin again without {folder}"
+            f"not there any more: give the numbers its curve was made with, or begin again without {folder}"
         )
 
 
