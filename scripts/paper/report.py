@@ -253,8 +253,8 @@ def _figure3_variations(records: Sequence[Record]) -> Iterator[str]:
     rows = []
     for record in records:
         setting = record["setting"]
-        varied = changes(setting, plain_figure3(setting))
-        plain = find(records, plain_figure3(setting))
+        unvaried = plain_figure3(setting)
+        varied, plain = changes(setting, unvaried), find(records, unvaried)
         samples = record["curve"][-1][0]
         if not varied or plain is None or plain["estimated"] != record["estimated"]:
             continue
