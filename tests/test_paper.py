@@ -199,7 +199,7 @@ def test_moments(scripts):
 
 
 def test_values_between_points_and_verdicts(scripts):
-    value_at, cell = scripts("reproduction").value_at, scripts("report").cell
+    value_at, cell = scripts("curves").value_at, scripts("report").cell
     points = [(1e5, -200.0), (1e6, -150.0), (1e7, -140.0)]
     assert value_at(points, 1e6) == pytest.approx(-150)
     assert value_at(points, 10**6.5) == pytest.approx(-145)
@@ -215,15 +215,15 @@ def test_values_between_points_and_verdicts(scripts):
 
 def test_reports_judge_what_is_there(scripts, tmp_path):
     """The paper's own curves pass; moved by more than the band, they do not."""
-    reproduction, report, published = map(scripts, ("reproduction", "report", "published"))
+    curves, reproduction, report, published = map(scripts, ("curves", "reproduction", "report", "published"))
     common = reproduction.Common(out=tmp_path)
     for shift, verdict in ((0.5, "✓"), (-1.5, "✗")):
         for algorithm in ("aevb", "wake_sleep"):
             setting = reproduction.Setting("mnist", 5, algorithm, 500)
             theirs = [published.figure2("mnist", 5, algorithm, split) for split in ("train", "test")]
             rows = [[x, train + shift, test + shift] for (x, train), (_, test) in zip(*theirs, strict=True)]
-            reproduction.save_curve(
-                reproduction.curve_file(setting, common, "figure2"),
+            curves.save(
+                curves.file_of(setting, common, "figure2"),
                 setting,
                 step_size=0.02,
                 seconds=1,
@@ -239,7 +239,7 @@ def test_reports_judge_what_is_there(scripts, tmp_path):
 
 def test_reports_of_figure3(scripts, tmp_path):
     """The paper's own values at 6e7 samples have its findings; a variation is beside what it varies."""
-    reproduction, report, published = map(scripts, ("reproduction", "report", "published"))
+    curves, reproduction, report, published = map(scripts, ("curves", "reproduction", "report", "published"))
     figure3 = scripts("figure3")
     common = reproduction.Common(out=tmp_path)
     plain = figure3.setting(1000, "aevb")
@@ -251,8 +251,8 @@ def test_reports_of_figure3(scripts, tmp_path):
         train, test = (
             published.figure3(1000, setting.algorithm, split)[-1][1] for split in ("train", "test")
         )
-        reproduction.save_curve(
-            reproduction.curve_file(setting, common, "figure3"),
+        curves.save(
+            curves.file_of(setting, common, "figure3"),
             setting,
             step_size=0.1,
             seconds=1,

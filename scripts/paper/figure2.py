@@ -5,7 +5,7 @@
 
 Trains what is not trained yet, goes on where it was interrupted, and draws
 results/figures/paper_figure2_*.png with the paper's curves beneath ours. One variation at a time (--binary,
---step-size, --warmup, --no-weight-prior, --init) makes curves of its own, which report.py compares.
+--step-size, --warmup, --weight-prior, --init, --batch-size) makes a curve of its own; report.py compares.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import curves
 import jobs
 import published
 import reproduction
@@ -89,8 +90,8 @@ def make_curve(setting: Setting, common: Common, *, progress: bool) -> str:
     )
     rows = [row for row in history if "test/elbo" in row]
     curve = [[row["samples"], round(row["train/elbo"], 2), round(row["test/elbo"], 2)] for row in rows]
-    reproduction.save_curve(
-        reproduction.curve_file(setting, common, "figure2"),
+    curves.save(
+        curves.file_of(setting, common, "figure2"),
         setting,
         **choice,
         seconds=round(history[-1]["seconds"]),
@@ -109,7 +110,7 @@ def trained_model(setting: Setting, common: Common) -> tuple[Any, tuple[int, ...
     from pyro_vae.training import load_checkpoint, load_parameters
 
     dataset = reproduction.load(setting, common)
-    step_size = reproduction.load_curve(reproduction.curve_file(setting, common, "figure2"))["step_size"]
+    step_size = curves.load(curves.file_of(setting, common, "figure2"))["step_size"]
     algorithm = reproduction.build(setting, common, dataset, step_size)
     path = common.runs / "figure2" / setting.name / f"{step_size}" / "checkpoint.pt"
     load_parameters(load_checkpoint(path), path, algorithm.model, algorithm.guide)
@@ -123,16 +124,16 @@ def draw(common: Common) -> list[Path]:
     """A row of panels for each data set, of the curves without variations."""
     from matplotlib.figure import Figure
 
-    curves = reproduction.load_curves(common, "figure2")
+    records = curves.load_all(common, "figure2")
     paths = []
     for data, latent_dims in LATENT_DIMS.items():
-        if not any(curve["setting"]["data"] == data for curve in curves):
+        if not any(record["setting"]["data"] == data for record in records):
             continue
         figure = Figure(figsize=(3.2 * len(latent_dims), 3.4), layout="constrained")
         for axes, latent_dim in zip(figure.subplots(1, len(latent_dims)), latent_dims, strict=True):
             for algorithm, colour in zip(ALGORITHMS, ("C3", "C2"), strict=True):
                 setting = dataclasses.asdict(Setting(data, latent_dim, algorithm, HIDDEN[data]))
-                ours = [curve for curve in curves if curve["setting"] == setting]
+                ours = [record for record in records if record["setting"] == setting]
                 _panel(axes, data, latent_dim, algorithm, colour, ours)
             axes.set(xscale="log", title=f"{latent_dim} latents", xlabel="training samples")
             axes.set(xlim=(8e4, 3e8), ylim=(-160, -95) if data == "mnist" else (0, 1600))
@@ -143,7 +144,7 @@ def draw(common: Common) -> list[Path]:
         figure.suptitle(
             {"mnist": "MNIST, 500 hidden units", "frey_face": "Frey Face, 200 hidden units"}[data]
         )
-        paths.append(reproduction.save_figure(figure, common, f"figure2_{data}"))
+        paths.append(curves.save_figure(figure, common, f"figure2_{data}"))
     return paths
 
 

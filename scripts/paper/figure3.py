@@ -15,6 +15,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import curves
 import jobs
 import published
 import reproduction
@@ -96,8 +97,8 @@ def make_curve(estimated: int, exact: int, setting: Setting, common: Common, *, 
                 reproduction.require_end(setting, history, epochs, folder)
             row += estimates(algorithm.model, x, exact, at, progress=progress)
         curve.append(row)
-    reproduction.save_curve(
-        reproduction.curve_file(setting, common, "figure3"),
+    curves.save(
+        curves.file_of(setting, common, "figure3"),
         setting,
         **choice,
         seconds=seconds,
@@ -168,12 +169,12 @@ def draw(common: Common) -> Path:
     """Two panels, of 1,000 and of 50,000 training data."""
     from matplotlib.figure import Figure
 
-    curves = reproduction.load_curves(common, "figure3")
+    records = curves.load_all(common, "figure3")
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, num_train in zip(figure.subplots(1, 2), (1000, 50000), strict=True):
         for (algorithm, label), colour in zip(ALGORITHMS.items(), ("C3", "C2", "C0"), strict=True):
             plain = dataclasses.asdict(setting(num_train, algorithm))
-            ours = [curve for curve in curves if curve["setting"] == plain]
+            ours = [record for record in records if record["setting"] == plain]
             for split, style in (("train", "--"), ("test", "-")):
                 theirs = published.figure3(num_train, algorithm, split)
                 axes.plot(*zip(*theirs, strict=True), style, color=colour, alpha=0.3, linewidth=4)
@@ -187,7 +188,7 @@ def draw(common: Common) -> Path:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
-    return reproduction.save_figure(figure, common, "figure3")
+    return curves.save_figure(figure, common, "figure3")
 
 
 if __name__ == "__main__":

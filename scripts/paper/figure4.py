@@ -9,9 +9,9 @@ p(x|z) on a grid that is even in probability.
 import dataclasses
 from typing import Annotated
 
+import curves
 import figure2
 import jobs
-import reproduction
 import tyro
 from reproduction import Common, Setting
 
@@ -46,7 +46,7 @@ def main() -> None:
         model, shape = figure2.trained_model(setting, common)
         with torch.no_grad():
             figure = plots.manifold(lambda z, model=model: model.likelihood(z).mean, shape)
-        print(f"figure in {reproduction.save_figure(figure, common, f'figure4_{setting.data}')}")
+        print(f"figure in {curves.save_figure(figure, common, f'figure4_{setting.data}')}")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ p(x|z) at draws from the prior.
 import dataclasses
 from typing import Annotated
 
+import curves
 import figure2
 import jobs
-import reproduction
 import tyro
 from reproduction import Common, Setting
 
@@ -50,7 +50,7 @@ def main() -> None:
         sheet = images.reshape(_SIDE, _SIDE, height, width).movedim(2, 1).reshape(_SIDE * height, -1)
         axes.imshow(sheet, cmap="gray", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[], title=f"{setting.latent_dim} latents")
-    print(f"figure in {reproduction.save_figure(figure, common, 'figure5')}")
+    print(f"figure in {curves.save_figure(figure, common, 'figure5')}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import curves
 import jobs
 import reproduction
 import tyro
@@ -96,8 +97,8 @@ def make_row(arguments: Arguments, setting: Setting, common: Common, *, progress
         result = log_marginal(arguments, algorithm, x, path, progress=progress)
         row.append(result.mean)
     row = [round(number, 3) for number in row]
-    reproduction.save_curve(
-        reproduction.curve_file(setting, common, "full_vb"),
+    curves.save(
+        curves.file_of(setting, common, "full_vb"),
         setting,
         **choice,
         samples=epochs * setting.epoch[1],
@@ -148,7 +149,7 @@ def log_marginal(
 
 def load_records(common: Common, num_train: int) -> list[dict[str, Any]]:
     """What was found with so many training images."""
-    records = reproduction.load_curves(common, "full_vb")
+    records = curves.load_all(common, "full_vb")
     return [record for record in records if record["setting"]["num_train"] == num_train]
 
 
@@ -206,7 +207,7 @@ def draw_figure(records: list[dict[str, Any]], arguments: Arguments) -> Path:
     axes.set(ylabel="log p(x) (nats)", title=f"MNIST, {arguments.num_train:,} training images")
     axes.grid(alpha=0.3)
     axes.legend()
-    return reproduction.save_figure(figure, arguments.common, "full_vb")
+    return curves.save_figure(figure, arguments.common, "full_vb")
 
 
 if __name__ == "__main__":

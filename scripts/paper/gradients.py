@@ -18,6 +18,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+import curves
 import reproduction
 import tyro
 from reproduction import Common, Setting
@@ -110,14 +111,14 @@ def main() -> None:
     record = {
         "setting": dataclasses.asdict(setting),
         "repetitions": arguments.repetitions,
-        "made_by": reproduction.provenance(),
+        "made_by": curves.provenance(),
         "rows": rows,
     }
     path = common.out / "paper" / "gradients.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(json.dumps(record, indent=1).encode(), path)
     print(table(rows))
-    print(f"figure in {reproduction.save_figure(draw(rows), common, 'gradients')}")
+    print(f"figure in {curves.save_figure(draw(rows), common, 'gradients')}")
 
 
 def gradient(
