@@ -5,7 +5,7 @@
 
 Trains what is not trained yet, goes on where it was interrupted, and draws
 results/figures/paper_figure2_*.png with the paper's curves beneath ours. One variation at a time (--binary,
---step-size, --warmup, --weight-prior, --init, --batch-size) makes a curve of its own; report.py compares.
+--levels, --step-size, --warmup, --weight-prior, ...) makes a curve of its own, and report.py compares.
 """
 
 import dataclasses

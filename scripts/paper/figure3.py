@@ -73,7 +73,8 @@ def setting(num_train: int, algorithm: str, **varied: Any) -> Setting:
     the largest of the step sizes: at 50,000 data the whole figure has 80 iterations, too few to try others.
     """
     if algorithm == "mcem":
-        varied = {"batch_size": num_train, "step_size": max(reproduction.STEP_SIZES)} | varied
+        step_size = max(reproduction.STEP_SIZES)
+        varied = {"batch_size": num_train, "step_size": step_size, "warmup": 0} | varied
     return Setting("mnist", 3, algorithm, 100, num_train=num_train, **varied)
 
 

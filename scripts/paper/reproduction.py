@@ -59,16 +59,22 @@ class Variation:
 
     binary: bool = False
     """Binarise MNIST anew for every minibatch, instead of the cross-entropy of grey values."""
+    levels: Literal[255, 256] = 255
+    """What grey values 0 to 255 are divided by: for Frey Face 256 in the authors' published code, and
+    presumably in the copy of MNIST that it reads, mnist.pkl.gz."""
     step_size: float | None = None
     """Of Adagrad; default: the best of 0.01, 0.02 and 0.1 on the training data in the first iterations."""
-    warmup: int = 100
-    """First updates that only sum Adagrad's squared gradients, as in the authors' published code."""
+    warmup: int | None = None
+    """First updates that only sum Adagrad's squared gradients, as in the authors' published code; they are
+    not counted as training samples. Default: 100, but none for Monte Carlo EM."""
     weight_prior: Literal["data", "minibatch", "none"] = "data"
     """The prior N(0, I) on weights counts once for all the data; or in every minibatch whole, which is easily
     programmed by mistake and makes it N/M times as strong; or not at all (maximum likelihood)."""
     init: Literal["small_normal", "authors", "glorot"] = "small_normal"
-    """The paper's N(0, 0.01^2); the same, but log variances and the output's bias start at 0, as in the
-    authors' published code; or Glorot's."""
+    """The paper's N(0, 0.01^2); the same, but the encoder's log variances, the bias of the decoder's and that
+    of its output start at 0, as in the authors' published code; or Glorot's."""
+    clip_dreams: bool = False
+    """Clip what wake-sleep dreams of Frey Face to [0, 1], as in the authors' published code."""
     batch_size: int | None = None
     """Training data of a minibatch; default: 100, but all for Monte Carlo EM, no on-line algorithm."""
     seed: int = 0
@@ -77,7 +83,8 @@ class Variation:
     def of(self, data: str) -> dict[str, Any]:
         """As arguments of :class:`Setting`, without those that have no default."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        return given | {"binary": self.binary and data == "mnist"}
+        of_one = {"binary": "mnist", "clip_dreams": "frey_face"}
+        return given | {name: given[name] and data == its for name, its in of_one.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Setting:
         algorithm: aevb, wake_sleep, mcem or full_vb.
         hidden: Units of the hidden layers.
         num_train: Training data; None for all, but not for mcem.
-        binary, step_size, warmup, weight_prior, init, batch_size, seed: See :class:`Variation`.
+        binary and the rest: See :class:`Variation`.
     """
 
     data: str
@@ -99,10 +106,12 @@ class Setting:
     hidden: int
     num_train: int | None = None
     binary: bool = Variation.binary
+    levels: int = Variation.levels
     step_size: float | None = Variation.step_size
-    warmup: int = Variation.warmup
+    warmup: int = 100
     weight_prior: str = Variation.weight_prior
     init: str = Variation.init
+    clip_dreams: bool = Variation.clip_dreams
     batch_size: int = 100
     seed: int = Variation.seed
 
@@ -147,10 +156,12 @@ def load(setting: Setting, common: Common) -> "Dataset":
     """The data, on the device, of the training data the first ``num_train``."""
     config = setting.config(common)
     dataset = experiment.load_data(config)
+    levels = float(setting.levels)
+    train, test = (dataclasses.replace(split, levels=levels) for split in (dataset.train, dataset.test))
     if setting.num_train is not None:
-        stored, labels = (data[: setting.num_train] for data in (dataset.train.stored, dataset.train.labels))
-        first = dataclasses.replace(dataset.train, stored=stored, labels=labels)
-        dataset = dataclasses.replace(dataset, train=first)
+        stored, labels = (data[: setting.num_train] for data in (train.stored, train.labels))
+        train = dataclasses.replace(train, stored=stored, labels=labels)
+    dataset = dataclasses.replace(dataset, train=train, test=test)
     return dataset.to(experiment.device(config))
 
 
@@ -167,6 +178,8 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
     pair = experiment.build_pair(config, dataset)
     if setting.init == "authors":
         start_at_zero(*pair)
+    if setting.clip_dreams:  # data are within [0, 1] anyway
+        pair[1].posterior.net.register_forward_pre_hook(lambda _, inputs: (inputs[0].clamp(0, 1),))
     if setting.algorithm == "full_vb":
         pair = bayesian(*pair, num_data)
     model, guide = (program.to(experiment.device(config)) for program in pair)
@@ -186,15 +199,13 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
 
 
 def start_at_zero(model: Any, guide: Any) -> None:
-    """Log variances, and the bias of the decoder's outputs."""
+    """The encoder's log variances, and the biases of the decoder's outputs."""
     import torch
 
+    last = guide.posterior.net.layers[-1]
     with torch.no_grad():
-        for conditional in (model.likelihood, guide.posterior):
-            last = conditional.net.layers[-1]
-            if conditional.family.params_per_dim == 2:  # means, then log variances
-                for parameter in (last.weight, last.bias):
-                    parameter[len(parameter) // 2 :] = 0
+        for parameter in (last.weight, last.bias):  # means, then log variances
+            parameter[len(parameter) // 2 :] = 0
         model.likelihood.net.layers[-1].bias.zero_()
 
 
