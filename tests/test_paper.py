@@ -127,7 +127,7 @@ def test_names_that_the_paper_does_not_have(tmp_path):
 def test_figure3_by_monte_carlo_em(tmp_path):
     small = ("--num-train", 300, "--algorithm", "mcem", "--estimated", 8, "--exact", 2)
     run("figure3", tmp_path, *small, "--budget", 5e4)
-    record_name = "mnist,z3,mcem,num_train=300,step_size=0.1,batch_size=300"
+    record_name = "mnist,z3,mcem,num_train=300,step_size=0.1,warmup=0,batch_size=300"
     record = curve(tmp_path, "figure3", record_name)
     (row,) = record["curve"]
     values = dict(zip(record["columns"], row, strict=True))

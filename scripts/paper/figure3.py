@@ -70,7 +70,8 @@ def setting(num_train: int, algorithm: str, **varied: Any) -> Setting:
     """As we read the paper, but for what is varied.
 
     Monte Carlo EM, of which it says that it is no on-line algorithm, takes all the data in an iteration, and
-    the largest of the step sizes: at 50,000 data the whole figure has 80 iterations, too few to try others.
+    the largest of the step sizes at once: at 50,000 data the whole figure has 80 iterations, too few to try
+    others, or for 100 updates that only sum Adagrad's squared gradients (20 iterations).
     """
     if algorithm == "mcem":
         step_size = max(reproduction.STEP_SIZES)
