@@ -160,6 +160,9 @@ def test_gradients_on_the_command_line(tmp_path):
     assert "| 100,000 | B: and KL in closed form |" in done.stdout
     record = json.loads((tmp_path / "results" / "paper" / "gradients.json").read_text())
     assert {row["samples"] for row in record["rows"]} == {0, 50_000, 100_000}
+    run("gradients", tmp_path, *small)  # what was trained is measured as it was at each stage
+    again = json.loads((tmp_path / "results" / "paper" / "gradients.json").read_text())
+    assert again["rows"] == record["rows"]
 
 
 # ------------------------------------------------------------------------------------------- parts

@@ -155,9 +155,9 @@ def estimates(model: "nn.Module", x: "Tensor", exact: int, path: Path, *, progre
 def means(sampled: "Tensor", exact: "Tensor") -> list[float]:
     """Of ``COLUMNS``: the means of Appendix D are without estimates above 0, whose number is beside them.
 
-    Of pixels in [0, 1] no log p(x) is above 0. Appendix D misses by hundreds of nats where the draws that its
-    density is fitted to and those that it is averaged over lie in different places; k-hat tells
-    (``results/paper.md``).
+    Of pixels in [0, 1] no log p(x) is above 0. Appendix D is too high by hundreds of nats where the draws
+    that its density is fitted to and those that it is averaged over lie in different places; k-hat tells
+    (``results/paper.md``). What is exact is the mean of all data for which it was found.
     """
     possible = sampled <= 0
     of_exact = sampled[: len(exact)][possible[: len(exact)]]

@@ -67,13 +67,17 @@ def main() -> None:
     common = arguments.common
     setting = Setting("mnist", arguments.latent_dim, "aevb", 500, step_size=STEP_SIZE, seed=arguments.seed)
     dataset = reproduction.load(setting, common)
-    algorithm = reproduction.build(setting, common, dataset, STEP_SIZE)
     folder = common.runs / "gradients" / setting.name
     rows: list[dict[str, Any]] = []
+    seconds = 0.0
     stages = [0, *reproduction.epochs_at(setting, (common.budget / 10, common.budget))]
     for epochs in stages:
+        algorithm = reproduction.build(setting, common, dataset, STEP_SIZE)
         if epochs:
-            reproduction.train(setting, dataset, algorithm, epochs, folder=folder, progress=True)
+            history = reproduction.train(
+                setting, dataset, algorithm, epochs, folder=folder / f"{epochs}", progress=True
+            )
+            seconds += history[-1]["seconds"]
         pyro.set_rng_seed(arguments.seed)
         batches = [
             (dataset.train.x[index],) for index in torch.randperm(len(dataset.train))[:5000].split(100)
@@ -111,6 +115,7 @@ def main() -> None:
     record = {
         "setting": dataclasses.asdict(setting),
         "repetitions": arguments.repetitions,
+        "seconds": round(seconds),
         "made_by": curves.provenance(),
         "rows": rows,
     }

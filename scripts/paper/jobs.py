@@ -23,7 +23,7 @@ def run_all(work: Callable[..., str], settings: Sequence["Setting"], common: "Co
     """Call ``work(setting, common, progress)`` for every setting, some at once, and print what it says.
 
     Raises:
-        FailedError: At the end, if some failed.
+        FailedError: At the end, if some failed; without --jobs the first that fails is the end.
     """
     if common.jobs == 1:
         for number, setting in enumerate(settings, 1):
