@@ -74,8 +74,8 @@ class Variation:
     """The paper's N(0, 0.01^2); the same, but the encoder's log variances, the bias of the decoder's and that
     of its output start at 0, as in the authors' published code; or Glorot's."""
     clip_dreams: bool = False
-    """Clip what wake-sleep dreams of Frey Face to [0, 1], as the authors' published autoencoders do where they
-    draw images."""
+    """Clip what wake-sleep dreams of Frey Face to [0, 1], as the authors' published autoencoders do with
+    images that they draw."""
     batch_size: int | None = None
     """Training data of a minibatch; default: 100, but all for Monte Carlo EM, no on-line algorithm."""
     seed: int = 0
