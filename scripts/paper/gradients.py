@@ -15,6 +15,7 @@ beside it stands that of taking another minibatch, against which the paper finds
 """
 
 import dataclasses
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -83,35 +84,16 @@ def main() -> None:
             (dataset.train.x[index],) for index in torch.randperm(len(dataset.train))[:5000].split(100)
         ]
         count = len(ESTIMATORS) * len(arguments.num_samples) * arguments.repetitions
-        with progress_bar(count, f"gradients after {epochs * setting.epoch[1]:,}", "gradient") as bar:
-            for name in ESTIMATORS:
-                for num_samples in arguments.num_samples:
-                    draws = (
-                        gradient(name, algorithm.model, algorithm.guide, num_samples, *batches[0])
-                        for _ in range(arguments.repetitions)
-                    )
-                    variance, length = moments(draws, bar.update)
-                    rows.append(
-                        {
-                            "samples": epochs * setting.epoch[1],
-                            "estimator": name,
-                            "L": num_samples,
-                            "variance": variance,
-                            "squared_mean": length,
-                        }
-                    )
-        most = max(arguments.num_samples)
+        samples, most = epochs * setting.epoch[1], max(arguments.num_samples)
+        with progress_bar(count, f"gradients after {samples:,}", "gradient") as bar:
+            for name, num_samples in itertools.product(ESTIMATORS, arguments.num_samples):
+                draws = (
+                    gradient(name, algorithm.model, algorithm.guide, num_samples, *batches[0])
+                    for _ in range(arguments.repetitions)
+                )
+                rows.append(measured(samples, name, num_samples, draws, bar.update))
         between = (gradient("B", algorithm.model, algorithm.guide, most, *batch) for batch in batches)
-        variance, length = moments(between)
-        rows.append(
-            {
-                "samples": epochs * setting.epoch[1],
-                "estimator": "minibatch",
-                "L": most,
-                "variance": variance,
-                "squared_mean": length,
-            }
-        )
+        rows.append(measured(samples, "minibatch", most, between))
     record = {
         "setting": dataclasses.asdict(setting),
         "repetitions": arguments.repetitions,
@@ -152,6 +134,20 @@ def gradient(
         bound = (log_w * log_guide(guide, latents, *batch)).mean()
     parts = torch.autograd.grad(bound, list(guide.parameters()), materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])
+
+
+def measured(
+    samples: int, estimator: str, num_samples: int, gradients: Any, advance: Any = lambda: None
+) -> dict[str, Any]:
+    """What is kept of an estimator at a stage of training, with ``num_samples`` draws."""
+    variance, length = moments(gradients, advance)
+    return {
+        "samples": samples,
+        "estimator": estimator,
+        "L": num_samples,
+        "variance": variance,
+        "squared_mean": length,
+    }
 
 
 def moments(gradients: Any, advance: Any = lambda: None) -> tuple[float, float]:
