@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -131,6 +131,40 @@ def _sizes(height: int, width: int, scales: int) -> list[tuple[int, int]]:
     return sizes
 
 
+def _halvings(colours: int, channels: Sequence[int], blocks: int) -> nn.Sequential:
+    """Convolutions that halve height and width."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise((colours, *channels)):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
+        layers += [_Residual(after) for _ in range(blocks)]
+        layers.append(nn.ELU())
+    return nn.Sequential(*layers)
+
+
+def _doublings(
+    sizes: Sequence[tuple[int, int]], channels: Sequence[int], outputs: int, blocks: int
+) -> nn.Sequential:
+    """Convolutions that go back through these sizes, of which the first is the largest."""
+    layers: list[nn.Module] = []
+    steps = itertools.pairwise((*reversed(channels), outputs))
+    for (before, after), size in zip(steps, reversed(sizes[:-1]), strict=True):
+        layers += [_Residual(before) for _ in range(blocks)]
+        layers += [nn.ELU(), nn.Upsample(size), nn.Conv2d(before, after, 3, padding=1)]
+    return nn.Sequential(*layers)
+
+
+def _output_bias(size: int, start: Tensor | None) -> nn.Parameter:
+    """A bias for every output, from given numbers or 0."""
+    if start is not None and start.shape != (size,):
+        raise ValueError(f"output_bias has shape {tuple(start.shape)}, this decoder has {size} outputs")
+    return nn.Parameter(torch.zeros(size) if start is None else start.detach().clone())
+
+
+def _by_kind(images: Tensor, params_per_dim: int) -> Tensor:
+    """Numbers of images, one kind of parameter after another, pixels row by row, colours last."""
+    return images.unflatten(1, (params_per_dim, -1)).movedim(2, 4).flatten(1)
+
+
 class ConvEncoder(nn.Module):
     r"""From flattened images to a vector: convolutions that halve height and width, then a linear map.
 
@@ -157,12 +191,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         height, width, colours = _image_shape(shape)
         self.shape, self.context_dim = (height, width, colours), context_dim
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise((colours, *channels)):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
-            layers += [_Residual(after) for _ in range(blocks)]
-            layers.append(nn.ELU())
-        self.layers = nn.Sequential(*layers)
+        self.layers = _halvings(colours, channels, blocks)
         height, width = _sizes(height, width, len(channels))[-1]
         self.head = nn.Linear((colours, *channels)[-1] * height * width + context_dim, outputs)
 
@@ -208,32 +237,124 @@ class ConvDecoder(nn.Module):
         super().__init__()
         height, width, colours = _image_shape(shape)
         self.shape, self.params_per_dim = (height, width, colours), params_per_dim
-        *larger, (height, width) = _sizes(height, width, len(channels))
-        first, *rest = (*reversed(channels), params_per_dim * colours)
-        self.smallest = (first, height, width)
+        sizes = _sizes(height, width, len(channels))
+        self.smallest = (channels[-1], *sizes[-1])
         self.head = nn.Linear(inputs, math.prod(self.smallest))
-        layers: list[nn.Module] = []
-        for before, after, size in zip((first, *rest), rest, reversed(larger), strict=False):
-            layers += [_Residual(before) for _ in range(blocks)]
-            layers += [nn.ELU(), nn.Upsample(size), nn.Conv2d(before, after, 3, padding=1)]
-        self.layers = nn.Sequential(*layers)
-        self.bias = nn.Parameter(torch.zeros(params_per_dim * math.prod(self.shape)))
-        if output_bias is not None:
-            if output_bias.shape != self.bias.shape:
-                raise ValueError(
-                    f"output_bias has shape {tuple(output_bias.shape)}, this ConvDecoder has "
-                    f"{len(self.bias)} outputs"
-                )
-            with torch.no_grad():
-                self.bias.copy_(output_bias)
+        self.layers = _doublings(sizes, channels, params_per_dim * colours, blocks)
+        self.bias = _output_bias(params_per_dim * math.prod(self.shape), output_bias)
 
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Parameters, one kind after another, of the pixels row by row."""
         hidden = self.head(inputs.reshape(-1, inputs.shape[-1])).unflatten(1, self.smallest)
-        # rows, kinds, colours, height, width
-        kinds = self.layers(hidden).unflatten(1, (self.params_per_dim, -1))
-        outputs = kinds.movedim(2, 4).flatten(1) + self.bias
+        outputs = _by_kind(self.layers(hidden), self.params_per_dim) + self.bias
         return outputs.reshape(*inputs.shape[:-1], -1)
+
+
+class GridEncoder(nn.Module):
+    r"""From flattened images to a vector at every place of a small grid: convolutions alone.
+
+    Where :class:`ConvEncoder` ends in one vector, this ends in ``places`` of them, row by row: the codes of a
+    VQ-VAE (van den Oord, Vinyals & Kavukcuoglu, *Neural Discrete Representation Learning*, 2017).
+
+    Args:
+        shape: Of an image, as of :class:`ConvEncoder`.
+        code_dim: Numbers at every place.
+        channels: Of the convolutions, one a halving.
+        blocks: Residual blocks after each halving.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], code_dim: int, channels: Sequence[int] = (32, 64), *, blocks: int = 0
+    ) -> None:
+        super().__init__()
+        height, width, colours = _image_shape(shape)
+        self.shape = (height, width, colours)
+        self.layers = _halvings(colours, channels, blocks)
+        self.head = nn.Conv2d((colours, *channels)[-1], code_dim, 1)
+        self.places = math.prod(_sizes(height, width, len(channels))[-1])
+
+    def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """``places`` vectors, side by side, for every image along the last axis."""
+        images = inputs.reshape(-1, *self.shape).movedim(3, 1)
+        return self.head(self.layers(images)).flatten(2).mT.reshape(*inputs.shape[:-1], -1)
+
+
+class GridDecoder(nn.Module):
+    r"""From the vectors of a grid, as of :class:`GridEncoder`, to parameters of every pixel.
+
+    Args:
+        code_dim: Numbers at every place.
+        shape: Of an image.
+        params_per_dim: Of the family.
+        channels: In the order of the encoder's.
+        blocks: Residual blocks before each doubling.
+        output_bias: As of :class:`MLP`.
+    """
+
+    def __init__(
+        self,
+        code_dim: int,
+        shape: Sequence[int],
+        params_per_dim: int = 1,
+        channels: Sequence[int] = (32, 64),
+        *,
+        blocks: int = 0,
+        output_bias: Float[Tensor, " outputs"] | None = None,
+    ) -> None:
+        super().__init__()
+        height, width, colours = _image_shape(shape)
+        sizes = _sizes(height, width, len(channels))
+        self.smallest, self.params_per_dim = sizes[-1], params_per_dim
+        self.head = nn.Conv2d(code_dim, channels[-1], 3, padding=1)
+        self.layers = _doublings(sizes, channels, params_per_dim * colours, blocks)
+        self.bias = _output_bias(params_per_dim * height * width * colours, output_bias)
+
+    def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Parameters, one kind after another, of the pixels row by row."""
+        rows = inputs.reshape(-1, math.prod(self.smallest), self.head.in_channels)
+        hidden = self.head(rows.mT.unflatten(2, self.smallest))
+        outputs = _by_kind(self.layers(hidden), self.params_per_dim) + self.bias
+        return outputs.reshape(*inputs.shape[:-1], -1)
+
+
+class CausalTransformer(nn.Module):
+    r"""From sequences of codes to the logits of every code at every place, given those before it.
+
+    A transformer with causal attention (Vaswani et al., *Attention Is All You Need*, 2017), layer norms
+    first; what it sees at place l are codes 1 ... l - 1.
+
+    Args:
+        num_codes: K.
+        length: L, of the sequences.
+        width: Numbers at every place.
+        layers: Of attention and feed-forward.
+        heads: Of the attention; they share the width.
+    """
+
+    def __init__(self, num_codes: int, length: int, width: int = 64, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.length = length
+        self.first = nn.Parameter(0.02 * torch.randn(1, width))  # stands where no code is yet
+        self.codes = nn.Embedding(num_codes, width)
+        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_codes))
+        is_later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        self.register_buffer("is_later", is_later, persistent=False)
+
+    def forward(self, codes: Int[Tensor, "*batch length"]) -> Float[Tensor, "*batch length codes"]:
+        """Logits for every sequence along the last axis."""
+        rows = codes.reshape(-1, self.length)
+        before = self.codes(rows[:, :-1])
+        hidden = torch.cat([self.first.expand(len(rows), 1, -1), before], 1) + self.places
+        for layer in self.layers:
+            hidden = layer(hidden, src_mask=self.is_later)
+        return self.head(hidden).reshape(*codes.shape, -1)
 
 
 class WithMissing(nn.Module):

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "distributions": {"errors"},
     "models": {"nets", "distributions", "diagnostics", "errors"},
     "traces": {"distributions"},
-    "objectives": {"traces"},
+    "objectives": {"traces", "distributions"},
     "compiled": {"errors"},
     "algorithms": {"traces", "objectives", "compiled", "hmc"},
     "diagnostics": set(),

@@ -22,9 +22,11 @@ from pyro_vae.distributions.base import (
     Unconditional,
     base_distribution,
     check_support,
+    is_point_mass,
     same_support,
     soft_clamp,
 )
+from pyro_vae.distributions.codes import Codebook, CodePrior, QuantizedPoint, perplexity
 from pyro_vae.distributions.columns import Columns, Missing, scores_cross_entropy
 from pyro_vae.distributions.continuous import (
     DiagNormal,
@@ -59,14 +61,16 @@ from pyro_vae.distributions.grey import (
     DiscretizedLogistic,
     GreyCategorical,
 )
-from pyro_vae.distributions.posteriors import LogitNormal, NormalMixture, ProjectedNormal
-from pyro_vae.distributions.priors import MixtureOfNormals, StandardNormal, UniformBox, VampPrior
+from pyro_vae.distributions.posteriors import LogitNormal, NormalMixture, PointMass, ProjectedNormal
+from pyro_vae.distributions.priors import Flat, MixtureOfNormals, StandardNormal, UniformBox, VampPrior
 
 __all__ = [
     "Bernoulli",
     "BernoulliCrossEntropy",
     "BetaBinomial",
     "Categorical",
+    "CodePrior",
+    "Codebook",
     "Columns",
     "Conditional",
     "ContinuousBernoulli",
@@ -74,6 +78,7 @@ __all__ = [
     "DiscretizedLogistic",
     "Family",
     "FixedScaleNormal",
+    "Flat",
     "Flow",
     "FullNormal",
     "GreyCategorical",
@@ -84,8 +89,10 @@ __all__ = [
     "MixtureOfNormals",
     "NegativeBinomial",
     "NormalMixture",
+    "PointMass",
     "Poisson",
     "ProjectedNormal",
+    "QuantizedPoint",
     "ScaleBounds",
     "SharedScaleNormal",
     "StandardNormal",
@@ -99,7 +106,9 @@ __all__ = [
     "base_distribution",
     "check_support",
     "inverse_autoregressive",
+    "is_point_mass",
     "masked_autoregressive",
+    "perplexity",
     "planar",
     "same_support",
     "scores_cross_entropy",

@@ -59,6 +59,11 @@ def base_distribution(distribution: Distribution) -> Distribution:
     return distribution
 
 
+def is_point_mass(distribution: Distribution) -> bool:
+    """Whether all of its mass is at one point among the real numbers, so that it has no density."""
+    return isinstance(base_distribution(distribution), dist.Delta)
+
+
 def check_support(distribution: Distribution, x: Tensor, site: str = "x") -> None:
     """Raise :class:`SupportError` if ``x`` is not a batch of data that ``distribution`` covers.
 

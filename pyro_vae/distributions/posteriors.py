@@ -1,4 +1,4 @@
-"""Families that are mostly of use as posteriors: of several modes, of a box, of a sphere."""
+"""Families that are mostly of use as posteriors: a point, several modes, a box, a sphere."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -81,6 +81,19 @@ class DiagNormalMixture(dist.TorchDistribution):
         slope = (self.loc - each) / self.scale.square()
         by_z = torch.einsum("...kd,...kj->...dj", weights * (below - u.unsqueeze(-2)), slope).tril(-1)
         return u, by_z + torch.diag_embed((weights * log_density.exp()).sum(-2))
+
+
+class PointMass(Family):
+    r"""All mass at one point, :math:`q(z) = \delta(z - \eta)`: the guide of an autoencoder.
+
+    It has no density, so that there are neither importance weights nor bounds on log p(x).
+    """
+
+    params_per_dim = 1
+
+    def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
+        r"""The point mass at :math:`\eta`."""
+        return dist.Delta(eta, event_dim=1, validate_args=False)
 
 
 class NormalMixture(Family):

@@ -27,6 +27,40 @@ class StandardNormal(nn.Module):
         return dist.Normal(self.loc, self.scale).to_event(1)
 
 
+class Flat(nn.Module):
+    r"""No preference, :math:`p(z) \propto 1` on :math:`\mathbb R^d`: what an autoencoder has for a prior.
+
+    It is improper: its log-density counts as 0 everywhere, and nothing can be drawn from it. Programs need a
+    value all the same when they are run by themselves, and get one from N(0, I); ``sample`` and estimators
+    of log p(x) refuse.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
+
+    def forward(self) -> Distribution:
+        """The improper distribution; batch shape (), event shape ``(latent_dim,)``."""
+        return _Flat(self.zero)
+
+
+class _Flat(dist.ImproperUniform):
+    def __init__(self, zero: Tensor, batch_shape: Sequence[int] = ()) -> None:
+        self.zero = zero
+        super().__init__(constraints.real_vector, torch.Size(batch_shape), zero.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_zeros(value.shape[:-1])
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return torch.randn(
+            self.shape(torch.Size(sample_shape)), dtype=self.zero.dtype, device=self.zero.device
+        )
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "_Flat":
+        return _Flat(self.zero, batch_shape)
+
+
 class UniformBox(nn.Module):
     r"""Uniform on a box, :math:`p(z) = \prod_j U(z_j; l, h)`; needs a posterior on it, :class:`LogitNormal`.
 

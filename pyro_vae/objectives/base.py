@@ -4,34 +4,77 @@ import abc
 from typing import Any, NoReturn
 
 import pyro
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.traces import Program, guide_distributions, parameters_in_the_store
+from pyro_vae.distributions import base_distribution, is_point_mass
+from pyro_vae.traces import Program, factors, guide_distributions, parameters_in_the_store
 
 
 def loss_and_metrics(
     objective: ELBO, model: Program, guide: Program, *batch: Tensor
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Minus the objective summed over the batch, and what to report of it.
+    r"""Minus the objective summed over the batch, and what to report of it.
 
     Returns:
         The loss, differentiable, in nats; and detached metrics, among them ``elbo``: the bound itself in
-        nats per datum, higher is better, whatever else the objective adds or weights.
+        nats per datum, higher is better, whatever else the objective adds or weights. For a guide of point
+        masses, such as an autoencoder's, it is ``log_joint``, :math:`\log p(x, z)` there, which bounds
+        nothing. Auxiliary sites of the guide are reported under their names: a ``pyro.factor``, such as the
+        commitment cost of a VQ-VAE, as nats per datum that the loss has besides the bound; an observed value
+        as it is.
     """
     if isinstance(objective, Objective):
         return objective.loss_and_metrics(model, guide, *batch)
-    loss = objective.differentiable_loss(model, guide, *batch)
-    return loss, {"elbo": -loss.detach() / len(batch[0])}
+    watch = _Watch(len(batch[0]))
+    loss = objective.differentiable_loss(model, watch(guide), *batch)
+    factors = {name: torch.stack(runs).mean() for name, runs in watch.factors.items()}
+    bound = -loss.detach() / len(batch[0]) + sum(factors.values())
+    name = "log_joint" if watch.is_point_mass else "elbo"  # without a density there is no bound
+    return loss, {name: bound, **factors, **watch.values}
+
+
+class _Watch(Messenger):
+    """What a guide has besides its latent sites: factors, nats per datum, and values that it reports."""
+
+    def __init__(self, num_data: int) -> None:
+        super().__init__()
+        self.num_data = num_data
+        self.factors: dict[str, list[Tensor]] = {}  # of every run
+        self.values: dict[str, Tensor] = {}
+        self.is_point_mass = False
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        if not msg["is_observed"]:
+            self.is_point_mass |= is_point_mass(msg["fn"])
+        elif isinstance(base_distribution(msg["fn"]), dist.Unit):
+            log_prob = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"]).detach()
+            num_samples = log_prob.shape[-2] if log_prob.dim() > 1 else 1
+            runs = self.factors.setdefault(msg["name"], [])
+            runs.append(log_prob.sum() / (num_samples * self.num_data))
+        elif msg["infer"].get("is_auxiliary"):
+            self.values[msg["name"]] = msg["value"].detach().mean()
 
 
 def check_reparameterised(guide: Program, *batch: Tensor) -> None:
-    """Raise ``ValueError`` if draws of the guide carry no gradient (while Pyro validates)."""
+    """Raise ``ValueError`` if draws have no gradient or the guide has factors (while Pyro validates)."""
     if pyro.settings.get("validate_poutine"):
         with torch.random.fork_rng(), torch.no_grad():
             sites = guide_distributions(guide, *batch)
+            extra = factors(guide, *batch)
+        if extra:
+            raise ValueError(
+                f"this objective would leave out the guide's factors ({', '.join(extra)}), such as the "
+                "commitment cost of a VQ-VAE: train it by pyro.infer.Trace_ELBO()"
+            )
         for name, distribution in sites.items():
             if not distribution.has_rsample:
                 raise ValueError(

@@ -12,11 +12,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_vae.distributions import SupportError, base_distribution
+from pyro_vae.distributions import QuantizedPoint, SupportError, base_distribution, is_point_mass
 from pyro_vae.traces.sites import (
     ENUMERATION_DIM,
     Program,
     check_known,
+    check_proper,
     enumerated,
     is_enumerated,
     latent_names,
@@ -75,7 +76,14 @@ def log_guide(guide: Program, latents: dict[str, Tensor], *batch: Tensor) -> Flo
     r""":math:`\log q(z \mid x)` at given latents, in nats; as :func:`log_joint`."""
     num_samples = sample_count(latents, batch)
     trace = trace_of(enumerated(poutine.condition(guide, data=latents)), batch, num_samples)
-    names = [name for name, _ in sample_sites(trace)]
+    names = [name for name, site in sample_sites(trace) if not site["infer"].get("is_auxiliary")]
+    for name in names:
+        fn = trace.nodes[name]["fn"]
+        if is_point_mass(fn) or isinstance(base_distribution(fn), QuantizedPoint):
+            raise ValueError(
+                f"the guide's site {name!r} has one value for every datum and cannot score others, as "
+                "wake-sleep and annealing from the guide need; train an autoencoder or VQ-VAE by SVI"
+            )
     check_known(trace, latents)
     try:
         return sum_sites([(trace, name) for name in names], num_samples)
@@ -157,7 +165,7 @@ def _replayed(
     """The model's trace at the guide's draws."""
     names = latent_names(guide_trace)
     for name in names:
-        if isinstance(base_distribution(guide_trace.nodes[name]["fn"]), dist.Delta):
+        if is_point_mass(guide_trace.nodes[name]["fn"]):
             raise ValueError(
                 f"the guide's site {name!r} is a point mass: it has no density, so there are no "
                 "importance weights and no bound on log p(x). An autoencoder has no likelihood; use a "
@@ -170,6 +178,7 @@ def _replayed(
 
     enumerated = enum(poutine.infer_config(model, config_fn=config))
     model_trace = trace_of(poutine.replay(enumerated, trace=guide_trace), batch, num_samples)
+    check_proper(model_trace)
     known = {name for name, site in sample_sites(model_trace) if is_enumerated(site)} | set(names)
     latents = set(latent_names(model_trace))
     if not set(names) <= latents <= known:
@@ -217,9 +226,14 @@ def sample(
         model: A Pyro program that keeps the contract.
         *batch: Its arguments; of the data only the number counts, their values are drawn anew.
         num_samples: Draws for every row of the batch.
+
+    Raises:
+        ValueError: If a prior is flat, as an autoencoder's.
     """
     latents, observations = {}, {}
-    for name, site in sample_sites(trace_of(poutine.uncondition(model), batch, num_samples)):
+    trace = trace_of(poutine.uncondition(model), batch, num_samples)
+    check_proper(trace)
+    for name, site in sample_sites(trace):
         values = observations if site["infer"].get("was_observed") else latents
         values[name] = site["value"]
     return latents, observations
@@ -241,6 +255,7 @@ def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[T
     """
     latents, arguments, drawn = {}, list(batch), {}
     trace = trace_of(poutine.uncondition(model), batch, 1)
+    check_proper(trace)
     for name, site in sample_sites(trace):
         drawn[name] = site["value"]
         if not site["infer"].get("was_observed"):
@@ -280,6 +295,14 @@ def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, Distributio
     """
     sites = sample_sites(trace_of(guide, batch, 1))
     return {name: site["fn"] for name, site in sites if not site["is_observed"]}
+
+
+def factors(program: Program, *batch: Tensor) -> list[str]:
+    """Names of what the program adds by ``pyro.factor``."""
+    trace = trace_of(program, batch, 1)
+    return [
+        name for name, site in sample_sites(trace) if isinstance(base_distribution(site["fn"]), dist.Unit)
+    ]
 
 
 def model_distributions(model: Program, guide: Program, *batch: Tensor) -> dict[str, Distribution]:

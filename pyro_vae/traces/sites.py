@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import opt_einsum
 import pyro
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -16,6 +17,8 @@ from pyro.infer import config_enumerate
 from pyro.nn import PyroModule
 from pyro.ops.packed import pack
 from torch import Tensor, nn
+
+from pyro_vae.distributions import base_distribution
 
 Program = Callable[..., object]
 ENUMERATION_DIM = -3  # left of the data and the samples
@@ -78,6 +81,17 @@ def sample_sites(trace: poutine.Trace) -> list[tuple[str, dict]]:
 def latent_names(trace: poutine.Trace) -> list[str]:
     """Names of the sites that are not observed."""
     return [name for name, site in sample_sites(trace) if not site["is_observed"]]
+
+
+def check_proper(trace: poutine.Trace) -> None:
+    """Raise ``ValueError`` if a latent site has a flat prior, which has no draws and makes no p(x)."""
+    for name, site in sample_sites(trace):
+        if isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
+            raise ValueError(
+                f"the prior of the model's site {name!r} is flat: nothing can be drawn from it, and log p(x) "
+                "is not defined. An autoencoder does not say which codes are likely; to draw from it, fit a "
+                "density to its codes (latents.fitted_normal, fitted_box, fitted_mixture)"
+            )
 
 
 def sample_count(latents: dict[str, Tensor], batch: tuple[Tensor, ...]) -> int:

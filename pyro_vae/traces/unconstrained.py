@@ -12,7 +12,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vae.distributions import base_distribution
 from pyro_vae.traces.densities import LogJoint, joint_of
-from pyro_vae.traces.sites import Program, enumerated, sample_count, trace_of
+from pyro_vae.traces.sites import Program, check_proper, enumerated, sample_count, trace_of
 
 
 class Unconstrained(NamedTuple):
@@ -42,7 +42,7 @@ def at_unconstrained(model: Program, position: dict[str, Tensor], *batch: Tensor
 def unconstrain(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> dict[str, Tensor]:
     """Where in unconstrained space latents are: the inverse of :func:`at_unconstrained`."""
     with _Transform(latents, inverse=True) as transform:
-        trace_of(enumerated(model), batch, sample_count(latents, batch))
+        check_proper(trace_of(enumerated(model), batch, sample_count(latents, batch)))
     return transform.result
 
 
