@@ -52,7 +52,7 @@ _HOMES = {
         "spline_coupling",
         "sylvester",
     ],
-    "latents": ["active_units", "kl_per_dim"],
+    "latents": ["active_units", "aggregate_posterior", "kl_per_dim"],
     "marginal_likelihood": [
         "LogMarginal",
         "ais",

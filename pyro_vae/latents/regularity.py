@@ -1,0 +1,193 @@
+r"""Whether a latent space can be drawn from and walked through: completeness and continuity.
+
+*Completeness*: what is drawn from the prior decodes to something like the data. *Continuity*: latents that
+are near each other decode to data that are. Both are claimed of VAEs and denied of autoencoders; here they
+are measured. An autoencoder has no prior, so its codes get one afterwards: a box, a normal, or a mixture.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.distributions import Distribution
+
+Decode = Callable[[Tensor], Tensor]  # latents (*, latent) -> E[x | z] (*, data)
+Classify = Callable[[Tensor], Tensor]  # data (batch, data) -> probabilities (batch, classes)
+Path = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_ROWS = 1024
+
+
+# ---------------------------------------------------------------------------- densities of codes
+
+
+def fitted_box(codes: Float[Tensor, "data latent"]) -> Distribution:
+    """Uniform on the smallest box that holds all codes."""
+    low, high = codes.detach().aminmax(dim=0)
+    return dist.Uniform(low, high, validate_args=False).to_event(1)
+
+
+def fitted_normal(codes: Float[Tensor, "data latent"]) -> Distribution:
+    """The normal with the mean and the covariance matrix of the codes."""
+    codes = codes.detach()
+    jitter = 1e-6 * codes.var() * torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
+    return dist.MultivariateNormal(codes.mean(0), torch.atleast_2d(codes.T.cov()) + jitter)
+
+
+def fitted_mixture(codes: Float[Tensor, "data latent"], components: int = 10, seed: int = 0) -> Distribution:
+    """A mixture of normals with full covariance matrices, by scikit-learn's expectation maximisation."""
+    fitted = GaussianMixture(components, random_state=seed).fit(codes.detach().cpu().double().numpy())
+
+    def like(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values).to(codes)
+
+    normals = dist.MultivariateNormal(like(fitted.means_), like(fitted.covariances_))
+    return dist.MixtureSameFamily(dist.Categorical(like(fitted.weights_)), normals)
+
+
+# ---------------------------------------------------------------------------- completeness
+
+
+def nearest_distances(x: Float[Tensor, "batch data"], data: Float[Tensor, "data2 data"]) -> Tensor:
+    """The Euclidean distance of every x from the datum that is nearest to it, shape ``(batch,)``."""
+    return torch.cat([torch.cdist(part, data).amin(1) for part in x.split(_ROWS)])
+
+
+class Completeness(NamedTuple):
+    """Shares of decoded samples.
+
+    Attributes:
+        sure: A classifier of real data is sure of them.
+        close: They are as near to a training datum as real data are.
+        both: Of both.
+    """
+
+    sure: float
+    close: float
+    both: float
+
+
+@torch.no_grad()
+def completeness(
+    decoded: Float[Tensor, "batch data"],
+    classify: Classify,
+    data: Float[Tensor, "data2 data"],
+    limit: float,
+    *,
+    confidence: float = 0.9,
+) -> Completeness:
+    """What share of decoded samples is like the data.
+
+    Args:
+        decoded: E[x | z] of latents from the prior.
+        classify: From data to probabilities of classes; it was trained on real data.
+        data: Training data.
+        limit: Distance from the nearest training datum up to which a sample is close, such as the 95 %
+            quantile of held-out data: ``nearest_distances(held_out, data).quantile(0.95)``.
+        confidence: From which probability of a class on the classifier is sure.
+    """
+    is_sure = torch.cat([classify(part).amax(1) for part in decoded.split(_ROWS)]) >= confidence
+    is_close = nearest_distances(decoded, data) <= limit
+    return Completeness(*(c.double().mean().item() for c in (is_sure, is_close, is_sure & is_close)))
+
+
+# ---------------------------------------------------------------------------- continuity
+
+
+def straight(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+    r"""The line :math:`(1 - t)\, z_0 + t\, z_1`."""
+    return torch.lerp(start, end, t)
+
+
+def spherical(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
+    r"""The arc :math:`(\sin((1 - t) \omega)\, z_0 + \sin(t \omega)\, z_1) / \sin \omega`, of their angle.
+
+    Under N(0, I) in many dimensions all z are about :math:`\sqrt d` from 0, and a straight line passes where
+    there is no mass; this one does not (White, *Sampling Generative Networks*, 2016).
+    """
+    cosine = torch.cosine_similarity(start, end, -1).clamp(-1, 1).unsqueeze(-1)
+    angle = cosine.acos()
+    sine = angle.sin()
+    along = (((1 - t) * angle).sin() * start + (t * angle).sin() * end) / sine
+    return torch.where(sine.abs() < 1e-4, straight(start, end, t), along)  # the same or opposite directions
+
+
+def along(
+    path: Path, start: Float[Tensor, "pairs latent"], end: Float[Tensor, "pairs latent"], num_steps: int
+) -> Float[Tensor, "steps pairs latent"]:
+    """Points of paths from one z to another, both ends included."""
+    t = torch.linspace(0, 1, num_steps, dtype=start.dtype, device=start.device)
+    return torch.stack([path(start, end, part) for part in t])
+
+
+class Continuity(NamedTuple):
+    """What a walk from one z to another meets, of every pair.
+
+    Attributes:
+        path_length: Length of the decoded path over the distance of its ends: 1 if it is straight.
+        detours: Changes of class beyond the one that two ends of different classes need.
+        largest_step: The longest of the steps over the mean of all: a jump has many.
+    """
+
+    path_length: Float[Tensor, " pairs"]
+    detours: Int[Tensor, " pairs"]
+    largest_step: Float[Tensor, " pairs"]
+
+
+@torch.no_grad()
+def continuity(
+    decode: Decode,
+    classify: Classify,
+    start: Float[Tensor, "pairs latent"],
+    end: Float[Tensor, "pairs latent"],
+    *,
+    path: Path = straight,
+    num_steps: int = 50,
+) -> Continuity:
+    """Walk between pairs of latents, and look at what is decoded on the way.
+
+    Args:
+        decode: From latents to E[x | z].
+        classify: From data to probabilities of classes.
+        start: Where walks start, such as codes of data.
+        end: Where they end.
+        path: :func:`straight` or :func:`spherical`.
+        num_steps: Points of a walk.
+    """
+    x = torch.stack([decode(z) for z in along(path, start, end, num_steps)])
+    steps = (x[1:] - x[:-1]).norm(dim=-1)
+    classes = torch.stack([classify(part).argmax(1) for part in x])
+    changes = (classes[1:] != classes[:-1]).sum(0)
+    return Continuity(
+        steps.sum(0) / (x[-1] - x[0]).norm(dim=-1),
+        changes - (classes[0] != classes[-1]).long(),
+        steps.amax(0) / steps.mean(0),
+    )
+
+
+def lipschitz(
+    decode: Decode, z: Float[Tensor, "points latent"], scale: Float[Tensor, " latent"] | None = None
+) -> Float[Tensor, " points"]:
+    r"""The largest singular value of :math:`\partial E[x \mid z] / \partial z` at every point.
+
+    Its largest value over points is a lower bound on the Lipschitz constant of the decoder.
+
+    Args:
+        decode: From latents to E[x | z].
+        z: Points.
+        scale: Units of z, such as the standard deviations of codes, without which decoders of codes of
+            different sizes do not compare.
+    """
+    unit = torch.ones_like(z[0]) if scale is None else scale
+    found = []
+    for part in z.detach().split(_ROWS):
+        # Points do not depend on each other, so that one derivative along an axis is that of them all.
+        jvp = torch.autograd.functional.jvp
+        columns = [jvp(decode, part, axis.expand_as(part))[1] for axis in unit.diag()]
+        found.append(torch.linalg.matrix_norm(torch.stack(columns, -1), 2))
+    return torch.cat(found)
