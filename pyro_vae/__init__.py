@@ -88,6 +88,16 @@ _HOMES = {
         "ReweightedWakeSleep",
     ],
     "posterior": ["PosteriorDraws", "sample_posterior"],
+    "tasks": [
+        "anomaly_score",
+        "denoise",
+        "inpaint",
+        "interpolate",
+        "log_missing",
+        "mix",
+        "restore",
+        "super_resolve",
+    ],
     "traces": ["log_joint", "log_weights", "sample"],
     "training": [
         "Callback",

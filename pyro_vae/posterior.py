@@ -1,8 +1,9 @@
 r"""Draws from the posterior p(z | x) of every datum, by Hamiltonian Monte Carlo, for ArviZ.
 
 Posteriors of nonlinear models have several modes, and a chain seldom finds from one to another. So the chains
-do not start where a guide says, but where particles get to that were annealed from the prior, each chosen
-with the probability that its weight gives it (Neal, *Annealed importance sampling*, 2001).
+do not start where a guide says, but where particles get to that were annealed from the prior (or, if one is
+given, from a guide), each chosen with the probability that its weight gives it (Neal, *Annealed importance
+sampling*, 2001).
 """
 
 import dataclasses
@@ -83,10 +84,11 @@ class Chains(NamedTuple):
         """Data whose particles fit one evaluation."""
         return block_size(model, batch, self.num_particles)
 
-    def density(self, model: Program, batch: Batch) -> TemperedDensity:
+    def density(self, model: Program, batch: Batch, guide: Program | None = None) -> TemperedDensity:
         """That of the model, to be evaluated as often as drawing from all posteriors takes."""
         num_blocks = math.ceil(len(batch[0]) / self.block_size(model, batch))
-        return TemperedDensity(model, planned_calls=num_blocks * self.num_transitions * self.num_leapfrog)
+        planned_calls = num_blocks * self.num_transitions * self.num_leapfrog
+        return TemperedDensity(model, guide, planned_calls=planned_calls)
 
 
 def draw_posterior(
@@ -209,6 +211,7 @@ class PosteriorDraws:
 def sample_posterior(
     model: Program,
     *batch: Tensor,
+    guide: Program | None = None,
     num_chains: int = 8,
     num_samples: int = 250,
     num_warmup: int = 300,
@@ -222,9 +225,11 @@ def sample_posterior(
     Args:
         model: A Pyro program that keeps the contract. Its discrete sites are summed out.
         *batch: Its arguments for all data, first axis the data.
+        guide: Where particles are annealed from, instead of the prior. That takes less warmup where it is
+            near the posterior; modes far from all that it proposes are missed.
         num_chains: Chains of every datum.
         num_samples: Draws of every chain that are kept.
-        num_warmup: Steps before them: half to anneal particles from the prior, half to tune step sizes and
+        num_warmup: Steps before them: half to anneal particles, half to tune step sizes and
             scales.
         num_leapfrog: Gradients for every draw.
         target_acceptance: What step sizes are tuned to.
@@ -237,7 +242,7 @@ def sample_posterior(
     """
     chains = Chains(num_chains, num_samples, num_warmup, num_leapfrog, target_acceptance)
     chains.check(batch)
-    density = chains.density(model, batch)
+    density = chains.density(model, batch, guide)
 
     def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
         draws = draw_posterior(density, block, chains, advance)
@@ -254,7 +259,7 @@ def sample_posterior(
         estimate,
         batch,
         chains.block_size(model, batch),
-        programs=(model,),
+        programs=(model,) if guide is None else (model, guide),
         method="posterior draws",
         settings=chains._asdict(),
         work=chains.num_transitions,

@@ -30,6 +30,9 @@ MAY_IMPORT = {
     },
     "oracles": {"distributions", "models"},
     "latents": {"traces", "distributions"},
+    "tasks": {
+        *("blocks", "distributions", "latents", "marginal_likelihood", "posterior", "traces"),
+    },
     "data": {"errors"},
     "training": {"traces", "marginal_likelihood", "errors", "files", "progress"},
     "plots": {"marginal_likelihood"},

@@ -27,7 +27,7 @@ from pyro_vae.distributions.base import (
     soft_clamp,
 )
 from pyro_vae.distributions.codes import Codebook, CodePrior, QuantizedPoint, perplexity
-from pyro_vae.distributions.columns import Columns, Missing, scores_cross_entropy
+from pyro_vae.distributions.columns import Columns, Missing, Observed, scores_cross_entropy
 from pyro_vae.distributions.continuous import (
     DiagNormal,
     FixedScaleNormal,
@@ -89,6 +89,7 @@ __all__ = [
     "MixtureOfNormals",
     "NegativeBinomial",
     "NormalMixture",
+    "Observed",
     "PointMass",
     "Poisson",
     "ProjectedNormal",

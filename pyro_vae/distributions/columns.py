@@ -206,6 +206,11 @@ class Observed(dist.TorchDistribution):
         """Of complete data."""
         return self.complete.mean
 
+    @property
+    def variance(self) -> Tensor:
+        """Of complete data."""
+        return self.complete.variance
+
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Complete data."""
         return self.complete.sample(sample_shape)

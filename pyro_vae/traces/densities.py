@@ -297,6 +297,34 @@ def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, Distributio
     return {name: site["fn"] for name, site in sites if not site["is_observed"]}
 
 
+def decode(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> Float[Tensor, "samples batch data"]:
+    r""":math:`E[x \mid z]` at given latents.
+
+    Args:
+        model: A Pyro program that keeps the contract, with one observed site.
+        latents: A value for every latent site, shape ``(samples, batch, *event)``.
+        *batch: Its arguments; of the data only the number counts.
+    """
+    return likelihood(model, latents, *batch).mean
+
+
+def likelihood(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> Distribution:
+    r""":math:`p(x \mid z)` at given latents, as :func:`decode`; batch shape (samples, batch).
+
+    Raises:
+        ValueError: If the model observes several sites, or none.
+    """
+    num_samples = sample_count(latents, batch)
+    with pyro.validation_enabled(False):  # the data do not matter here
+        trace = trace_of(poutine.condition(model, data=latents), batch, num_samples)
+    check_known(trace, latents)
+    observed = [site["fn"] for name, site in sample_sites(trace) if name not in latents]
+    if len(observed) != 1:
+        raise ValueError(f"the model must observe one site, but observes {len(observed)}")
+    shape = torch.Size([num_samples, len(batch[0])])
+    return observed[0] if observed[0].batch_shape == shape else observed[0].expand(shape)
+
+
 def factors(program: Program, *batch: Tensor) -> list[str]:
     """Names of what the program adds by ``pyro.factor``."""
     trace = trace_of(program, batch, 1)

@@ -1,0 +1,95 @@
+"""What codes and densities are for: strange data, and what lies between data."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_vae.latents import along, posterior_mean, straight
+from pyro_vae.marginal_likelihood import importance_sampling
+from pyro_vae.traces import decode
+
+
+class AnomalyScore(NamedTuple):
+    r"""How strange data are to a model.
+
+    Attributes:
+        score: :math:`-\log p(x)`, nats: higher is stranger.
+        std_error: Monte Carlo error.
+        rank: Share of the reference data that are at least as strange; nan without any.
+    """
+
+    score: Float[Tensor, " batch"]
+    std_error: Float[Tensor, " batch"]
+    rank: Float[Tensor, " batch"]
+
+
+def anomaly_score(
+    model: nn.Module,
+    guide: nn.Module,
+    *batch: Tensor,
+    reference: Tensor | tuple[Tensor, ...] | None = None,
+    num_samples: int = 1000,
+    progress: bool = True,
+) -> AnomalyScore:
+    r""":math:`-\log p(x)` by importance sampling, and how many ordinary data are as strange.
+
+    A low density is not the same as being of another kind: simple images of another data set may have a
+    *higher* density than those that a model was trained on (Nalisnick et al., *Do Deep Generative Models Know
+    What They Don't Know?*, 2019).
+
+    Args:
+        model: p(x, z).
+        guide: q(z | x).
+        *batch: Arguments of both programs: the data.
+        reference: Ordinary data that were not trained on, or all arguments of the programs for them.
+        num_samples: Importance samples for every datum.
+        progress: Show a progress bar.
+    """
+    settings = {"num_samples": num_samples, "progress": progress}
+    found = importance_sampling(model, guide, *batch, **settings)
+    rank = torch.full_like(found.values, math.nan)
+    if reference is not None:
+        others = (reference,) if isinstance(reference, Tensor) else reference
+        ordinary = importance_sampling(model, guide, *others, **settings).values.sort().values
+        rank = torch.searchsorted(ordinary, found.values, right=True).to(found.values) / len(ordinary)
+    return AnomalyScore(-found.values, found.std_error, rank)
+
+
+@torch.no_grad()
+def interpolate(
+    model: nn.Module,
+    guide: nn.Module,
+    first: Float[Tensor, "batch data"],
+    second: Float[Tensor, "batch data"],
+    *,
+    num_steps: int = 10,
+    path: Callable[[Tensor, Tensor, Tensor], Tensor] = straight,
+) -> Float[Tensor, "steps batch data"]:
+    """Decode what lies between the codes of two data, both included.
+
+    Args:
+        model: p(x, z), with the latent site ``z``.
+        guide: q(z | x), whose means are the codes.
+        first: Data to start from.
+        second: As many, to end at.
+        num_steps: Points of every path.
+        path: ``latents.straight``, or ``latents.spherical`` for codes under N(0, I).
+    """
+    codes = posterior_mean(guide, first), posterior_mean(guide, second)
+    return decode(model, {"z": along(path, *codes, num_steps)}, first)
+
+
+@torch.no_grad()
+def mix(
+    model: nn.Module, guide: nn.Module, x: Float[Tensor, "batch data"], weights: Float[Tensor, "mixes batch"]
+) -> Float[Tensor, "mixes data"]:
+    """Decode weighted sums of the codes of data; each row of weights is one, and should sum to 1.
+
+    Rows such as (1, -1, 1) do arithmetic: the first without what the second has, with what the third has.
+    """
+    codes = weights @ posterior_mean(guide, x)
+    return decode(model, {"z": codes.unsqueeze(0)}, x[:1].expand(len(codes), -1)).squeeze(0)

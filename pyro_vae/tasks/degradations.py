@@ -1,0 +1,246 @@
+r"""What became of a datum: from p(x | z) to p(y | z) of what was seen, and the pair that sees it."""
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_vae.blocks import evaluation
+from pyro_vae.distributions import Observed, SupportError
+from pyro_vae.latents import posterior_mean
+from pyro_vae.traces import guide_distributions, likelihood, sample
+
+_ROUNDS = 5  # of filling in what the encoder is to see
+_DRAWS = 64  # whose mean it starts from
+
+
+class Moments(NamedTuple):
+    r"""Mean and variance of the single numbers of x given z and y."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+class Degradation(nn.Module, abc.ABC):
+    """From p(x | z) to p(y | z), and back."""
+
+    @abc.abstractmethod
+    def forward(self, of_x: Distribution) -> Distribution:
+        """p(y | z), of p(x | z)."""
+
+    @abc.abstractmethod
+    def blank(self, y: Float[Tensor, "batch observed"]) -> Float[Tensor, "batch data"]:
+        """Something of the shape of x."""
+
+    @abc.abstractmethod
+    def restored(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> Moments:
+        """E[x | z, y] and Var[x | z, y], of p(x | z)."""
+
+
+class Mask(Degradation):
+    """Numbers that are missing: y is x with nan there. They must be independent given z."""
+
+    def forward(self, of_x: Distribution) -> Distribution:
+        """The density of what is not nan."""
+        return of_x if isinstance(of_x, Observed) else Observed(of_x)
+
+    def blank(self, y: Float[Tensor, "batch observed"]) -> Float[Tensor, "batch data"]:
+        """0 where nothing was observed."""
+        return y.nan_to_num(0.0)
+
+    def restored(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> Moments:
+        """What was observed, and E[x | z] elsewhere."""
+        missing = y.isnan()
+        return Moments(torch.where(missing, of_x.mean, y), torch.where(missing, of_x.variance, 0.0))
+
+
+class Linear(Degradation):
+    r""":math:`y = A x + \epsilon`, :math:`\epsilon \sim N(0, \sigma^2 I)`.
+
+    Exact where p(x | z) is a product of normals. For any other product, such as of Bernoullis, p(y | z) is
+    the normal with the same mean and variance, :math:`N(A\,E[x], A \operatorname{Var}[x] A^T + \sigma^2 I)`,
+    and E[x | z, y] the best linear estimate: good where many numbers of x make one of y.
+
+    Args:
+        matrix: A, shape ``(observed, data)``; None for the identity, which is noise alone.
+        noise_scale: :math:`\sigma > 0`, in the unit of x.
+    """
+
+    matrix: Tensor | None
+
+    def __init__(self, matrix: Float[Tensor, "observed data"] | None, noise_scale: float) -> None:
+        super().__init__()
+        if not 0 < noise_scale < math.inf:
+            raise ValueError(
+                f"noise_scale must be positive and finite, not {noise_scale}: without any noise most data "
+                "are impossible; a small number stands for none"
+            )
+        self.register_buffer("matrix", matrix)
+        # Each number of x is in one number of y at most, so those of y are independent, too.
+        self.is_disjoint = matrix is None or bool(((matrix != 0).sum(0) <= 1).all())
+        self.noise_scale = noise_scale
+
+    def forward(self, of_x: Distribution) -> Distribution:
+        """The normal density of y."""
+        mean, variance = of_x.mean, of_x.variance
+        noise = self.noise_scale**2
+        if self.matrix is None:
+            return dist.Normal(mean, (variance + noise).sqrt(), validate_args=False).to_event(1)
+        mean = mean @ self.matrix.T
+        if self.is_disjoint:
+            variance = variance @ self.matrix.square().T + noise
+            return dist.Normal(mean, variance.sqrt(), validate_args=False).to_event(1)
+        return dist.MultivariateNormal(mean, self._covariance(variance), validate_args=False)
+
+    def blank(self, y: Float[Tensor, "batch observed"]) -> Float[Tensor, "batch data"]:
+        """Zeros."""
+        return y if self.matrix is None else y.new_zeros(len(y), self.matrix.shape[1])
+
+    def _covariance(self, variance: Tensor) -> Tensor:
+        noise = self.noise_scale**2 * torch.eye(len(self.matrix)).to(self.matrix)
+        return (self.matrix * variance.unsqueeze(-2)) @ self.matrix.T + noise
+
+    def restored(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> Moments:
+        r""":math:`E + G (y - A E)` and :math:`V - G A V`, :math:`G = V A^T (A V A^T + \sigma^2 I)^{-1}`."""
+        mean, variance = of_x.mean, of_x.variance
+        if self.matrix is None:
+            gain = variance / (variance + self.noise_scale**2)
+            return Moments(mean + gain * (y - mean), variance * (1 - gain))
+        error = y - mean @ self.matrix.T
+        if self.is_disjoint:
+            each = variance @ self.matrix.square().T + self.noise_scale**2
+            gain = variance * self.matrix.sum(0) / each[..., self.matrix.abs().argmax(0)]
+            spread = error[..., self.matrix.abs().argmax(0)]
+            return Moments(mean + gain * spread, variance * (1 - gain * self.matrix.sum(0)))
+        cross = self.matrix * variance.unsqueeze(-2)  # A V
+        gain = torch.linalg.solve(self._covariance(variance), cross)
+        change = (error.unsqueeze(-2) @ gain).squeeze(-2)
+        return Moments(mean + change, variance - (cross * gain).sum(-2))
+
+
+def pooling(shape: Sequence[int], factor: int) -> Float[Tensor, "observed data"]:
+    """The matrix that averages blocks of ``factor`` times ``factor`` pixels.
+
+    Args:
+        shape: Of an image, (height, width) or (height, width, colours).
+        factor: Must divide height and width.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    height, width, *colours = shape
+    if factor < 1 or height % factor or width % factor:
+        raise ValueError(f"blocks of {factor} x {factor} pixels do not fill images of {height} x {width}")
+    pixels = torch.eye(math.prod(shape)).reshape(-1, height, width, math.prod(colours))
+    pooled = nn.functional.avg_pool2d(pixels.movedim(3, 1), factor)
+    return pooled.movedim(1, 3).flatten(1).T.contiguous()
+
+
+# ---------------------------------------------------------------------------- degraded pairs
+
+
+class DegradedModel(nn.Module):
+    """p(y, z): the model observes y where it observed x.
+
+    Args:
+        model: p(x, z), with one observed site.
+        degradation: From p(x | z) to p(y | z).
+    """
+
+    def __init__(self, model: nn.Module, degradation: Degradation) -> None:
+        super().__init__()
+        self.model, self.degradation = model, degradation
+
+    def forward(self, y: Float[Tensor, "batch observed"], *guess: Tensor) -> None:
+        """The sites of the model; ``guess`` are its arguments, with a guess in place of x."""
+        with pyro.validation_enabled(False), _Degrade(self.degradation, y):
+            self.model(*guess)
+
+
+class _Degrade(Messenger):
+    def __init__(self, degradation: Degradation, y: Tensor) -> None:
+        super().__init__()
+        self.degradation, self.y = degradation, y
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not site_is_subsample(msg) and not msg["infer"].get("is_auxiliary"):
+            msg["fn"], msg["value"] = self.degradation(msg["fn"]), self.y
+
+
+class DegradedGuide(nn.Module):
+    """A proposal for p(z | y): q(z | x) of a guess of x.
+
+    Args:
+        guide: q(z | x).
+    """
+
+    def __init__(self, guide: nn.Module) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, y: Float[Tensor, "batch observed"], *guess: Tensor) -> None:
+        """The sites of the guide."""
+        self.guide(*guess)
+
+
+class DegradedPair(NamedTuple):
+    """A pair for what was seen, and its arguments: for any estimator, ``estimate(model, guide, *batch)``.
+
+    Attributes:
+        model: p(y, z).
+        guide: A proposal for p(z | y).
+        batch: y, and the arguments of the complete pair with a guess in place of x.
+    """
+
+    model: DegradedModel
+    guide: DegradedGuide
+    batch: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def degraded(
+    model: nn.Module, guide: nn.Module, degradation: Degradation, y: Tensor, *context: Tensor
+) -> DegradedPair:
+    r"""The pair that observes y in place of x.
+
+    Its guide sees a guess of x, found by going back and forth a few times: decode the mean of q(z | x), and
+    take E[x | z, y] (Rezende, Mohamed & Wierstra, *Stochastic Backpropagation*, 2014, with means in place of
+    draws). It starts at the mean of the model's own draws.
+
+    Args:
+        model: p(x, z), with one observed site.
+        guide: q(z | x).
+        degradation: What became of x.
+        y: What was seen, one row a datum; for a :class:`Mask` with nan where nothing was.
+        *context: Further arguments of both programs.
+
+    Raises:
+        ValueError: If the prior has no draws (an autoencoder's), or the model does not observe one site.
+        SupportError: If y holds infinite numbers, or has not the size that the degradation makes.
+    """
+    if y.dim() != 2 or y.isinf().any() or (y.isnan().any() and not isinstance(degradation, Mask)):
+        raise SupportError(
+            f"what was seen has shape {tuple(y.shape)} and {int((~y.isfinite()).sum())} numbers that are not "
+            "finite; it must be a row of numbers for each datum, with nan only where a Mask has missing ones"
+        )
+    with evaluation(model, guide), pyro.validation_enabled(False):
+        x = degradation.blank(y)
+        observations = sample(model, x, *context, num_samples=_DRAWS)[1]
+        x = next(iter(observations.values())).mean(0)
+        for _ in range(_ROUNDS):
+            codes = {
+                name: posterior_mean(guide, x, *context, site=name).unsqueeze(0)
+                for name in guide_distributions(guide, x, *context)
+            }
+            x = degradation.restored(likelihood(model, codes, x, *context), y).mean.squeeze(0)
+    seen = y if getattr(guide, "missing", False) and isinstance(degradation, Mask) else x
+    return DegradedPair(DegradedModel(model, degradation), DegradedGuide(guide), (y, seen, *context))

@@ -1,0 +1,209 @@
+"""Posterior inference of data of which something else was seen, and the density of what is missing."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from pyro_vae.blocks import evaluation
+from pyro_vae.marginal_likelihood import LogMarginal, ais
+from pyro_vae.posterior import sample_posterior
+from pyro_vae.tasks.degradations import Degradation, Linear, Mask, degraded, pooling
+from pyro_vae.traces import Program, likelihood
+
+_DRAWS = 32  # decoded at once
+
+
+class Restoration(NamedTuple):
+    r"""Draws from what a datum may have been.
+
+    Attributes:
+        samples: :math:`E[x \mid z_s, y]` for draws :math:`z_s \sim p(z \mid y)`.
+        mean: E[x | y], their mean over all draws: the estimate of least squared error.
+        std: Standard deviation of x given y, of every number: over draws of z, and given each.
+        rhat: Of every datum, the worst over coordinates of z: above 1.1 the chains did not agree, so that
+            some modes have too little or too much weight.
+    """
+
+    samples: Float[Tensor, "samples batch data"]
+    mean: Float[Tensor, "batch data"]
+    std: Float[Tensor, "batch data"]
+    rhat: Float[Tensor, " batch"]
+
+
+@torch.no_grad()
+def restore(
+    model: nn.Module,
+    guide: nn.Module,
+    degradation: Degradation,
+    y: Float[Tensor, "batch observed"],
+    *context: Tensor,
+    num_samples: int = 16,
+    num_chains: int = 8,
+    num_draws: int = 48,
+    num_warmup: int = 120,
+    num_leapfrog: int = 10,
+    progress: bool = True,
+) -> Restoration:
+    """What the data may have been, of which y is what was seen.
+
+    Args:
+        model: p(x, z), with one observed site and continuous latent ones.
+        guide: q(z | x), which proposes.
+        degradation: What became of x.
+        y: What was seen, one row a datum.
+        *context: Further arguments of both programs.
+        num_samples: Draws to return, spread over all chains.
+        num_chains: Chains of every datum, started at resampled proposals.
+        num_draws: Of every chain.
+        num_warmup: Steps before them.
+        num_leapfrog: Gradients for every draw.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError, SupportError: As :func:`degraded` and ``posterior.sample_posterior``; for codes of a
+            VQ-VAE, which are discrete.
+    """
+    pair = degraded(model, guide, degradation, y, *context)
+    if not 1 <= num_samples <= num_chains * num_draws:
+        raise ValueError(f"num_samples must be from 1 to num_chains * num_draws, not {num_samples}")
+    draws = sample_posterior(
+        pair.model,
+        *pair.batch,
+        guide=pair.guide,
+        num_chains=num_chains,
+        num_samples=num_draws,
+        num_warmup=num_warmup,
+        num_leapfrog=num_leapfrog,
+        progress=progress,
+    )
+    latents = {name: z.transpose(0, 1).flatten(0, 1).to(y.device) for name, z in draws.latents.items()}
+    count = num_chains * num_draws
+    kept = torch.linspace(0, count - 1, num_samples).round().long()
+    means, total, squares = [], 0.0, 0.0
+    guess = pair.batch[1:]
+    with evaluation(model):
+        for number in range(0, count, _DRAWS):
+            z = {name: value[number : number + _DRAWS] for name, value in latents.items()}
+            mean, variance = degradation.restored(likelihood(model, z, *guess), y)
+            total = total + mean.double().sum(0)
+            squares = squares + (variance + mean.square()).double().sum(0)
+            means.append(mean[kept[(kept >= number) & (kept < number + _DRAWS)] - number])
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
+    return Restoration(torch.cat(means), mean.to(y.dtype), variance.sqrt().to(y.dtype), draws.rhat)
+
+
+def inpaint(
+    model: nn.Module,
+    guide: nn.Module,
+    x: Float[Tensor, "batch data"],
+    observed: Bool[Tensor, "*#batch data"],
+    *context: Tensor,
+    **settings: Any,
+) -> Restoration:
+    """Complete data of which some numbers are missing, :func:`restore` of a :class:`Mask`.
+
+    Args:
+        model: p(x, z); the numbers of x must be independent given z.
+        guide: q(z | x).
+        x: Data; what they hold where nothing was observed does not count.
+        observed: Which numbers were observed, of each datum or of all alike.
+        *context: Further arguments of both programs.
+        **settings: Of :func:`restore`.
+    """
+    y = torch.where(observed, x, math.nan)
+    return restore(model, guide, Mask(), y, *context, **settings)
+
+
+def denoise(
+    model: nn.Module,
+    guide: nn.Module,
+    y: Float[Tensor, "batch data"],
+    noise_scale: float,
+    *context: Tensor,
+    **settings: Any,
+) -> Restoration:
+    """Remove normal noise of a known standard deviation, :func:`restore` of a :class:`Linear`."""
+    return restore(model, guide, Linear(None, noise_scale), y, *context, **settings)
+
+
+def super_resolve(
+    model: nn.Module,
+    guide: nn.Module,
+    y: Float[Tensor, "batch observed"],
+    shape: Sequence[int],
+    factor: int,
+    *context: Tensor,
+    noise_scale: float = 0.02,
+    **settings: Any,
+) -> Restoration:
+    """Images of ``shape`` of which y are the means of blocks of ``factor`` times ``factor`` pixels.
+
+    :func:`restore` of a :class:`Linear` with the matrix :func:`pooling`.
+    """
+    degradation = Linear(pooling(shape, factor).to(y), noise_scale)
+    return restore(model, guide, degradation, y, *context, **settings)
+
+
+class ConditionalDensity(NamedTuple):
+    r""":math:`\log p(x_{\mathrm{missing}} \mid x_{\mathrm{observed}})` of every datum, nats.
+
+    Attributes:
+        values: :math:`\log p(x) - \log p(x_{\mathrm{observed}})`.
+        std_error: Monte Carlo error of the difference.
+        complete: Estimates of log p(x).
+        observed: Estimates of log p(x_observed).
+    """
+
+    values: Float[Tensor, " batch"]
+    std_error: Float[Tensor, " batch"]
+    complete: LogMarginal
+    observed: LogMarginal
+
+
+Estimate = Callable[..., LogMarginal]
+
+
+def annealed(model: Program, guide: Program, *batch: Tensor, **settings: Any) -> LogMarginal:
+    """Annealed importance sampling from the guide, with 200 temperatures if not given."""
+    return ais(model, *batch, guide=guide, **({"num_temperatures": 200} | settings))
+
+
+def log_missing(
+    model: nn.Module,
+    guide: nn.Module,
+    x: Float[Tensor, "batch data"],
+    observed: Bool[Tensor, "*#batch data"],
+    *context: Tensor,
+    estimate: Estimate = annealed,
+    **settings: Any,
+) -> ConditionalDensity:
+    r"""The density of what is missing given what was observed, by two estimates of evidence.
+
+    Both are lower bounds in expectation, so that the difference errs to no known side; where both have
+    small errors it is right.
+
+    Args:
+        model: p(x, z); the numbers of x must be independent given z.
+        guide: q(z | x).
+        x: Complete data.
+        observed: Which numbers count as observed, of each datum or of all alike.
+        *context: Further arguments of both programs.
+        estimate: From a pair and its arguments to log p: :func:`annealed` from the guide, or
+            ``importance_sampling``.
+        **settings: Of the estimate.
+    """
+    y = torch.where(observed, x, math.nan)
+    pair = degraded(model, guide, Mask(), y, *context)
+    complete = estimate(model, guide, x, *context, **settings)
+    partial = estimate(pair.model, pair.guide, *pair.batch, **settings)
+    return ConditionalDensity(
+        complete.values - partial.values,
+        (complete.std_error.square() + partial.std_error.square()).sqrt(),
+        complete,
+        partial,
+    )

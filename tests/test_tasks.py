@@ -1,0 +1,258 @@
+"""Tasks against closed forms: conditionals of a normal, and sums over all completions of bits."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_vae import (
+    FixedScaleNormal,
+    SupportError,
+    anomaly_score,
+    autoencoder,
+    denoise,
+    importance_sampling,
+    inpaint,
+    interpolate,
+    log_missing,
+    mix,
+    quadrature,
+    restore,
+    sample_posterior,
+    super_resolve,
+    vae,
+    vq_vae,
+)
+from pyro_vae.latents import posterior_mean, spherical
+from pyro_vae.oracles import LinearGaussian
+from pyro_vae.tasks import Linear, Mask, degraded, pooling
+
+SHAPE = (4, 2)
+DIM = 8
+
+
+@pytest.fixture
+def oracle(double):
+    return LinearGaussian.random(DIM, 2, scale=0.7)
+
+
+MASK = torch.tensor([True] * 5 + [False] * 3)
+MANY = {"num_chains": 32, "num_draws": 50, "num_warmup": 80, "num_leapfrog": 10, "progress": False}
+DEGRADATIONS = {
+    "noise": lambda: Linear(None, 0.8),
+    "blocks": lambda: Linear(pooling(SHAPE, 2), 0.3),
+    "any": lambda: Linear(torch.randn(3, DIM), 0.3),
+    "mask": Mask,
+}
+
+
+def matrix_and_noise(degradation):
+    if isinstance(degradation, Mask):
+        return torch.eye(DIM)[MASK], 0.0
+    matrix = torch.eye(DIM) if degradation.matrix is None else degradation.matrix
+    return matrix, degradation.noise_scale
+
+
+def seen(degradation, x):
+    """What is seen of x, and log p(y), E[x | y] and std[x | y] by the formulas for normals."""
+    marginal = torch.distributions.MultivariateNormal
+    matrix, noise = matrix_and_noise(degradation)
+    y = x @ matrix.T + noise * torch.randn(len(x), len(matrix))
+    covariance = ORACLE.marginal.covariance_matrix
+    of_y = matrix @ covariance @ matrix.T + noise**2 * torch.eye(len(matrix))
+    gain = covariance @ matrix.T @ torch.linalg.inv(of_y)
+    mean = ORACLE.mean + (y - ORACLE.mean @ matrix.T) @ gain.T
+    std = (covariance - gain @ matrix @ covariance).diagonal().clamp(min=0).sqrt()
+    log_prob = marginal(ORACLE.mean @ matrix.T, of_y).log_prob(y)
+    if isinstance(degradation, Mask):
+        y = torch.where(MASK, x, math.nan)
+    return y, log_prob, mean, std
+
+
+@pytest.fixture(params=DEGRADATIONS)
+def degradation(request, oracle):
+    global ORACLE
+    ORACLE = oracle
+    return DEGRADATIONS[request.param]()
+
+
+def test_the_evidence_of_what_was_seen(degradation, oracle):
+    y, exact, _, _ = seen(degradation, oracle.sample(6))
+    pair = degraded(*oracle.pair(widening=1.5), degradation, y)
+    found = quadrature(pair.model, *pair.batch, progress=False).values
+    torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-5)
+    sampled = importance_sampling(pair.model, pair.guide, *pair.batch, num_samples=20_000, progress=False)
+    assert ((sampled.values - exact).abs() < 5 * sampled.std_error + 1e-3).all()
+
+
+def test_restored_data_have_the_conditional_mean_and_spread(degradation, oracle):
+    y, _, mean, std = seen(degradation, oracle.sample(4))
+    model, guide = oracle.pair(widening=1.2)
+    found = restore(model, guide, degradation, y, **MANY)
+    assert (found.rhat < 1.1).all()
+    error = 0.1 * oracle.marginal.stddev  # of some thousand draws that depend on each other
+    assert ((found.mean - mean).abs() < error).all()
+    torch.testing.assert_close(found.std, std.expand(4, -1), rtol=0.08, atol=1e-6)
+    assert found.samples.shape == (16, 4, DIM)
+    assert ((found.samples.mean(0) - mean).abs() < 5 * error).all()
+
+
+def test_log_missing_is_the_conditional_density(oracle):
+    x = oracle.sample(8)
+    covariance = oracle.marginal.covariance_matrix
+    of_observed = torch.distributions.MultivariateNormal(oracle.mean[MASK], covariance[MASK][:, MASK])
+    exact = oracle.log_prob(x) - of_observed.log_prob(x[:, MASK])
+    for estimate in (None, importance_sampling):
+        settings = {"estimate": estimate, "num_samples": 5000} if estimate else {"num_temperatures": 100}
+        found = log_missing(*oracle.pair(widening=1.2), x, MASK, progress=False, **settings)
+        assert (found.std_error < 0.2).all()
+        assert ((found.values - exact).abs() < 5 * found.std_error + 0.02).all()
+
+
+def test_bits_against_the_sum_over_all_completions():
+    """p(observed) and p(missing = 1 | observed), with two latents, by quadrature of every completion."""
+    torch.manual_seed(3)
+    model, guide = vae(5, 2, hidden=(8,))
+    with torch.no_grad():
+        model.likelihood.net.layers[-1].weight.mul_(6)
+    observed = torch.tensor([True, False, True, False, True])
+    x = torch.tensor([[1.0, 0, 0, 1, 1], [0, 1, 1, 0, 1]])
+    completions = []
+    for bits in itertools.product([0.0, 1.0], repeat=2):
+        full = x.clone()
+        full[:, ~observed] = torch.tensor(bits)
+        completions.append(full)
+    joint = torch.stack([quadrature(model, full, progress=False).values for full in completions])
+    pair = degraded(model, guide, Mask(), torch.where(observed, x, math.nan))
+    partial = quadrature(pair.model, *pair.batch, progress=False).values
+    torch.testing.assert_close(joint.logsumexp(0), partial, atol=1e-4, rtol=0)
+    expected = (joint.softmax(0).unsqueeze(2) * torch.stack(completions)).sum(0).float()
+    found = inpaint(model, guide, x, observed, **MANY)
+    assert torch.equal(found.mean[:, observed], x[:, observed])
+    torch.testing.assert_close(found.mean, expected, atol=0.03, rtol=0)
+    spread = (expected * (1 - expected)).sqrt()
+    torch.testing.assert_close(found.std, spread, atol=0.03, rtol=0)
+    assert spread[:, ~observed].min() > 0.1
+    density = log_missing(model, guide, x, observed, progress=False)
+    truth = [
+        next(j for j, f in zip(joint[:, n], completions, strict=True) if torch.equal(f[n], x[n]))
+        for n in (0, 1)
+    ]
+    assert ((density.values - (torch.stack(truth) - partial)).abs() < 5 * density.std_error + 0.01).all()
+
+
+def test_pooling_averages_blocks():
+    image = torch.randn(3, 4, 6)
+    matrix = pooling((4, 6), 2)
+    expected = nn.functional.avg_pool2d(image.unsqueeze(1), 2).flatten(1)
+    torch.testing.assert_close(image.flatten(1) @ matrix.T, expected)
+    colours = torch.randn(2, 4, 4, 3)
+    expected = nn.functional.avg_pool2d(colours.movedim(3, 1), 2).movedim(1, 3).flatten(1)
+    torch.testing.assert_close(colours.flatten(1) @ pooling((4, 4, 3), 2).T, expected)
+    for shape, factor in ((5, 4), 2), ((4, 4), 0):
+        with pytest.raises(ValueError, match="do not fill images"):
+            pooling(shape, factor)
+
+
+def test_the_tasks_are_those_degradations(oracle):
+    x = oracle.sample(3)
+    pair = oracle.pair(widening=1.2)
+    settings = {"num_draws": 8, "num_warmup": 30, "num_leapfrog": 2, "progress": False, "num_samples": 4}
+    matrix = pooling(SHAPE, 2)
+    coarse = x @ matrix.T
+    for task, degradation, y in (
+        (lambda: inpaint(*pair, x, MASK, **settings), Mask(), torch.where(MASK, x, math.nan)),
+        (lambda: denoise(*pair, x, 0.5, **settings), Linear(None, 0.5), x),
+        (
+            lambda: super_resolve(*pair, coarse, SHAPE, 2, **settings),
+            Linear(matrix, 0.02),
+            coarse,
+        ),
+    ):
+        torch.manual_seed(1)
+        first = task()
+        torch.manual_seed(1)
+        second = restore(*pair, degradation, y, **settings)
+        torch.testing.assert_close(first.samples, second.samples)
+
+
+def test_a_guide_for_missing_numbers_sees_what_is_missing():
+    model, guide = vae(DIM, 2, family=FixedScaleNormal(1.0), missing=True)
+    y = torch.where(MASK, torch.randn(3, DIM), math.nan)
+    pair = degraded(model, guide, Mask(), y)
+    assert pair.batch[1].isnan().any()
+    assert restore(model, guide, Mask(), y, num_draws=8, num_warmup=30, progress=False).mean.isfinite().all()
+
+
+def test_labels_go_along():
+    model, guide = vae(DIM, 2, family=FixedScaleNormal(1.0), context_dim=3)
+    x, c = torch.randn(4, DIM), torch.eye(3)[[0, 1, 2, 0]]
+    found = inpaint(model, guide, x, MASK, c, num_draws=8, num_warmup=30, progress=False)
+    assert found.mean.shape == (4, DIM)
+
+
+def test_posterior_draws_may_start_at_a_guide(oracle):
+    x = oracle.sample(5)
+    model, guide = oracle.pair(widening=1.3)
+    draws = sample_posterior(
+        model, x, guide=guide, num_chains=32, num_samples=50, num_warmup=80, num_leapfrog=5, progress=False
+    )
+    exact = oracle.posterior(x)
+    drawn = draws.latents["z"].flatten(0, 1)
+    torch.testing.assert_close(drawn.mean(0), exact.mean, atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn.var(0), exact.variance, atol=0.02, rtol=0.2)
+
+
+# ------------------------------------------------------------------------------------ codes
+
+
+def test_interpolate_and_mix(oracle):
+    model, guide = oracle.pair()
+    x = oracle.sample(6)
+    path = interpolate(model, guide, x[:3], x[3:], num_steps=5)
+    codes = posterior_mean(guide, x)
+    ends = model.likelihood(codes).mean
+    torch.testing.assert_close(path[0], ends[:3])
+    torch.testing.assert_close(path[-1], ends[3:])
+    torch.testing.assert_close(path[2], (ends[:3] + ends[3:]) / 2)  # of a linear decoder
+    arc = interpolate(model, guide, x[:3], x[3:], num_steps=5, path=spherical)
+    torch.testing.assert_close(arc[-1], ends[3:])
+    weights = torch.tensor([[0.0, 1, 0, 0, 0, 0], [1, -1, 1, 0, 0, 0]])
+    mixed = mix(model, guide, x, weights)
+    torch.testing.assert_close(mixed[0], ends[1])
+    torch.testing.assert_close(mixed[1], model.likelihood(codes[0] - codes[1] + codes[2]).mean)
+
+
+def test_anomaly_scores_rank_among_ordinary_data(oracle):
+    model, guide = oracle.pair()
+    ordinary = oracle.sample(400)
+    x = torch.cat([oracle.mean.unsqueeze(0), oracle.sample(1), oracle.mean + 50 * torch.ones(1, DIM)])
+    found = anomaly_score(model, guide, x, reference=ordinary, num_samples=50, progress=False)
+    torch.testing.assert_close(found.score, -oracle.log_prob(x))
+    expected = (oracle.log_prob(ordinary) <= oracle.log_prob(x).unsqueeze(1)).double().mean(1)
+    torch.testing.assert_close(found.rank, expected, atol=0.01, rtol=0)
+    assert found.rank[2] == 0
+    assert found.rank[0] == 1
+    assert anomaly_score(model, guide, x, num_samples=5, progress=False).rank.isnan().all()
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+def test_what_cannot_be_restored_is_explained():
+    x = torch.rand(3, DIM).round()
+    with pytest.raises(ValueError, match="flat"):
+        inpaint(*autoencoder(DIM, 2), x, MASK, progress=False)
+    with pytest.raises(ValueError, match="discrete"):
+        inpaint(*vq_vae(DIM, num_codes=3, code_dim=2, length=2), x, MASK, progress=False)
+    pair = vae(DIM, 2)
+    with pytest.raises(SupportError, match="not finite"):
+        denoise(*pair, x / 0, 0.1)
+    with pytest.raises(SupportError, match="nan only where a Mask"):
+        denoise(*pair, torch.full((2, DIM), math.nan), 0.1)
+    with pytest.raises(ValueError, match="noise_scale must be positive"):
+        denoise(*pair, x, 0.0)
+    with pytest.raises(ValueError, match="num_samples must be from 1"):
+        inpaint(*pair, x, MASK, num_samples=1000, num_chains=2, num_draws=4)
