@@ -12,6 +12,8 @@ MAY_IMPORT = {
     "errors": set(),
     "progress": set(),
     "files": {"errors"},
+    "jobs": {"errors"},
+    "provenance": set(),
     "nets": set(),
     "distributions": {"errors"},
     "models": {"nets", "distributions", "diagnostics", "errors"},
@@ -97,7 +99,7 @@ def test_no_module_is_far_too_long():
 
 
 @pytest.mark.parametrize(
-    "module", ["pyro_vae", "pyro_vae.experiment", "pyro_vae.runs", "pyro_vae.command_line"]
+    "module", ["pyro_vae", "pyro_vae.experiment", "pyro_vae.runs", "pyro_vae.command_line", "pyro_vae.jobs"]
 )
 def test_what_help_needs_imports_nothing_heavy(module):
     program = f"import sys, {module}; print({{'torch', 'pyro', 'matplotlib', 'sklearn'}} & set(sys.modules))"

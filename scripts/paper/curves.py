@@ -4,56 +4,17 @@ import dataclasses
 import itertools
 import json
 import math
-import os
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reproduction import Common, Setting
 
 from pyro_vae.files import write_atomically
+from pyro_vae.provenance import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def provenance() -> dict[str, Any]:
-    """The command, the commit and the machine."""
-    import torch
-
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--short", "HEAD")
-    if commit and git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results"):
-        commit += " and changes"
-    processor = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {
-        "command": shlex.join(["python", f"scripts/paper/{Path(sys.argv[0]).name}", *_without_paths()]),
-        "commit": commit,
-        "machine": f"{os.cpu_count()} cores, {processor}",
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "pyro-ppl")},
-    }
-
-
-def _without_paths() -> list[str]:
-    """The command line without what only says where things are."""
-    arguments = sys.argv[1:]
-    places = {"--runs", "--out", "--data-dir"}
-    kept = zip(["", *arguments], arguments, strict=False)
-    return [argument for before, argument in kept if not places & {before, argument}]
 
 
 def file_of(setting: Setting, common: Common, figure: str) -> Path:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import curves
-import jobs
 import published
 import reproduction
 import tyro
 from reproduction import Common, Setting, Variation
 
-from pyro_vae import command_line
+from pyro_vae import command_line, jobs
 from pyro_vae.experiment import ConfigError
 
 if TYPE_CHECKING:

@@ -11,11 +11,10 @@ from typing import Annotated
 
 import curves
 import figure2
-import jobs
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line
+from pyro_vae import command_line, jobs
 
 
 @dataclasses.dataclass(frozen=True)

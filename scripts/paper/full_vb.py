@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import curves
-import jobs
 import reproduction
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line
+from pyro_vae import command_line, jobs
 
 if TYPE_CHECKING:
     from torch import Tensor

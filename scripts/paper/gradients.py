@@ -28,6 +28,7 @@ from pyro_vae import command_line
 from pyro_vae.experiment import ConfigError
 from pyro_vae.files import write_atomically
 from pyro_vae.progress import progress_bar
+from pyro_vae.provenance import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +99,7 @@ def main() -> None:
         "setting": dataclasses.asdict(setting),
         "repetitions": arguments.repetitions,
         "seconds": round(seconds),
-        "made_by": curves.provenance(),
+        "made_by": provenance(),
         "rows": rows,
     }
     path = common.out / "paper" / "gradients.json"

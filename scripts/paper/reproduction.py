@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from jobs import FailedError
 
 from pyro_vae import experiment
 from pyro_vae.experiment import Config, ConfigError
+from pyro_vae.jobs import FailedError
 
 if TYPE_CHECKING:
     from pyro_vae.data import Batches, Dataset

@@ -1,4 +1,4 @@
-"""Curves one after another or several at once."""
+"""Long work one after another or several at once, each in a process of its own."""
 
 import functools
 import os
@@ -7,19 +7,28 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pyro_vae.errors import UserError
 
-if TYPE_CHECKING:
-    from reproduction import Common, Setting
+
+class Setting(Protocol):
+    """What is to be done, by a name."""
+
+    name: str
+
+
+class Common(Protocol):
+    """What is common to all: among it, how many are done at once."""
+
+    jobs: int
 
 
 class FailedError(UserError):
-    """Some curves could not be made."""
+    """Some of the work could not be done."""
 
 
-def run_all(work: Callable[..., str], settings: Sequence["Setting"], common: "Common") -> None:
+def run_all(work: Callable[..., str], settings: Sequence[Setting], common: Common) -> None:
     """Call ``work(setting, common, progress)`` for every setting, some at once, and print what it says.
 
     Raises:
@@ -54,7 +63,7 @@ def _start_job(cores: int) -> None:
     torch.set_num_threads(cores)
 
 
-def _attempt(work: Callable[..., str], common: "Common", setting: "Setting") -> tuple["Setting", str, str]:
+def _attempt(work: Callable[..., str], common: Common, setting: Setting) -> tuple[Setting, str, str]:
     """The setting, and what its work said or else what went wrong."""
     try:
         return setting, work(setting, common, progress=False), ""

@@ -1,0 +1,139 @@
+"""What the studies share: places, training that goes on where it was, records, verdicts."""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyro_vae.experiment import ConfigError
+from pyro_vae.files import write_atomically
+from pyro_vae.provenance import provenance
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from pyro_vae.data import Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """What every study's command takes."""
+
+    epochs: int = 30
+    """Of every training."""
+    seeds: int = 3
+    """Trainings of every kind, from seeds 0, 1, ..., whose spread makes the errors."""
+    jobs: int = 1
+    """Trainings at once, each in a process of its own with its share of the cores."""
+    limit: int | None = None
+    """Take only so many training data, and judge on as many test data: for a quick look."""
+    data_dir: Path | None = None
+    """Where the data are; default: $PYRO_VAE_DATA, else ~/.cache/pyro_vae."""
+    runs: Path = Path("runs/studies")
+    """Folder for checkpoints: an interrupted command goes on when it is given again."""
+    out: Path = Path("results")
+    """Folder for the report (*.md), its numbers (studies/*.json) and figures (figures/*.png)."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.limit is not None and self.limit < 100:
+            raise ConfigError(f"limit must be at least 100 data, not {self.limit}")
+
+
+def load(name: str, common: Common, **options: Any) -> Any:
+    """A data set, with fewer data if the command limits them."""
+    from pyro_vae import data
+
+    dataset = data.load(name, data_dir=common.data_dir, **options)
+    if common.limit is None:
+        return dataset
+
+    def some(split: "Split | None") -> "Split | None":
+        if split is None:
+            return None
+        labels = None if split.labels is None else split.labels[: common.limit]
+        return dataclasses.replace(split, stored=split.stored[: common.limit], labels=labels)
+
+    parts = {part: some(getattr(dataset, part)) for part in ("train", "valid", "test")}
+    return dataclasses.replace(dataset, **parts)
+
+
+def train(
+    folder: Path,
+    pair: "tuple[nn.Module, nn.Module]",
+    parameters: "Sequence[torch.Tensor]",
+    split: "Split",
+    *,
+    num_epochs: int,
+    epoch_size: int | None = None,
+    objective: Any = None,
+    callbacks: Sequence[Any] = (),
+    seed: int = 0,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Train by SVI with Adam on minibatches of 100, from the folder's checkpoint if there is one.
+
+    With an ``epoch_size`` data are drawn with replacement, so many between two rows of the history.
+    """
+    import torch
+
+    from pyro_vae import SVI, Checkpoint, batches, fit
+
+    algorithm = SVI(*pair, torch.optim.Adam(parameters, lr=1e-3), objective)
+    checkpoint = Checkpoint(folder, resume=True, every=5 if epoch_size is None else 50)
+    minibatches = batches(split, seed=seed, epoch_size=epoch_size)
+    return fit(algorithm, minibatches, num_epochs, [*callbacks, checkpoint], progress=progress)
+
+
+def keep(path: Path, **content: Any) -> None:
+    """Write a record as JSON, with what made it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {**content, "made_by": provenance()}
+    write_atomically((json.dumps(record, indent=1) + "\n").encode(), path)
+
+
+def save_figure(figure: "Figure", common: Common, name: str) -> str:
+    """Write figures/NAME.png; returns its path from the folder of reports."""
+    path = common.out / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return f"figures/{name}.png"
+
+
+def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and its standard error; the error of one is not known."""
+    error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
+    return statistics.mean(numbers), error
+
+
+def cell(numbers: Sequence[float], digits: int = 2) -> str:
+    """The same in words."""
+    mean, error = mean_and_error(numbers)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def is_above(more: Sequence[float], less: Sequence[float]) -> bool:
+    """Whether the first mean is above the second one by more than twice the error of the difference."""
+    (a, of_a), (b, of_b) = mean_and_error(more), mean_and_error(less)
+    return a - b > 2 * math.hypot(of_a, of_b)  # of one seed: no
+
+
+def verdict(found: Mapping[str, bool]) -> str:
+    """Of a claim, from where it was looked at and whether it held there."""
+    held = [where for where, it_held in found.items() if it_held]
+    if len(held) == len(found):
+        return "holds"
+    return f"holds only {' and '.join(held)}" if held else "does not hold"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
