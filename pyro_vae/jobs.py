@@ -7,17 +7,19 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pyro_vae.errors import UserError
 
 
+@runtime_checkable
 class Setting(Protocol):
     """What is to be done, by a name."""
 
     name: str
 
 
+@runtime_checkable
 class Common(Protocol):
     """What is common to all: among it, how many are done at once."""
 

@@ -21,24 +21,29 @@ Decode = Callable[[Tensor], Tensor]  # latents (*, latent) -> E[x | z] (*, data)
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Bounds against the number of training data seen, on a log axis as in the paper's figure 2."""
+    """Bounds against the number of training data seen, on a log axis as in the paper's figure 2.
+
+    Of an autoencoder, which has none, the log-likelihood at its codes.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for key, style in ("train/elbo", "-"), ("valid/elbo", "--"), ("test/elbo", "o"):
-        rows = [row for row in history if key in row]
+    metric = "elbo" if any("train/elbo" in row for row in history) else "log_joint"
+    for part, style in ("train", "-"), ("valid", "--"), ("test", "o"):
+        rows = [row for row in history if f"{part}/{metric}" in row]
         if rows:
             samples = [row["samples"] for row in rows]
-            axes.plot(samples, [row[key] for row in rows], style, label=key.removesuffix("/elbo"))
-    _clip_to_late_values(axes, history)
-    axes.set(xscale="log", xlabel="training data seen", ylabel="ELBO (nats per datum)")
+            axes.plot(samples, [row[f"{part}/{metric}"] for row in rows], style, label=part)
+    _clip_to_late_values(axes, [row.get(f"train/{metric}") for row in history])
+    words = {"elbo": "ELBO", "log_joint": "log p(x, z) at the code"}[metric]
+    axes.set(xscale="log", xlabel="training data seen", ylabel=f"{words} (nats per datum)")
     axes.legend()
     axes.grid(alpha=0.3)
     return figure
 
 
-def _clip_to_late_values(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+def _clip_to_late_values(axes: Axes, values: Sequence[float | None]) -> None:
     """The first epochs are far below the rest; leave the worst of a long history out of the picture."""
-    values = np.array([row["train/elbo"] for row in history if "train/elbo" in row])
+    values = np.array([value for value in values if value is not None])
     if len(values) >= 20:
         low, high = np.quantile(values, 0.02), axes.dataLim.y1
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))

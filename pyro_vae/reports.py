@@ -14,11 +14,11 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_vae import experiment, plots
+from pyro_vae.blocks import evaluation
 from pyro_vae.data import Split
 from pyro_vae.files import write_atomically
-from pyro_vae.latents import active_units, posterior_mean
+from pyro_vae.latents import active_units, code_usage, fitted_mixture, posterior_mean
 from pyro_vae.marginal_likelihood import (
-    Bound,
     EstimatesError,
     LogMarginal,
     best_estimate,
@@ -29,6 +29,7 @@ from pyro_vae.marginal_likelihood import (
 )
 from pyro_vae.models.vae import beside
 from pyro_vae.runs import Run
+from pyro_vae.traces import at_point_masses, guide_distributions
 from pyro_vae.training import read_metrics
 
 
@@ -37,32 +38,54 @@ class Quality:
     """How good a pair is on some data.
 
     Attributes:
-        bound: The ELBO of every datum and its parts, nats.
-        active: Number of active latent dimensions.
+        row: Means over data, as metrics of the test: ``test/elbo``, ``test/kl``, ..., nats.
         text: All of it in words.
     """
 
-    bound: Bound
-    active: int
+    row: dict[str, float]
     text: str
 
 
 def assess(run: Run, split: Split, limit: int | None = None) -> Quality:
-    """ELBO, KL and active units of a split, or of ``limit`` of its data, drawn at random."""
+    """The bound, its parts, and how much of the latents a split uses, or ``limit`` of its data at random."""
     pyro.set_rng_seed(run.config.seed)
     batch = run.arguments(split, limit)
     count = len(batch[0])
-    bound = elbo(run.model, run.guide, *batch, num_samples=30)
-    active = int(active_units(run.guide, *batch).sum())
-    error = bound.elbo.std().item() / math.sqrt(count) if count > 1 else math.nan
+    used, text_of_latents = _latents(run, batch)
+
+    def error(values: torch.Tensor) -> str:
+        return f"{values.std().item() / math.sqrt(count) if count > 1 else math.nan:.2g} ({count:,} data)"
+
+    if run.config.is_autoencoder:
+        with evaluation(run.model, run.guide):
+            joint = sum(at_point_masses(run.model, run.guide, *batch)).squeeze(0)
+        text = (
+            f"log-likelihood at the codes = {joint.mean():.2f} nats per datum ± {error(joint)}; an "
+            f"autoencoder has no log p(x)\n{text_of_latents}"
+        )
+        return Quality({"test/log_joint": joint.mean().item()} | used, text)
+    bound = elbo(run.model, run.guide, *batch, num_samples=1 if run.config.has_codes else 30)
     is_density = run.config.family != "bernoulli_cross_entropy"
     name = "ELBO" if is_density else "bound on the cross-entropy, no ELBO,"
     text = (
-        f"{name} = {bound.elbo.mean():.2f} nats per datum ± {error:.2g} ({count:,} data): "
-        f"log-likelihood {bound.log_likelihood.mean():.2f} - KL {bound.kl.mean():.2f}\n"
-        f"{active} of {run.config.latent_dim} latent dimensions are active"
+        f"{name} = {bound.elbo.mean():.2f} nats per datum ± {error(bound.elbo)}: "
+        f"log-likelihood {bound.log_likelihood.mean():.2f} - KL {bound.kl.mean():.2f}\n{text_of_latents}"
     )
-    return Quality(bound, active, text)
+    row = {"test/elbo": bound.elbo.mean().item(), "test/kl": bound.kl.mean().item()}
+    return Quality(row | used, text)
+
+
+def _latents(run: Run, batch: tuple[torch.Tensor, ...]) -> tuple[dict[str, float], str]:
+    """What of the latents is in use, as metrics and in words."""
+    if run.config.has_codes:
+        usage = code_usage(run.guide, *batch)
+        text = (
+            f"{100 * usage.share:.0f} % of {run.config.num_codes} codes are in use, perplexity "
+            f"{usage.perplexity:.1f}"
+        )
+        return {"test/perplexity": usage.perplexity, "test/codes_used": usage.share}, text
+    active = int(active_units(run.guide, *batch).sum())
+    return {"test/active_units": active}, f"{active} of {run.config.latent_dim} latent dimensions are active"
 
 
 def estimate(
@@ -169,18 +192,24 @@ def _images(run: Run) -> dict[str, Figure]:
     def decode(z: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
         return run.model.likelihood(beside(z.to(test.stored.device), c)).mean
 
-    posterior = run.guide.posterior(beside(x, *context))
-    rows = [x, decode(posterior_mean(run.guide, x, *context), *context), decode(posterior.sample(), *context)]
-    titles = ["data", "mean of p(x|z) at the mean of q(z|x)", "mean of p(x|z) at one draw of z from q(z|x)"]
+    posterior = guide_distributions(run.guide, x, *context)["z"]
+    rows = [x, decode(posterior_mean(run.guide, x, *context), *context)]
+    titles = ["data", "mean of p(x|z) at the mean of q(z|x)"]
+    if not (run.config.is_autoencoder or run.config.has_codes):
+        rows.append(decode(posterior.sample().squeeze(0), *context))
+        titles.append("mean of p(x|z) at one draw of z from q(z|x)")
     prior = run.model.prior()
+    if run.config.is_autoencoder:  # nothing can be drawn from its own
+        prior = fitted_mixture(posterior_mean(run.guide, *run.arguments(run.dataset.train, 10_000)))
     if context:  # a row for every class
         classes = torch.eye(context[0].shape[1], device=test.stored.device).unsqueeze(1)
         samples = [decode(prior.sample((16,)), c) for c in classes]
     else:
         samples = [decode(prior.sample((16,))) for _ in range(10)]
+    title = "z from a mixture fitted to the codes" if run.config.is_autoencoder else ""
     drawn = {
         "reconstructions": plots.image_grid(rows, shape, titles),
-        "samples": plots.image_grid(samples, shape),
+        "samples": plots.image_grid(samples, shape, [title] if title else []),
     }
     if run.config.latent_dim == 2 and not context and run.config.prior not in experiment.POSTERIOR_OF:
         drawn["manifold"] = plots.manifold(decode, shape)

@@ -26,7 +26,7 @@ _PLACE = ("data_dir", "device", "tensorboard")
 # What must be the same for the networks of a run to serve under another prior.
 _NETWORKS = (
     *("data", "binarization", "condition_on_labels", "missing", "latent_dim", "net", "hidden", "channels"),
-    *("family", "columns", "scale", "rank"),
+    *("family", "columns", "scale", "rank", "num_codes", "code_dim"),
 )
 _EXTENSIBLE = ("epochs", "test_samples")
 
@@ -157,9 +157,13 @@ def take_networks(folder: Path, config: Config, model: "VAEModel", guide: "VAEGu
             f"be as there, but {differing or 'the posterior differs'}"
         )
     state = load_checkpoint(_best(folder))["algorithm"]
-    prefix = "likelihood."
-    likelihood = {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
-    model.likelihood.load_state_dict(likelihood)
+    parts = {"likelihood.": model.likelihood}
+    if config.has_codes:
+        parts["prior.codebook."] = guide.codebook
+    for prefix, part in parts.items():
+        part.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
+        )
     guide.load_state_dict(state["guide"])
 
 

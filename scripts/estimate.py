@@ -70,6 +70,11 @@ def main() -> None:
     split = getattr(run.dataset, arguments.split)
     if split is None:
         raise experiment.ConfigError(f"{run.dataset.name} has no split {arguments.split!r}")
+    if run.config.is_autoencoder:
+        raise experiment.ConfigError(
+            f"{arguments.run} holds an autoencoder: its guide has no density and its prior none either, so "
+            "there is no log p(x) to estimate. plot.py draws it"
+        )
     print(f"{arguments.run}, weights of epoch {run.epoch}")
     print(reports.assess(run, split, arguments.limit).text, flush=True)
 
@@ -104,6 +109,9 @@ def chosen(arguments: Arguments, config: experiment.Config) -> list[str]:
     left_out = [method for method, most in experiment.MOST_DIMENSIONS.items() if latent_dim > most]
     if left_out:
         print(f"{latent_dim} latent dimensions are too many for {' and '.join(left_out)}")
+    if config.has_codes:
+        left_out = [method for method in experiment.ESTIMATORS if method != "importance_sampling"]
+        print("codes are discrete, so only importance_sampling works there, of which one draw is all")
     if config.prior == "sphere":
         left_out = [method for method in experiment.ESTIMATORS if method != "importance_sampling"]
         print("a sphere cannot be mapped to all real numbers, so only importance_sampling works there")
@@ -113,7 +121,8 @@ def chosen(arguments: Arguments, config: experiment.Config) -> list[str]:
 def settings(arguments: Arguments, run: runs.Run, method: str) -> dict:
     """What the estimator takes of the arguments."""
     if method == "importance_sampling":
-        return {"num_samples": arguments.num_samples, "tolerance": arguments.tolerance}
+        num_samples = min(2, arguments.num_samples) if run.config.has_codes else arguments.num_samples
+        return {"num_samples": num_samples, "tolerance": arguments.tolerance}
     if method in ("quadrature", "hmc"):
         return {}
     return {

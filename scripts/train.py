@@ -83,7 +83,7 @@ def train_and_test(
 
     # Training
     config, dataset = run.config, run.dataset
-    checkpoint = training.Checkpoint(folder, resume=resume)
+    checkpoint = training.Checkpoint(folder, resume=resume, monitor=f"valid/{config.bound}")
     context = experiment.context(config, dataset, dataset.train)
     minibatches = batches(dataset.train, config.batch_size, seed=config.seed, context=context)
     history = fit(algorithm, minibatches, config.epochs, [*callbacks, checkpoint])
@@ -92,25 +92,25 @@ def train_and_test(
 
     # Test
     quality = reports.assess(run, dataset.test)
-    result = reports.estimate(run, dataset.test, "importance_sampling", num_samples=config.test_samples)
-    row = {
-        "epoch": epoch,
-        "samples": history[-1]["samples"],
-        "test/elbo": quality.bound.elbo.mean().item(),
-        "test/kl": quality.bound.kl.mean().item(),
-        "test/log_marginal": result.mean,
-        "test/monte_carlo_error": result.monte_carlo_error,
-        "test/data_error": result.data_error,
-        "test/active_units": quality.active,
-        "test/num_samples": config.test_samples,
-        "test/data": dataset.test.description,
-        "test/scores": result.settings["scores"],
-    }
+    print(f"test {quality.text}")
+    row = {"epoch": epoch, "samples": history[-1]["samples"], **quality.row}
+    if not config.is_autoencoder:
+        result = reports.estimate(
+            run, dataset.test, "importance_sampling", num_samples=config.chosen_test_samples
+        )
+        row |= {
+            "test/log_marginal": result.mean,
+            "test/monte_carlo_error": result.monte_carlo_error,
+            "test/data_error": result.data_error,
+            "test/num_samples": config.chosen_test_samples,
+            "test/data": dataset.test.description,
+            "test/scores": result.settings["scores"],
+        }
+        result.save(folder / "log_marginal.json")
+        for text in (result.summary(), reports.bits(run, dataset.test, result)):
+            if text is not None:
+                print(text)
     training.append_row(row, folder)
-    result.save(folder / "log_marginal.json")
-    for text in (f"test {quality.text}", result.summary(), reports.bits(run, dataset.test, result)):
-        if text is not None:
-            print(text)
 
     # Figures
     print(f"figures in {reports.save_figures(folder, run)}")

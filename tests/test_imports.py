@@ -36,7 +36,7 @@ MAY_IMPORT = {
         *("blocks", "distributions", "latents", "marginal_likelihood", "posterior", "traces"),
     },
     "data": {"errors"},
-    "training": {"traces", "marginal_likelihood", "errors", "files", "progress"},
+    "training": {"blocks", "traces", "marginal_likelihood", "errors", "files", "progress"},
     "plots": {"marginal_likelihood"},
     "experiment": {
         *("errors", "data", "nets", "distributions", "models", "objectives", "algorithms", "training"),
@@ -45,8 +45,10 @@ MAY_IMPORT = {
     "runs": {"experiment", "data", "files", "models", "training"},
     "reports": {
         *(
+            "blocks",
             "experiment",
             "runs",
+            "traces",
             "data",
             "files",
             "latents",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyro_vae.data import Dataset, Split
     from pyro_vae.distributions import Family
     from pyro_vae.marginal_likelihood import LogMarginal
-    from pyro_vae.models import VAEGuide, VAEModel
+    from pyro_vae.models import VAEGuide, VAEModel, VQGuide
     from pyro_vae.training import Callback
 
 
@@ -80,6 +80,8 @@ def build_pair(config: Config, dataset: "Dataset") -> "tuple[VAEModel, VAEGuide]
     from pyro_vae.models import vae
 
     pyro.set_rng_seed(config.seed)
+    if config.has_codes:
+        return _build_vq_vae(config, dataset)
     family, posterior = build_family(config, dataset), build_posterior(config)
     encoder, decoder = _build_nets(config, dataset, family, posterior)
     prior = None if config.prior.startswith("vamp") else build_prior(config)
@@ -104,8 +106,30 @@ def build_pair(config: Config, dataset: "Dataset") -> "tuple[VAEModel, VAEGuide]
     return model, guide
 
 
+def _build_vq_vae(config: Config, dataset: "Dataset") -> "tuple[VAEModel, VQGuide]":
+    from pyro_vae import nets
+    from pyro_vae.distributions import CodePrior
+    from pyro_vae.models import vq_vae
+
+    family = build_family(config, dataset)
+    encoder, decoder = _build_nets(config, dataset, family, None)
+    length = config.latent_dim // config.code_dim
+    model, guide = vq_vae(
+        dataset.data_dim,
+        num_codes=config.num_codes,
+        code_dim=config.code_dim,
+        length=length,
+        family=family,
+        encoder=encoder,
+        decoder=decoder,
+    )
+    if config.prior == "transformer":
+        model.prior = CodePrior(guide.codebook, length, nets.CausalTransformer(config.num_codes, length))
+    return model, guide
+
+
 def build_prior(config: Config) -> "nn.Module":
-    """p(z), if it is not a VampPrior."""
+    """p(z), if it is neither a VampPrior nor one of codes."""
     from pyro_vae import distributions as d
 
     dim = config.latent_dim
@@ -120,6 +144,7 @@ def build_prior(config: Config) -> "nn.Module":
         "affine_coupling": lambda: d.Unconditional(d.affine_coupling(dim), dim),
         "spline_coupling": lambda: d.Unconditional(d.spline_coupling(dim), dim),
         "masked_autoregressive": lambda: d.Unconditional(d.masked_autoregressive(dim), dim),
+        "flat": lambda: d.Flat(dim),
     }[config.prior]()
 
 
@@ -138,6 +163,7 @@ def build_posterior(config: Config) -> "Family":
         "sylvester": lambda: d.sylvester(dim),
         "logit_normal": lambda: d.LogitNormal(-1.0, 1.0),
         "projected_normal": d.ProjectedNormal,
+        "point_mass": d.PointMass,
     }[config.chosen_posterior]()
 
 
@@ -196,14 +222,16 @@ def _families_of_columns(config: Config, dataset: "Dataset") -> "list[Family]":
 
 
 def _build_nets(
-    config: Config, dataset: "Dataset", family: "Family", posterior: "Family"
+    config: Config, dataset: "Dataset", family: "Family", posterior: "Family | None"
 ) -> "tuple[nn.Module, nn.Module]":
+    """Encoder and decoder; without a posterior from and to codes."""
     from torch import nn
 
     from pyro_vae import nets
 
     data_dim, classes = dataset.data_dim, num_classes(config, dataset)
-    num_codes, num_params = posterior.num_params(config.latent_dim), family.num_params(data_dim)
+    num_codes = posterior.num_params(config.latent_dim) if posterior else config.latent_dim
+    num_params = family.num_params(data_dim)
     bias = None
     if config.bias_from_data:
         bias = family.bias(dataset.train.x.nanmean(0).nan_to_num(0.0))  # of a column without any number: 0
@@ -217,21 +245,26 @@ def _build_nets(
         backwards = tuple(reversed(config.hidden))
         decoder = nets.MLP(config.latent_dim + classes, num_params, backwards, output_bias=bias, **options)
     else:
-        blocks = {"conv": 0, "residual_conv": 2}[config.net]
+        shape, channels = dataset.shape, config.channels
+        options = {"blocks": {"conv": 0, "residual_conv": 2}[config.net]}
         try:
-            encoder = nets.ConvEncoder(
-                dataset.shape, num_codes, config.channels, blocks=blocks, context_dim=classes
-            )
+            if posterior is None:
+                encoder = nets.GridEncoder(shape, config.code_dim, channels, **options)
+            else:
+                encoder = nets.ConvEncoder(shape, num_codes, channels, context_dim=classes, **options)
         except ValueError as error:
             raise ConfigError(f"net {config.net}: {error}") from None
-        decoder = nets.ConvDecoder(
-            config.latent_dim + classes,
-            dataset.shape,
-            family.params_per_dim,
-            config.channels,
-            blocks=blocks,
-            output_bias=bias,
-        )
+        options["output_bias"] = bias
+        if posterior is None:
+            if encoder.places * config.code_dim != config.latent_dim:
+                raise ConfigError(
+                    f"net {config.net} with channels {channels} makes a grid of {encoder.places} codes of "
+                    f"these data: latent_dim must be that times code_dim, {encoder.places * config.code_dim}"
+                )
+            decoder = nets.GridDecoder(config.code_dim, shape, family.params_per_dim, channels, **options)
+        else:
+            inputs = config.latent_dim + classes
+            decoder = nets.ConvDecoder(inputs, shape, family.params_per_dim, channels, **options)
     if config.family in COUNTS:
         encoder = nets.Log1p(encoder)
     return encoder, decoder
@@ -295,6 +328,7 @@ def build_training(
     parameters = [*model.parameters(), *guide.parameters()]
     if config.refit_prior:
         parameters = list(model.prior.parameters())
+        guide.eval()  # a codebook stays where it is
     if not parameters:
         raise ConfigError(f"prior {config.prior} has no parameters to be fitted: take a mixture or a flow")
     optimizer = make_optimizer(parameters, lr=config.learning_rate)
@@ -310,7 +344,7 @@ def build_training(
     if config.patience:
         if dataset.valid is None:
             raise ConfigError(f"--patience needs validation data, and {dataset.name} has none")
-        callbacks.append(training.EarlyStopping(config.patience))
+        callbacks.append(training.EarlyStopping(config.patience, f"valid/{config.bound}"))
     if config.tensorboard:
         callbacks.append(training.TensorBoard(folder / "tensorboard"))
     if config.algorithm == "wake_sleep":

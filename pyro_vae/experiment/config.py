@@ -73,6 +73,11 @@ class Config:
     prior: Annotated[str, _help("p(z).", PRIORS)] = "standard_normal"
     components: int = 20
     """Normals in the mixture prior, pseudo-inputs of the VampPrior."""
+    num_codes: int = 64
+    """Vectors in the codebook (codes, transformer)."""
+    code_dim: int = 2
+    """Numbers of each; z has --latent-dim / --code-dim codes, or one at every place of the smallest grid of
+    convolutions."""
     refit_prior: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -144,6 +149,26 @@ class Config:
         return self.posterior or POSTERIOR_OF.get(self.prior, "diag_normal")
 
     @property
+    def is_autoencoder(self) -> bool:
+        """Whether there is no log p(x)."""
+        return self.chosen_posterior == "point_mass"
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether it is a VQ-VAE."""
+        return self.chosen_posterior == "nearest_code"
+
+    @property
+    def chosen_test_samples(self) -> int:
+        """Importance samples at the end; all are the same where a guide has one z for every datum."""
+        return min(2, self.test_samples) if self.has_codes else self.test_samples
+
+    @property
+    def bound(self) -> str:
+        """The metric that is maximised: the ELBO, or an autoencoder's log-likelihood at its codes."""
+        return "log_joint" if self.is_autoencoder else "elbo"
+
+    @property
     def chosen_objective(self) -> str:
         """The objective, by default the bound, with its KL in closed form where the posterior has one."""
         return self.objective or ("elbo_analytic_kl" if self.chosen_posterior == "diag_normal" else "elbo")
@@ -212,7 +237,8 @@ class Config:
         ):
             yield (
                 f"prior {self.prior} and posterior {posterior} are of different values: uniform_box goes "
-                "with logit_normal, sphere with projected_normal, all others with the rest"
+                "with logit_normal, sphere with projected_normal, flat with point_mass, codes and "
+                "transformer with nearest_code, all others with the rest"
             )
         if self.prior == "sphere" and self.latent_dim not in (2, 3, 4):
             yield f"prior sphere has a density in 2, 3 or 4 dimensions, not in {self.latent_dim}"
@@ -229,6 +255,23 @@ class Config:
                 f"prior {self.prior} is a mixture of posteriors at pseudo-inputs, which have no labels, but "
                 "this posterior is given labels (condition_on_labels): use mixture_of_normals"
             )
+        if self.is_autoencoder or self.has_codes:
+            needs = {
+                objective != "elbo": f"objective {objective}",
+                self.algorithm != "svi": f"algorithm {self.algorithm}",
+                self.beta != 1 or self.kl_warmup > 0: "a weight of the KL term",
+                self.num_particles != 1: "more than one particle",
+                self.has_codes and self.condition_on_labels: "condition_on_labels",
+                self.has_codes and self.missing: "missing",
+            }
+            if True in needs:
+                kind = "a VQ-VAE" if self.has_codes else "an autoencoder"
+                yield (
+                    f"prior {self.prior} makes {kind}, whose guide has one z for every datum: {needs[True]} "
+                    "does not go with it; take objective elbo by svi"
+                )
+        if self.has_codes and self.latent_dim % self.code_dim:
+            yield f"latent_dim {self.latent_dim} is no multiple of code_dim {self.code_dim}"
         if posterior in WITHOUT_INVERSE:
             needs = {
                 self.prior.startswith("vamp"): f"prior {self.prior}",
@@ -304,7 +347,10 @@ _NAMES = {
     "schedule": SCHEDULES,
 }
 _OPTIONAL = ("binarization", "posterior", "objective")
-_AT_LEAST_1 = ("latent_dim", "components", "rank", "num_particles", "batch_size", "epochs", "test_samples")
+_AT_LEAST_1 = (
+    *("latent_dim", "components", "num_codes", "code_dim", "rank", "num_particles", "batch_size", "epochs"),
+    "test_samples",
+)
 PATHS = ("data_dir", "refit_prior")
 _SIZES = ("hidden", "channels")
 _TUPLES = (*_SIZES, "columns")

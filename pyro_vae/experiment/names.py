@@ -30,6 +30,9 @@ PRIORS = {
     "affine_coupling": "a RealNVP flow",
     "spline_coupling": "a flow of spline couplings",
     "masked_autoregressive": "a masked autoregressive flow",
+    "flat": "none: with it an autoencoder is trained, which has no log p(x)",
+    "codes": "even over --num-codes codes, --code-dim numbers each: a VQ-VAE",
+    "transformer": "of codes, autoregressive; usually with --refit-prior after codes",
 }
 FAMILIES = {
     "bernoulli": "bits; grey data are binarised",
@@ -61,6 +64,8 @@ POSTERIORS = {
     "sylvester": "Sylvester flow, the same for all data",
     "logit_normal": "on a box, for the prior uniform_box",
     "projected_normal": "on a sphere, for the prior sphere",
+    "point_mass": "all mass at one z, for the prior flat",
+    "nearest_code": "all mass at the nearest codes, for the priors codes and transformer",
 }
 CATEGORICAL = "categorical"  # of a column only: as many categories as the training data have
 OBJECTIVES = {
@@ -108,4 +113,10 @@ DEVICES = {"auto": "cuda if there is one", "cpu": "", "cuda": "", "cuda:N": "the
 GREY_LEVELS = ("discretized_logistic", "logistic_mixture", "grey_categorical", "beta_binomial")
 COUNTS = ("poisson", "negative_binomial", "zero_inflated_negative_binomial")
 WITHOUT_INVERSE = ("planar", "sylvester")
-POSTERIOR_OF = {"uniform_box": "logit_normal", "sphere": "projected_normal"}  # of all others: diag_normal
+POSTERIOR_OF = {  # of all others: diag_normal
+    "uniform_box": "logit_normal",
+    "sphere": "projected_normal",
+    "flat": "point_mass",
+    "codes": "nearest_code",
+    "transformer": "nearest_code",
+}

@@ -22,6 +22,7 @@ over those that the guide leaves out, and over those of the guide that are marke
 from pyro_vae.traces.densities import (
     Draws,
     LogJoint,
+    at_point_masses,
     check_batch,
     decode,
     draw,
@@ -47,6 +48,7 @@ __all__ = [
     "LogJoint",
     "Program",
     "Unconstrained",
+    "at_point_masses",
     "at_unconstrained",
     "check_batch",
     "decode",

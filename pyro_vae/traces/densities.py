@@ -325,6 +325,18 @@ def likelihood(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> Di
     return observed[0] if observed[0].batch_shape == shape else observed[0].expand(shape)
 
 
+def at_point_masses(model: Program, guide: Program, *batch: Tensor) -> LogJoint | None:
+    r""":math:`\log p(x, z)` where the guide of an autoencoder has all of its mass; None if it has a density.
+
+    Shape (1, batch), nats. It is no bound on log p(x).
+    """
+    guide_trace = trace_of(guide, batch, 1)
+    sites = {name: guide_trace.nodes[name] for name in latent_names(guide_trace)}
+    if not any(is_point_mass(site["fn"]) for site in sites.values()):
+        return None
+    return log_joint(model, {name: site["value"] for name, site in sites.items()}, *batch)
+
+
 def factors(program: Program, *batch: Tensor) -> list[str]:
     """Names of what the program adds by ``pyro.factor``."""
     trace = trace_of(program, batch, 1)

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.blocks import evaluation
 from pyro_vae.errors import UserError
 from pyro_vae.marginal_likelihood import elbo
+from pyro_vae.traces import at_point_masses
 from pyro_vae.training.loop import Callback, Row, Training
 
 
 class Evaluate(Callback):
-    """The ELBO of held-out data, as ``{name}/elbo``, nats per datum.
+    """The ELBO of held-out data, as ``{name}/elbo``, nats per datum; of an autoencoder ``{name}/log_joint``.
 
     It draws the same noise every time, from a generator of its own: differences between epochs are not noise,
     and training is the same with and without it.
@@ -45,9 +47,14 @@ class Evaluate(Callback):
         device = self.batch[0].device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            algorithm = training.algorithm
-            bound = elbo(algorithm.model, algorithm.guide, *self.batch, num_samples=self.num_samples)
-        training.row[f"{self.name}/elbo"] = bound.elbo.mean().item()
+            pair = training.algorithm.model, training.algorithm.guide
+            with evaluation(*pair):
+                joint = at_point_masses(*pair, *self.batch)
+            if joint is None:
+                name, bound = "elbo", elbo(*pair, *self.batch, num_samples=self.num_samples).elbo
+            else:
+                name, bound = "log_joint", sum(joint)
+        training.row[f"{self.name}/{name}"] = bound.mean().item()
 
 
 class EarlyStopping(Callback):

@@ -3,8 +3,8 @@
     python scripts/studies/latent_space.py --jobs 2
 
 Autoencoder, VAE, VAE without its KL term, and VQ-VAE learn MNIST with 2 and with 20 latent numbers, from
-several seeds. Of each: what share of its samples is like the data, what a walk between two codes meets, how its
-posteriors' variance went over the training, how well labels are read off its codes. Ends in a report,
+several seeds. Of each: what share of its samples is like the data, what a walk between two codes meets, how
+its posteriors' variance went over the training, how well labels are read off its codes. Ends in a report,
 latent_space.md, with a verdict on every claim.
 """
 
