@@ -1,0 +1,527 @@
+"""Play with a trained run in the browser: drag through its latent plane, draw, erase, complete.
+
+    python scripts/explore.py runs/mnist
+
+Opens a local page (pip install -e ".[explore]"). A point dragged over the codes of test data is decoded at
+once; an image of one's own is drawn or uploaded, encoded and edited; what is erased counts as unknown and is
+completed in several ways; log p of the image is estimated, with its error. Nothing listens beyond this
+machine, unless --host says so.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import io
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from pyro_vae import command_line, experiment, runs
+from pyro_vae.experiment import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+UNKNOWN = (70, 110, 200)  # the colour of what was erased
+NUM_CODES = 2000
+NUM_COMPLETIONS = 6
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Play with a trained run in the browser: drag through its latent plane, draw, erase, complete."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder that train.py made, of images."""
+    data_dir: Path | None = None
+    """Where the files are, if not where they were."""
+    host: str = "127.0.0.1"
+    """Address to listen at; any other than this machine's own lets others in."""
+    port: int = 0
+    """Port to listen at; 0: any that is free."""
+    browser: bool = True
+    """Open the page in a browser."""
+
+
+def main() -> None:
+    """Load the run and serve the page until interrupted."""
+    arguments = tyro.cli(Arguments)
+    try:
+        from nicegui import app, ui
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    except ImportError as error:
+        raise ConfigError(f"the page needs NiceGUI: pip install -e '.[explore]' ({error})") from error
+    explorer = Explorer(runs.load_run(arguments.run, data_dir=arguments.data_dir, device="cpu"))
+    port = free_port(arguments.host, arguments.port)
+    if arguments.host in LOOPBACK:  # also against pages of others that resolve a name of theirs to here
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        ui.run(
+            lambda: Page(explorer, arguments.run.name).build(),
+            host=arguments.host,
+            port=port,
+            title=f"{arguments.run.name}: latent space",
+            favicon="🔎",
+            reload=False,
+            show=arguments.browser,
+            timeout_graceful_shutdown=2,
+        )
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or one that is free."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"cannot listen at {host}, port {port} ({error}): try another --port"
+            ) from error
+        return probe.getsockname()[1]
+
+
+class Explorer:
+    """What the page asks of a run. Images are arrays (height, width), or (height, width, 3), in [0, 1].
+
+    Args:
+        run: Of images.
+
+    Raises:
+        ConfigError: If the data are no images, or z has one dimension only.
+    """
+
+    def __init__(self, run: runs.Run) -> None:
+        import torch
+
+        from pyro_vae import plots
+        from pyro_vae.latents import posterior_mean
+
+        self.run, self.config, self.shape = run, run.config, run.dataset.shape
+        if not plots.is_image(self.shape):
+            raise ConfigError(f"data of shape {self.shape} are no images, so that there is nothing to draw")
+        if self.config.latent_dim < 2:
+            raise ConfigError("a plane takes two latent dimensions, and this run has one")
+        run.model.eval()
+        run.guide.eval()
+        test = run.dataset.test
+        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:NUM_CODES]
+        self.codes = posterior_mean(run.guide, *(part[chosen] for part in run.arguments(test))).numpy()
+        self.labels = None if test.labels is None else test.labels[chosen].numpy()
+        self.num_classes = experiment.num_classes(self.config, run.dataset)
+        self.test = test.x
+        # Pyro's handlers are one stack for all threads; decoding needs none of them.
+        self._lock = threading.Lock()
+
+    def _context(self, label: int) -> "tuple[Tensor, ...]":
+        import torch
+
+        return (torch.eye(self.num_classes)[label : label + 1],) if self.num_classes else ()
+
+    def _flat(self, image: "np.ndarray") -> "Tensor":
+        """A datum such as the run was trained on: bits, or grey levels."""
+        import torch
+
+        x = torch.as_tensor(image, dtype=torch.float32).reshape(1, -1)
+        if self.config.family == "bernoulli":
+            return (x >= 0.5).float()
+        levels = self.run.dataset.train.levels
+        return (x * levels).round() / levels if levels > 1 else x
+
+    def decode(self, z: "np.ndarray", label: int = 0) -> "np.ndarray":
+        """E[x | z]."""
+        import torch
+
+        from pyro_vae.models.vae import beside
+
+        with torch.no_grad():
+            latent = beside(torch.as_tensor(z, dtype=torch.float32)[None], *self._context(label))
+            return self.run.model.likelihood(latent).mean.reshape(self.shape).clamp(0, 1).numpy()
+
+    def encode(self, image: "np.ndarray", known: "np.ndarray", label: int = 0) -> "tuple[np.ndarray, str]":
+        """The mean of q(z | x), of a guess where something is unknown; and log p of what is known, in words.
+
+        Returns:
+            The code, and the words.
+        """
+        from pyro_vae import importance_sampling
+        from pyro_vae.latents import posterior_mean
+
+        with self._lock:
+            x, context = self._flat(image), self._context(label)
+            if self.config.is_autoencoder:
+                code = posterior_mean(self.run.guide, x, *context)
+                return code[0].numpy(), "an autoencoder has no log p(x)"
+            if known.all():
+                model, guide, batch, what = self.run.model, self.run.guide, (x, *context), "log p(x)"
+                guess = x
+            else:
+                model, guide, batch = self._degraded(x, known, context)
+                guess, what = batch[1], "log p(known part)"
+            code = posterior_mean(self.run.guide, guess, *context)
+            count = 2 if self.config.has_codes else 2000
+            found = importance_sampling(model, guide, *batch, num_samples=count, progress=False)
+            words = f"{what} = {found.mean:.1f} ± {found.monte_carlo_error:.2g} nats"
+            if found.khat is not None and found.khat[0] > 0.7:
+                words += f" (k-hat {found.khat[0]:.1f}: too low, and the error is not to be relied on)"
+            return code[0].numpy(), words
+
+    def _degraded(self, x: "Tensor", known: "np.ndarray", context: "tuple[Tensor, ...]") -> Any:
+        import math
+
+        import torch
+
+        from pyro_vae.tasks import Mask, degraded
+
+        seen = torch.where(self._mask(known), x, math.nan)
+        return degraded(self.run.model, self.run.guide, Mask(), seen, *context)
+
+    def _mask(self, known: "np.ndarray") -> "Tensor":
+        """Which numbers are known, of which pixels are."""
+        import torch
+
+        mask = torch.as_tensor(known)
+        return mask.unsqueeze(-1).expand(self.shape).reshape(-1) if len(self.shape) == 3 else mask.reshape(-1)
+
+    def complete(
+        self, image: "np.ndarray", known: "np.ndarray", label: int = 0
+    ) -> "tuple[list[np.ndarray], np.ndarray]":
+        """Draws of what the whole image may be, and the standard deviation of every pixel.
+
+        Raises:
+            ValueError: If the run has no posterior to draw from.
+        """
+        from pyro_vae import inpaint
+
+        with self._lock:
+            found = inpaint(
+                self.run.model,
+                self.run.guide,
+                self._flat(image),
+                self._mask(known),
+                *self._context(label),
+                num_samples=NUM_COMPLETIONS,
+                num_chains=NUM_COMPLETIONS,
+                num_draws=12,
+                num_warmup=60,
+                num_leapfrog=5,
+                progress=False,
+            )
+        images = [draw.reshape(self.shape).clamp(0, 1).numpy() for draw in found.samples[:, 0]]
+        return images, found.std[0].reshape(self.shape).numpy()
+
+
+# ------------------------------------------------------------------------------------------- pictures
+
+
+def data_uri(image: "np.ndarray") -> str:
+    """A PNG; numbers in [0, 1] are grey or colour, bytes as they are."""
+    import numpy as np
+    from PIL import Image
+
+    if image.dtype.kind == "f":
+        image = (image.clip(0, 1) * 255).round().astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def with_unknown(image: "np.ndarray", known: "np.ndarray") -> "np.ndarray":
+    """The image in bytes, with a colour of its own where it is unknown."""
+    import numpy as np
+
+    grey = (image.clip(0, 1) * 255).round().astype(np.uint8)
+    colour = grey if grey.ndim == 3 and grey.shape[2] == 3 else np.stack([grey.squeeze()] * 3, -1)
+    return np.where(known[..., None], colour, np.uint8(UNKNOWN)).astype(np.uint8)
+
+
+def between(first: tuple[int, int], second: tuple[int, int]) -> set[tuple[int, int]]:
+    """Pixels on the line between two: a fast mouse leaves some out."""
+    count = max(abs(second[0] - first[0]), abs(second[1] - first[1]), 1)
+    rows, columns = second[0] - first[0], second[1] - first[1]
+    return {
+        (round(first[0] + rows * k / count), round(first[1] + columns * k / count)) for k in range(count + 1)
+    }
+
+
+class Plane:
+    """The picture of two latent dimensions, and where in it is which z.
+
+    Args:
+        explorer: Whose codes are shown.
+        horizontal: Dimension, counted from 0.
+        vertical: Another one.
+        size: Pixels a side.
+    """
+
+    def __init__(self, explorer: Explorer, horizontal: int, vertical: int, size: int = 420) -> None:
+        import numpy as np
+        from matplotlib.figure import Figure
+        from PIL import Image
+
+        self.dims, self.size = (horizontal, vertical), size
+        codes = explorer.codes[:, self.dims]
+        low, high = np.quantile(codes, [0.002, 0.998], axis=0)
+        margin = 0.15 * (high - low) + 1e-6
+        self.low, self.high = low - margin, high + margin
+        figure = Figure(figsize=(size / 100, size / 100), dpi=100)
+        axes = figure.add_axes((0.12, 0.1, 0.86, 0.88))
+        axes.scatter(*codes.T, c=explorer.labels, s=4, cmap="tab10")
+        axes.set(
+            xlim=(self.low[0], self.high[0]),
+            ylim=(self.low[1], self.high[1]),
+            xlabel=f"z{horizontal + 1}",
+            ylabel=f"z{vertical + 1}",
+        )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        self.picture = Image.open(buffer)
+        self._axes = axes.transData
+
+    def latent_at(self, x: float, y: float) -> "np.ndarray":
+        """The two numbers of z at a pixel."""
+        return self._axes.inverted().transform((x, self.size - y)).clip(self.low, self.high)
+
+    def pixel_of(self, z: "np.ndarray") -> tuple[float, float]:
+        """The pixel of a z."""
+        x, y = self._axes.transform(z[list(self.dims)])
+        return x, self.size - y
+
+
+# ------------------------------------------------------------------------------------------- page
+
+
+class Page:
+    """A visitor's page, with a z and an image of their own.
+
+    Args:
+        explorer: Of the run.
+        name: Of the run.
+    """
+
+    def __init__(self, explorer: Explorer, name: str) -> None:
+        import numpy as np
+
+        self.explorer, self.name = explorer, name
+        self.z = explorer.codes.mean(0).astype(float)
+        self.image = np.zeros(explorer.shape)
+        self.known = np.ones(explorer.shape[:2], dtype=bool)
+        self.last_pixel: tuple[int, int] | None = None
+        self.is_decoding = self.is_stale = False
+
+    def build(self) -> None:
+        """Lay it out."""
+        from nicegui import ui
+
+        config = self.explorer.config
+        ui.add_css(".px img {image-rendering: pixelated} .px, .plane {cursor: crosshair; user-select: none}")
+        ui.label(f"{self.name}: {config.data}, {config.latent_dim} latent dimensions").classes("text-lg")
+        width = f"width: {round(280 * self.explorer.shape[1] / self.explorer.shape[0])}px"
+        dims = {i: f"z{i + 1}" for i in range(config.latent_dim)}
+        with ui.row(wrap=False).classes("gap-8"):
+            with ui.column().classes("items-center"):
+                ui.label("Drag over the codes of test data")
+                with ui.row():
+                    changed = {"on_change": self.show_plane}
+                    self.horizontal = ui.select(dims, label="horizontal", value=0, **changed).classes("w-24")
+                    self.vertical = ui.select(dims, label="vertical", value=1, **changed).classes("w-24")
+                events = ["mousedown", "mousemove"]
+                self.scatter = ui.interactive_image(on_mouse=self.drag, events=events, sanitize=False)
+                self.scatter.classes("plane").style("width: 420px").props('data-testid="plane"')
+                self.position = ui.label().props('data-testid="position"')
+                with ui.row(wrap=False).classes("items-center w-96"):
+                    self.other = ui.select(dims, label="another", value=min(2, len(dims) - 1)).classes("w-24")
+                    self.slider = ui.slider(min=-4, max=4, step=0.05, value=0, on_change=self.slide)
+            with ui.column().classes("items-center"):
+                ui.label("E[x | z]")
+                self.decoded = ui.interactive_image(data_uri(self.explorer.decode(self.z)))
+                self.decoded.classes("px").style(width).props('data-testid="decoded"')
+                if self.explorer.num_classes:
+                    labels = list(range(self.explorer.num_classes))
+                    self.label = ui.select(labels, label="class", value=0, on_change=self.refresh)
+                ui.button("draw on it →", on_click=self.take_decoded)
+            with ui.column().classes("items-center"):
+                ui.label("Your image: draw, or erase what shall be unknown")
+                self.tool = ui.toggle({"draw": "draw", "rub": "rub out", "erase": "unknown"}, value="draw")
+                events = ["mousedown", "mousemove", "mouseup", "mouseleave"]
+                self.canvas = ui.interactive_image(on_mouse=self.paint, events=events)
+                self.canvas.classes("px").style(width).props('data-testid="canvas"')
+                with ui.row():
+                    ui.button("blank", on_click=self.blank)
+                    ui.button("test image", on_click=self.take_test_image)
+                ui.upload(
+                    label="an image file",
+                    auto_upload=True,
+                    max_files=1,
+                    max_file_size=2**22,
+                    on_upload=self.upload,
+                ).classes("w-72")
+                with ui.row():
+                    ui.button("encode", on_click=self.encode)
+                    self.completing = ui.button("complete", on_click=self.complete)
+                self.words = ui.label().classes("w-72").props('data-testid="words"')
+        self.completions = ui.row().classes("w-full").props('data-testid="completions"')
+        self.show_plane()
+        self.show_canvas()
+
+    @property
+    def chosen_label(self) -> int:
+        """The class that the programs are given."""
+        return self.label.value if self.explorer.num_classes else 0
+
+    def show_plane(self) -> None:
+        """Draw the plane of the chosen dimensions."""
+        self.plane = Plane(self.explorer, self.horizontal.value, self.vertical.value)
+        self.scatter.set_source(self.plane.picture)  # served by its own address, so that the marker is cheap
+        self.show_marker()
+
+    def show_marker(self) -> None:
+        """Where z is."""
+        x, y = self.plane.pixel_of(self.z)
+        self.scatter.set_content(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="white" stroke="red" stroke-width="3"/>'
+        )
+        self.position.set_text(", ".join(f"z{i + 1} = {self.z[i]:+.2f}" for i in self.plane.dims))
+
+    async def refresh(self) -> None:
+        """Decode the newest z; what moves while that runs is decoded next."""
+        from nicegui import run
+
+        self.is_stale = True
+        if self.is_decoding:
+            return
+        self.is_decoding = True
+        try:
+            while self.is_stale:
+                self.is_stale = False
+                image = await run.io_bound(self.explorer.decode, self.z.copy(), self.chosen_label)
+                if image is None or self.decoded.is_deleted:  # shutting down, or the page was closed
+                    return
+                self.decoded.set_source(data_uri(image))
+        finally:
+            self.is_decoding = False
+
+    async def drag(self, event: Any) -> None:
+        """Move z to the mouse."""
+        if event.buttons & 1:
+            self.z[list(self.plane.dims)] = self.plane.latent_at(event.image_x, event.image_y)
+            self.show_marker()
+            await self.refresh()
+
+    async def slide(self, event: Any) -> None:
+        """Move z along another dimension."""
+        self.z[self.other.value] = event.value
+        self.show_marker()
+        await self.refresh()
+
+    def show_canvas(self) -> None:
+        """Draw the image; what was said of the one before is gone."""
+        self.canvas.set_source(data_uri(with_unknown(self.image, self.known)))
+        self.words.set_text("")
+        self.completions.clear()
+
+    def paint(self, event: Any) -> None:
+        """Draw, rub out or erase along the mouse, with a brush of 2 x 2 pixels."""
+        if not event.buttons & 1:
+            self.last_pixel = None
+            return
+        height, width = self.known.shape
+        pixel = (min(max(int(event.image_y), 0), height - 1), min(max(int(event.image_x), 0), width - 1))
+        for row, column in between(self.last_pixel or pixel, pixel):
+            brush = slice(row, row + 2), slice(column, column + 2)
+            self.known[brush] = self.tool.value != "erase"
+            self.image[brush] = float(self.tool.value == "draw")
+        self.last_pixel = pixel
+        self.show_canvas()
+
+    def put(self, image: "np.ndarray") -> None:
+        """Take another image, all of it known."""
+        self.image[:] = image
+        self.known[:] = True
+        self.show_canvas()
+
+    def blank(self) -> None:
+        """An empty image."""
+        self.put(0 * self.image)
+
+    def take_decoded(self) -> None:
+        """The decoded image."""
+        self.put(self.explorer.decode(self.z, self.chosen_label))
+
+    def take_test_image(self) -> None:
+        """One of the test data."""
+        import numpy as np
+
+        number = np.random.default_rng().integers(len(self.explorer.test))
+        self.put(self.explorer.test[number].reshape(self.explorer.shape).numpy())
+
+    async def upload(self, event: Any) -> None:
+        """An image from a file, in the size of the data."""
+        import numpy as np
+        from nicegui import ui
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            picture = Image.open(io.BytesIO(await event.file.read()))
+            height, width, *colours = self.explorer.shape
+            picture = picture.convert("RGB" if colours == [3] else "L").resize((width, height))
+        except (UnidentifiedImageError, OSError) as error:
+            ui.notify(f"{event.file.name} is no image that can be read ({error})", type="negative")
+            return
+        finally:
+            event.sender.reset()
+        self.put(np.asarray(picture).reshape(self.explorer.shape) / 255)
+
+    async def encode(self) -> None:
+        """Put z where the image is encoded, and say how likely the image is."""
+        from nicegui import run
+
+        self.words.set_text("estimating log p ...")
+        found = await run.io_bound(
+            self.explorer.encode, self.image.copy(), self.known.copy(), self.chosen_label
+        )
+        if found is None or self.words.is_deleted:
+            return
+        self.z[:], words = found
+        self.words.set_text(words)
+        self.show_marker()
+        await self.refresh()
+
+    async def complete(self) -> None:
+        """Show what the image may be where it is unknown."""
+        from nicegui import run, ui
+
+        if self.known.all():
+            ui.notify("Erase something first: what is unknown is completed", type="warning")
+            return
+        self.completing.disable()
+        self.words.set_text("drawing from p(unknown | known) ...")
+        words, found = "", None
+        try:
+            found = await run.io_bound(
+                self.explorer.complete, self.image.copy(), self.known.copy(), self.chosen_label
+            )
+        except ValueError as error:
+            words = f"this run cannot complete images: {error}"
+        if self.words.is_deleted:
+            return
+        self.completing.enable()
+        self.words.set_text(words)
+        if found is None:
+            return
+        images, std = found
+        self.completions.clear()
+        with self.completions:
+            for title, image in [*(("a draw", image) for image in images), ("uncertainty", std / 0.5)]:
+                with ui.column().classes("items-center gap-0"):
+                    ui.interactive_image(data_uri(image)).classes("px w-28")
+                    ui.label(title).classes("text-xs")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
