@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -469,3 +470,40 @@ def test_what_varies_is_not_held_against_the_rest(tmp_path):
     options = ("--binarization", "dequantize", "--vary", "family=continuous_bernoulli,laplace")
     done = run("sweep", "sweep", *SMALL, *options, "--epochs", 1, cwd=tmp_path)
     assert "family=laplace" in done.stdout
+
+
+def test_an_autoencoder_is_trained_drawn_and_not_estimated(tmp_path):
+    done = run("train", *SMALL, "--prior", "flat", "--epochs", 3, "--out", "ae", cwd=tmp_path)
+    assert "an autoencoder has no log p(x)" in done.stdout
+    folder = tmp_path / "ae"
+    assert {"train/log_joint", "valid/log_joint"} <= set(rows(folder)[0])
+    assert "test/log_joint" in rows(folder)[-1]
+    assert not (folder / "log_marginal.json").exists()
+    assert (folder / "best.pt").exists()
+    assert {path.stem for path in (folder / "figures").iterdir()} == {
+        "codes",
+        "learning_curves",
+        "reconstructions",
+        "samples",
+    }
+    refused = run("estimate", "ae", cwd=tmp_path, check=False)
+    assert refused.returncode == 1
+    assert "no log p(x) to estimate" in refused.stderr
+    run("train", "--resume", "ae", "--epochs", 4, cwd=tmp_path)
+    assert rows(folder)[-1]["epoch"] == 4
+
+
+def test_a_prior_is_fitted_to_the_codes_of_a_vq_vae(tmp_path):
+    codes = ["--prior", "codes", "--hidden", 50, "--latent-dim", 8, "--num-codes", 16]
+    done = run("train", *codes, "--epochs", 20, "--learning-rate", 3e-3, "--out", "vq", cwd=tmp_path)
+    assert re.search(r"% of 16 codes are in use, perplexity \d", done.stdout)
+    arguments = ["--prior", "transformer", "--refit-prior", "vq", *codes[2:], "--learning-rate", 3e-3]
+    run("train", *arguments, "--epochs", 8, "--out", "refitted", cwd=tmp_path)
+    before, after = (rows(tmp_path / name)[-1] for name in ("vq", "refitted"))
+    assert after["test/elbo"] > before["test/elbo"] + 0.5
+    assert before["test/kl"] == pytest.approx(4 * np.log(16), rel=1e-4)
+    old, new = (parameters(tmp_path / name, "best.pt") for name in ("vq", "refitted"))
+    assert same(old["guide"], new["guide"])
+    assert torch.equal(old["model"]["prior.codebook.vectors"], new["model"]["prior.codebook.vectors"])
+    done = run("estimate", "refitted", "--method", "all", "--limit", 20, cwd=tmp_path)
+    assert "only importance_sampling works there" in done.stdout
