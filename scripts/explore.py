@@ -334,9 +334,10 @@ class Page:
                 self.scatter = ui.interactive_image(on_mouse=self.drag, events=events, sanitize=False)
                 self.scatter.classes("plane").style("width: 420px").props('data-testid="plane"')
                 self.position = ui.label().props('data-testid="position"')
-                with ui.row(wrap=False).classes("items-center w-96"):
-                    self.other = ui.select(dims, label="another", value=min(2, len(dims) - 1)).classes("w-24")
-                    self.slider = ui.slider(min=-4, max=4, step=0.05, value=0, on_change=self.slide)
+                if len(dims) > 2:
+                    with ui.row(wrap=False).classes("items-center w-96"):
+                        self.other = ui.select(dims, label="further", value=2).classes("w-24")
+                        ui.slider(min=-4, max=4, step=0.05, value=0, on_change=self.slide)
             with ui.column().classes("items-center"):
                 ui.label("E[x | z]")
                 self.decoded = ui.interactive_image(data_uri(self.explorer.decode(self.z)))
@@ -345,6 +346,7 @@ class Page:
                     labels = list(range(self.explorer.num_classes))
                     self.label = ui.select(labels, label="class", value=0, on_change=self.refresh)
                 ui.button("draw on it →", on_click=self.take_decoded)
+                self.completions = ui.row().classes("w-72 gap-2").props('data-testid="completions"')
             with ui.column().classes("items-center"):
                 ui.label("Your image: draw, or erase what shall be unknown")
                 self.tool = ui.toggle({"draw": "draw", "rub": "rub out", "erase": "unknown"}, value="draw")
@@ -365,7 +367,6 @@ class Page:
                     ui.button("encode", on_click=self.encode)
                     self.completing = ui.button("complete", on_click=self.complete)
                 self.words = ui.label().classes("w-72").props('data-testid="words"')
-        self.completions = ui.row().classes("w-full").props('data-testid="completions"')
         self.show_plane()
         self.show_canvas()
 
@@ -519,7 +520,7 @@ class Page:
         with self.completions:
             for title, image in [*(("a draw", image) for image in images), ("uncertainty", std / 0.5)]:
                 with ui.column().classes("items-center gap-0"):
-                    ui.interactive_image(data_uri(image)).classes("px w-28")
+                    ui.interactive_image(data_uri(image)).classes("px w-20")
                     ui.label(title).classes("text-xs")
 
 

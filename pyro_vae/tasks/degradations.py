@@ -14,13 +14,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.blocks import evaluation
+from pyro_vae.blocks import evaluation, split
 from pyro_vae.distributions import Observed, SupportError
 from pyro_vae.latents import posterior_mean
-from pyro_vae.traces import guide_distributions, likelihood, sample
+from pyro_vae.traces import guide_distributions, likelihood, log_joint, sample
 
 _ROUNDS = 5  # of filling in what the encoder is to see
-_DRAWS = 64  # whose mean it starts from
+_STARTS = 16
+_DATA_AT_ONCE = 256
 
 
 class Moments(NamedTuple):
@@ -212,9 +213,9 @@ def degraded(
 ) -> DegradedPair:
     r"""The pair that observes y in place of x.
 
-    Its guide sees a guess of x, found by going back and forth a few times: decode the mean of q(z | x), and
-    take E[x | z, y] (Rezende, Mohamed & Wierstra, *Stochastic Backpropagation*, 2014, with means in place of
-    draws). It starts at the mean of the model's own draws.
+    Its guide sees a guess of x, found by going back and forth a few times: take E[x | z, y], and for the next
+    z the mean of q(z | x) (Rezende, Mohamed & Wierstra, *Stochastic Backpropagation*, 2014, with means in
+    place of draws). Of several, started at draws from the prior, the one with the largest p(y, z) is taken.
 
     Args:
         model: p(x, z), with one observed site.
@@ -233,14 +234,26 @@ def degraded(
             "finite; it must be a row of numbers for each datum, with nan only where a Mask has missing ones"
         )
     with evaluation(model, guide), pyro.validation_enabled(False):
-        x = degradation.blank(y)
-        observations = sample(model, x, *context, num_samples=_DRAWS)[1]
-        x = next(iter(observations.values())).mean(0)
-        for _ in range(_ROUNDS):
-            codes = {
-                name: posterior_mean(guide, x, *context, site=name).unsqueeze(0)
-                for name in guide_distributions(guide, x, *context)
-            }
-            x = degradation.restored(likelihood(model, codes, x, *context), y).mean.squeeze(0)
+        blocks = split((y, *context), _DATA_AT_ONCE)
+        x = torch.cat([_guess(model, guide, degradation, *block) for block in blocks])
     seen = y if getattr(guide, "missing", False) and isinstance(degradation, Mask) else x
     return DegradedPair(DegradedModel(model, degradation), DegradedGuide(guide), (y, seen, *context))
+
+
+def _guess(
+    model: nn.Module, guide: nn.Module, degradation: Degradation, y: Tensor, *context: Tensor
+) -> Tensor:
+    """The most probable of several guesses of x, one a datum."""
+    count = len(y)
+    y, *context = (part.repeat(_STARTS, *(1,) * (part.dim() - 1)) for part in (y, *context))
+    codes, _ = sample(model, degradation.blank(y), *context)
+    for _ in range(_ROUNDS):
+        of_x = likelihood(model, codes, degradation.blank(y), *context)
+        x = degradation.restored(of_x, y).mean.squeeze(0)
+        codes = {
+            name: posterior_mean(guide, x, *context, site=name).unsqueeze(0)
+            for name in guide_distributions(guide, x, *context)
+        }
+    log_prob = sum(log_joint(DegradedModel(model, degradation), codes, y, x, *context))
+    best = log_prob.reshape(_STARTS, count).argmax(0)
+    return x.reshape(_STARTS, count, -1)[best, torch.arange(count, device=best.device)]
