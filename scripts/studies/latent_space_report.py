@@ -277,9 +277,10 @@ def plane(pairs: dict, common: Common) -> "Figure":
             grid = [torch.linspace(float(a), float(b), 20) for a, b in zip(low, high, strict=True)]
             z = torch.cartesian_prod(grid[1].flip(0), grid[0]).flip(1)
             images = model.likelihood(z).mean.reshape(20, 20, 28, 28)
-        axes[0].scatter(*codes.T, c=test.labels[:5000], s=3, cmap="tab10")
-        axes[0].set(title=kind, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-        axes[1].imshow(torch.cat([torch.cat(list(row), 1) for row in images]), cmap="gray_r")
+        axes[0].scatter(*codes.T.numpy(), c=test.labels[:5000].numpy(), s=3, cmap="tab10")
+        (left, bottom), (right, top) = low.tolist(), high.tolist()
+        axes[0].set(title=kind, xlim=(left, right), ylim=(bottom, top))
+        axes[1].imshow(torch.cat([torch.cat(list(row), 1) for row in images]).numpy(), cmap="gray_r")
         axes[1].axis("off")
     return figure
 

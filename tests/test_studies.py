@@ -1,0 +1,181 @@
+"""The studies: what they conclude from numbers, and all of them from beginning to end on few data."""
+
+import functools
+import json
+import math
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from pyro_vae import restore
+
+FEW = ["--epochs", "1", "--seeds", "1", "--limit", "200"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _studies_on_the_path():
+    sys.path.insert(0, str(ROOT / "scripts" / "studies"))
+    yield
+    sys.path.pop(0)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, shared_data):
+    """Call a study's main as a command line in an empty folder; returns the folder of its results."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYRO_VAE_DATA", str(shared_data))
+
+    def call(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+        module.main()
+        return tmp_path / "results"
+
+    return call
+
+
+# ------------------------------------------------------------------------------------ conclusions
+
+
+def test_a_difference_counts_from_two_standard_errors_on():
+    import study
+
+    # Means 1 and 0, errors of both sqrt(1/3): the difference has the error sqrt(2/3) = 0.816.
+    noisy = [0.0, 1.0, 2.0]
+    assert not study.is_above(noisy, [v - 1 for v in noisy])
+    assert study.is_above(noisy, [v - 1.7 for v in noisy])
+    assert not study.is_above([v - 1.7 for v in noisy], noisy)
+    assert not study.is_above([5.0], [0.0])  # of one seed nothing is known
+    assert study.mean_and_error(noisy) == (1.0, pytest.approx(1 / math.sqrt(3)))
+    assert study.cell(noisy, 1) == "1.0 ± 0.6"
+    assert study.cell([2.0]) == "2.00"
+
+
+def test_verdicts():
+    import study
+
+    assert study.verdict({"here": True, "there": True}) == "holds"
+    assert study.verdict({"here": True, "there": False}) == "holds only here"
+    assert study.verdict({"here": False, "there": False}) == "does not hold"
+
+
+def test_every_claim_looks_at_what_it_says():
+    """Numbers that only one claim can tell from those of a world in which nothing holds."""
+    import latent_space
+    import latent_space_report as report
+    from latent_space import Setting
+
+    def world(**better):
+        records = {}
+        for seed in range(3):
+            for latent_dim in latent_space.LATENTS:
+                for kind in latent_space.KINDS:
+                    value = 1.0 + 0.001 * seed
+                    names = ["prior", "prior fitted to the codes", "even prior"]
+                    names += [f"{way} the codes" for way in ("box around", "normal fitted to")]
+                    names.append("mixture fitted to the codes")
+                    measures = ["path_length", "detours", "lipschitz_largest", "log_likelihood_at_code"]
+                    record = dict.fromkeys([*measures, "elbo", "linear", "nearest_neighbours"], value)
+                    record["completeness"] = {n: {"both": value} for n in names}
+                    record["variance"] = [[1, 0.1], [2, 0.1 + 1e-4 * seed]]
+                    records[Setting(kind, latent_dim, seed)] = record
+        for setting, record in records.items():
+            for where, number in better.items():
+                kind, measure = where.split("__")
+                if setting.kind == kind.replace("_", " "):
+                    target = record["completeness"] if measure in record["completeness"] else record
+                    is_share = target is record["completeness"]
+                    target[measure] = {"both": number} if is_share else number
+        return records
+
+    def holding(records):
+        return {
+            claim.text
+            for claim in report.claims(records)
+            if all(
+                report.study.is_above(claim.more(latent_dim), claim.less(latent_dim))
+                for latent_dim in latent_space.LATENTS
+            )
+        }
+
+    assert holding(world()) == set()
+    found = holding(world(VAE__prior=2.0))
+    assert len(found) == 5  # against three densities of the autoencoder's codes, and two without KL
+    assert all("holes" in text or "mixture" in text for text in found)
+    assert holding(world(autoencoder__path_length=3.0)) == {
+        "A VAE is continuous where an autoencoder is not: walks between codes are straighter"
+    }
+    assert holding(world(**{"VQ-VAE__elbo": 3.0})) == {"... and it is the better density model"}
+    grows = world(VAE__variance=[[1, 0.9], [2, 0.1], [3, 0.4]])
+    assert {"The variance of q is small at first and then grows"} <= holding(grows)
+    assert "... towards 1" not in holding(grows)
+    assert "... towards 1" in holding(world(VAE__variance=[[1, 0.1], [3, 0.8]]))
+
+
+def test_sharpness_is_that_of_the_laplacian():
+    import blur
+
+    flat = torch.ones(3, 36)
+    assert blur.sharpness(flat, (6, 6)) == pytest.approx(0)
+    point = torch.zeros(1, 7, 7)
+    point[0, 3, 3] = 1  # a Laplacian of -4 once and 1 four times, among 25
+    values = torch.tensor([-4.0, 1, 1, 1, 1, *[0] * 20])
+    assert blur.sharpness(point.flatten(1), (7, 7)) == pytest.approx(values.var().item())
+    noise = torch.rand(50, 20, 20)
+    blurred = torch.nn.functional.avg_pool2d(noise, 3, 1)
+    assert blur.sharpness(blurred, (18, 18)) < 0.2 * blur.sharpness(noise, (20, 20))
+
+
+# ------------------------------------------------------------------------------------ whole studies
+
+
+def test_latent_space(run, monkeypatch):
+    import latent_space
+    import latent_space_report
+
+    for module in (latent_space, latent_space_report):
+        monkeypatch.setattr(module, "LATENTS", (2, 20))
+    monkeypatch.setattr(latent_space, "ROWS_PER_EPOCH", 1)
+    monkeypatch.setattr(latent_space, "NUM_SAMPLES", 50)
+    monkeypatch.setattr(latent_space, "NUM_PAIRS", 20)
+    results = run(latent_space, *FEW)
+    text = (results / "latent_space.md").read_text()
+    assert text.count("does not hold") == 16  # of one seed nothing is known
+    for name in ("plane", "samples", "variance", "walks"):
+        assert (results / "figures" / f"latent_space_{name}.png").stat().st_size > 10_000
+    records = [json.loads(path.read_text()) for path in (results / "studies" / "latent_space").glob("*.json")]
+    assert len(records) == 8
+    vae = next(r for r in records if r["setting"]["kind"] == "VAE")
+    assert vae["kl"] == pytest.approx(vae["mutual_information"] + vae["marginal_kl"], rel=1e-4)
+
+
+def test_tasks(run, monkeypatch):
+    import latent_space
+    import tasks
+
+    monkeypatch.setattr(latent_space, "ROWS_PER_EPOCH", 1)
+    monkeypatch.setattr(tasks, "FREY_EPOCHS", 2)
+    short = {"num_chains": 4, "num_draws": 6, "num_warmup": 12, "num_leapfrog": 2}
+    monkeypatch.setattr("pyro_vae.tasks.restore", functools.partial(restore, **short))
+    results = run(tasks, *FEW, "--num-images", "12", "--num-temperatures", "5")
+    text = (results / "tasks.md").read_text()
+    assert "| frey_face | super-resolution | posterior |" in text
+    assert (results / "figures" / "tasks_mnist_inpainting.png").stat().st_size > 10_000
+    record = json.loads((results / "studies" / "tasks" / "frey_face.json").read_text())
+    assert set(record["tasks"]) == {"inpainting", "denoising", "super-resolution"}
+    mean_image = record["tasks"]["denoising"]["psnr"]["mean image"]
+    assert len(mean_image) == 12
+    assert 5 < min(mean_image) <= max(mean_image) < 40
+
+
+def test_blur(run, monkeypatch):
+    import blur
+
+    names = [blur.BASE, "family: mixtures of logistics", "posterior: a flow"]
+    names.append("bound: importance-weighted, 20 draws")
+    monkeypatch.setattr(blur, "SYSTEMS", {name: blur.SYSTEMS[name] for name in names})
+    monkeypatch.setattr(blur, "FREY_EPOCHS", 2)
+    results = run(blur, *FEW)
+    assert "| posterior: a flow |" in (results / "blur.md").read_text()
+    assert len(list((results / "studies" / "blur").glob("*.json"))) == 4
