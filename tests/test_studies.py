@@ -76,9 +76,10 @@ def test_every_claim_looks_at_what_it_says():
                     names += [f"{way} the codes" for way in ("box around", "normal fitted to")]
                     names.append("mixture fitted to the codes")
                     measures = ["path_length", "detours", "lipschitz_largest", "log_likelihood_at_code"]
-                    record = dict.fromkeys([*measures, "elbo", "linear", "nearest_neighbours"], value)
+                    measures += ["log_marginal_of_1000", "linear", "nearest_neighbours"]
+                    record = dict.fromkeys(measures, value)
                     record["completeness"] = {n: {"both": value} for n in names}
-                    record["variance"] = [[1, 0.1], [2, 0.1 + 1e-4 * seed]]
+                    record["variance"] = [[n, 0.1 + 1e-4 * seed] for n in range(30)]
                     records[Setting(kind, latent_dim, seed)] = record
         for setting, record in records.items():
             for where, number in better.items():
@@ -106,11 +107,34 @@ def test_every_claim_looks_at_what_it_says():
     assert holding(world(autoencoder__path_length=3.0)) == {
         "A VAE is continuous where an autoencoder is not: walks between codes are straighter"
     }
-    assert holding(world(**{"VQ-VAE__elbo": 3.0})) == {"... and it is the better density model"}
-    grows = world(VAE__variance=[[1, 0.9], [2, 0.1], [3, 0.4]])
-    assert {"The variance of q is small at first and then grows"} <= holding(grows)
-    assert "... towards 1" not in holding(grows)
-    assert "... towards 1" in holding(world(VAE__variance=[[1, 0.1], [3, 0.8]]))
+    assert holding(world(**{"VQ-VAE__log_marginal_of_1000": 3.0})) == {
+        "... and it is the better density model"
+    }
+    first, then = "The variance of q is small at first and then grows", "... towards 1"
+    for values, expected in (
+        ((0.1, 0.4), {first}),
+        ((0.1, 0.8), {first, then}),
+        ((0.9, 0.6), {then}),
+        ((0.9, 0.1), set()),
+    ):
+        curve = [[n, values[0] if n < 10 else values[1]] for n in range(30)]
+        assert holding(world(VAE__variance=curve)) & {first, then} == expected
+
+
+def test_log_p_of_a_single_code_is_a_sum_over_all():
+    import latent_space
+
+    from pyro_vae import elbo, vq_vae
+
+    model, guide = vq_vae(6, num_codes=5, code_dim=2, length=1, hidden=(8,))
+    guide.codebook.vectors.normal_()
+    x = torch.rand(250, 6).round()
+    each = model.likelihood(guide.codebook.vectors.unsqueeze(1)).log_prob(x) - math.log(5)
+    found = latent_space.log_marginal_of_codes(model, guide, x)
+    assert found == pytest.approx(each.logsumexp(0).mean().item(), rel=1e-5)
+    model, guide = vq_vae(6, num_codes=5, code_dim=2, length=2, hidden=(8,))
+    found = latent_space.log_marginal_of_codes(model, guide, x)
+    assert found == pytest.approx(elbo(model, guide, x).elbo.mean().item(), rel=1e-6)
 
 
 def test_sharpness_is_that_of_the_laplacian():
@@ -135,7 +159,7 @@ def test_latent_space(run, monkeypatch):
     import latent_space_report
 
     for module in (latent_space, latent_space_report):
-        monkeypatch.setattr(module, "LATENTS", (2, 20))
+        monkeypatch.setattr(module, "ROWS_PER_EPOCH", 1)
     monkeypatch.setattr(latent_space, "ROWS_PER_EPOCH", 1)
     monkeypatch.setattr(latent_space, "NUM_SAMPLES", 50)
     monkeypatch.setattr(latent_space, "NUM_PAIRS", 20)

@@ -174,6 +174,24 @@ def samplers(kind: str, model: "nn.Module", codes: "Tensor") -> "dict[str, Any]"
     return afterwards if kind == "autoencoder" else {"prior": model.prior(), **afterwards}
 
 
+def log_marginal_of_codes(model: "nn.Module", guide: "nn.Module", x: "Tensor") -> float:
+    """The mean of log p(x): summed over all codes where a datum has one, else its bound."""
+    import torch
+
+    from pyro_vae import elbo
+    from pyro_vae.traces import log_joint
+
+    if model.prior.length > 1:
+        return elbo(model, guide, x).elbo.mean().item()
+    every = guide.codebook(torch.arange(guide.codebook.num_codes).unsqueeze(1)).unsqueeze(1)
+    with torch.no_grad():
+        values = [
+            sum(log_joint(model, {"z": every.expand(-1, len(part), -1)}, part)).logsumexp(0)
+            for part in x.split(100)
+        ]
+    return torch.cat(values).mean().item()
+
+
 def measure(setting: Setting, common: Common, *, progress: bool) -> str:
     """Train one, and write what was measured."""
     import classifier
@@ -222,6 +240,8 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
         sampled = importance_sampling(model, guide, x[:1000], num_samples=1000, progress=progress)
         found["log_marginal_of_1000"] = sampled.mean
         found["active_units"] = int(active_units(guide, x).sum())
+    if setting.kind == "VQ-VAE":
+        found["log_marginal_of_1000"] = log_marginal_of_codes(model, guide, x[:1000])
 
     # Completeness
     limit = nearest_distances(grey.test.x[:2000], grey.train.x).quantile(0.95).item()
