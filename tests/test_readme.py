@@ -20,14 +20,15 @@ COMMANDS = [
     for part in line.split("&&")
 ]
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-PAPER = [command for command in COMMANDS if command.startswith("python scripts/paper/")]
-SCRIPTS = [command for command in COMMANDS if command.startswith("python scripts/") and command not in PAPER]
+LONG = [c for c in COMMANDS if c.startswith(("python scripts/paper/", "python scripts/studies/"))]
+PAGE = "python scripts/explore.py runs/mnist"  # runs until it is interrupted
+SCRIPTS = [c for c in COMMANDS if c.startswith("python scripts/") and c not in (*LONG, PAGE)]
 
 
 def test_every_command_is_an_install_a_test_or_a_script():
     installs = [command for command in COMMANDS if command.startswith("pip install -e ")]
-    assert installs == ["pip install -e .", 'pip install -e ".[test]"']
-    assert set(COMMANDS) == {*installs, "pytest", *SCRIPTS, *PAPER}
+    assert installs == ["pip install -e .", 'pip install -e ".[test]"', 'pip install -e ".[explore]"']
+    assert set(COMMANDS) == {*installs, "pytest", *SCRIPTS, *LONG, PAGE}
     # .ci/run installs by the README's own command
     assert installs[1] in (ROOT / ".ci" / "run").read_text()
 
@@ -67,12 +68,14 @@ def test_scripts_run_in_the_order_of_the_readme(tmp_path, monkeypatch):
         assert (tmp_path / "runs" / run / "figures" / "learning_curves.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("command", PAPER)
-def test_commands_of_the_paper_are_understood(command, monkeypatch):
-    """They take hours; test_paper.py runs them at small budgets."""
+@pytest.mark.parametrize("command", [*LONG, PAGE])
+def test_long_commands_are_understood(command, monkeypatch):
+    """They take hours; tests of their own run them at small budgets."""
     _, script, *arguments = shlex.split(command)
     monkeypatch.syspath_prepend(str((ROOT / script).parent))
-    kind = importlib.import_module(Path(script).stem).Arguments
+    name = Path(script).stem
+    monkeypatch.delitem(sys.modules, name, raising=False)  # of another folder
+    kind = importlib.import_module(name).Arguments
     understood = tyro.cli(kind, args=arguments)
     assert isinstance(understood, kind)
     if "--jobs" in arguments:

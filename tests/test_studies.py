@@ -75,7 +75,8 @@ def test_every_claim_looks_at_what_it_says():
                     names = ["prior", "prior fitted to the codes", "even prior"]
                     names += [f"{way} the codes" for way in ("box around", "normal fitted to")]
                     names.append("mixture fitted to the codes")
-                    measures = ["path_length", "detours", "lipschitz_largest", "log_likelihood_at_code"]
+                    measures = ["path_length", "detours", "lipschitz_largest"]
+                    measures += ["log_likelihood_at_code"]
                     measures += ["log_marginal_of_1000", "linear", "nearest_neighbours"]
                     record = dict.fromkeys(measures, value)
                     record["completeness"] = {n: {"both": value} for n in names}

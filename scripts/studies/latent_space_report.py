@@ -375,8 +375,8 @@ of it.
   the codes.
 - The VAE without KL has its KL term weighted by 0. The VQ-VAE has one code of 2 numbers out of 512 (2
   latents), or ten out of 64 (20); its prior over codes is a transformer.
-- *log p(x)* of 1,000 test images is estimated by importance sampling for the VAE; it is exact for the VQ-VAE of
-  one code, a sum over all, and for the one of ten codes the bound that the encoder's own gives.
+- *log p(x)* of 1,000 test images is estimated by importance sampling for the VAE; it is exact for the VQ-VAE
+  of one code, a sum over all, and for the one of ten codes the bound that the encoder's own gives.
 
 ## Claims
 
