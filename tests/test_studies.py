@@ -1,6 +1,5 @@
 """The studies: what they conclude from numbers, and all of them from beginning to end on few data."""
 
-import functools
 import json
 import math
 import sys
@@ -8,8 +7,6 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-
-from pyro_vae import restore
 
 FEW = ["--epochs", "1", "--seeds", "1", "--limit", "200"]
 
@@ -182,7 +179,7 @@ def test_tasks(run, monkeypatch):
     monkeypatch.setattr(latent_space, "ROWS_PER_EPOCH", 1)
     monkeypatch.setattr(tasks, "FREY_EPOCHS", 2)
     short = {"num_chains": 4, "num_draws": 6, "num_warmup": 12, "num_leapfrog": 2}
-    monkeypatch.setattr("pyro_vae.tasks.restore", functools.partial(restore, **short))
+    monkeypatch.setattr(tasks, "CHAINS", short)
     results = run(tasks, *FEW, "--num-images", "12", "--num-temperatures", "5")
     text = (results / "tasks.md").read_text()
     assert "| frey_face | super-resolution | posterior |" in text
