@@ -93,10 +93,11 @@ def train(
 
 
 def keep(path: Path, **content: Any) -> None:
-    """Write a record as JSON, with what made it."""
+    """Write a record as JSON, with what made it, a line an entry."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {**content, "made_by": provenance()}
-    write_atomically((json.dumps(record, indent=1) + "\n").encode(), path)
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
+    write_atomically(f"{{\n{lines}\n}}\n".encode(), path)
 
 
 def save_figure(figure: "Figure", common: Common, name: str) -> str:
