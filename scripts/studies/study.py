@@ -1,10 +1,11 @@
 """What the studies share: places, training that goes on where it was, records, verdicts."""
 
 import dataclasses
+import io
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,33 @@ def train(
     checkpoint = Checkpoint(folder, resume=True, every=5 if epoch_size is None else 50)
     minibatches = batches(split, seed=seed, epoch_size=epoch_size)
     return fit(algorithm, minibatches, num_epochs, [*callbacks, checkpoint], progress=progress)
+
+
+def train_network(
+    path: Path, net: "nn.Module", minibatches: Any, loss_of: "Callable[..., torch.Tensor]", *, num_epochs: int
+) -> "nn.Module":
+    """Train a network by Adam on ``loss_of(*minibatch)``, once: its parameters are kept in a file."""
+    import torch
+
+    from pyro_vae.progress import progress_bar
+
+    if path.exists():
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return net.eval()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    with progress_bar(num_epochs * len(minibatches), path.stem, "step", show=True) as bar:
+        for _ in range(num_epochs):
+            for minibatch in minibatches:
+                loss = loss_of(*minibatch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                bar.update()
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(buffer.getvalue(), path)
+    return net.eval()
 
 
 def keep(path: Path, **content: Any) -> None:

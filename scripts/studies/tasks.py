@@ -90,36 +90,19 @@ def trained_autoencoder(
     from torch import nn
 
     from pyro_vae import MLP, batches
-    from pyro_vae.files import write_atomically
-    from pyro_vae.progress import progress_bar
 
     torch.manual_seed(0)
     dim = dataset.data_dim
     size = degrade(dataset.train.x[:1]).shape[1]
     net = nn.Sequential(MLP(size, dim, (500, 50, 500)), nn.Sigmoid())
-    path = common.runs / "tasks" / f"{name}_{task}_{common.epochs}.pt"
-    if path.exists():
-        net.load_state_dict(torch.load(path, weights_only=True))
-        return net.eval()
-    num_epochs = common.epochs * (FREY_EPOCHS if name == "frey_face" else 1)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    loss_of = nn.functional.binary_cross_entropy if name == "mnist" else nn.functional.mse_loss
-    minibatches = batches(dataset.train)
-    with progress_bar(num_epochs * len(minibatches), f"autoencoder for {task}", "step", show=True) as bar:
-        for _ in range(num_epochs):
-            for (x,) in minibatches:
-                loss = loss_of(net(degrade(x)), x)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                bar.update()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    import io
-
-    buffer = io.BytesIO()
-    torch.save(net.state_dict(), buffer)
-    write_atomically(buffer.getvalue(), path)
-    return net.eval()
+    distance = nn.functional.binary_cross_entropy if name == "mnist" else nn.functional.mse_loss
+    return study.train_network(
+        common.runs / "tasks" / f"{name}_{task}_{common.epochs}.pt",
+        net,
+        batches(dataset.train),
+        lambda x: distance(net(degrade(x)), x),
+        num_epochs=common.epochs * (FREY_EPOCHS if name == "frey_face" else 1),
+    )
 
 
 def restore_all(name: str, arguments: Arguments) -> tuple[dict[str, Any], dict[str, Any]]:
