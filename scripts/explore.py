@@ -8,27 +8,22 @@ completed in several ways; log p of the image is estimated, with its error. Noth
 machine, unless --host says so.
 """
 
-import base64
 import contextlib
 import dataclasses
 import io
 import socket
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
+from explorer import Explorer, Plane, between, data_uri, with_unknown
 
-from pyro_vae import command_line, experiment, runs
+from pyro_vae import command_line, runs
 from pyro_vae.experiment import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
-UNKNOWN = (70, 110, 200)  # the colour of what was erased
-NUM_CODES = 2000
-NUM_COMPLETIONS = 6
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -84,213 +79,6 @@ def free_port(host: str, port: int) -> int:
                 f"cannot listen at {host}, port {port} ({error}): try another --port"
             ) from error
         return probe.getsockname()[1]
-
-
-class Explorer:
-    """What the page asks of a run. Images are arrays (height, width), or (height, width, 3), in [0, 1].
-
-    Args:
-        run: Of images.
-
-    Raises:
-        ConfigError: If the data are no images, or z has one dimension only.
-    """
-
-    def __init__(self, run: runs.Run) -> None:
-        import torch
-
-        from pyro_vae import plots
-        from pyro_vae.latents import posterior_mean
-
-        self.run, self.config, self.shape = run, run.config, run.dataset.shape
-        if not plots.is_image(self.shape):
-            raise ConfigError(f"data of shape {self.shape} are no images, so that there is nothing to draw")
-        if self.config.latent_dim < 2:
-            raise ConfigError("a plane takes two latent dimensions, and this run has one")
-        run.model.eval()
-        run.guide.eval()
-        test = run.dataset.test
-        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:NUM_CODES]
-        self.codes = posterior_mean(run.guide, *(part[chosen] for part in run.arguments(test))).numpy()
-        self.labels = None if test.labels is None else test.labels[chosen].numpy()
-        self.num_classes = experiment.num_classes(self.config, run.dataset)
-        self.test = test.x
-        # Pyro's handlers are one stack for all threads; decoding needs none of them.
-        self._lock = threading.Lock()
-
-    def _context(self, label: int) -> "tuple[Tensor, ...]":
-        import torch
-
-        return (torch.eye(self.num_classes)[label : label + 1],) if self.num_classes else ()
-
-    def _flat(self, image: "np.ndarray") -> "Tensor":
-        """A datum such as the run was trained on: bits, or grey levels."""
-        import torch
-
-        x = torch.as_tensor(image, dtype=torch.float32).reshape(1, -1)
-        if self.config.family == "bernoulli":
-            return (x >= 0.5).float()
-        levels = self.run.dataset.train.levels
-        return (x * levels).round() / levels if levels > 1 else x
-
-    def decode(self, z: "np.ndarray", label: int = 0) -> "np.ndarray":
-        """E[x | z]."""
-        import torch
-
-        from pyro_vae.models.vae import beside
-
-        with torch.no_grad():
-            latent = beside(torch.as_tensor(z, dtype=torch.float32)[None], *self._context(label))
-            return self.run.model.likelihood(latent).mean.reshape(self.shape).clamp(0, 1).numpy()
-
-    def encode(self, image: "np.ndarray", known: "np.ndarray", label: int = 0) -> "tuple[np.ndarray, str]":
-        """The mean of q(z | x), of a guess where something is unknown; and log p of what is known, in words.
-
-        Returns:
-            The code, and the words.
-        """
-        from pyro_vae import importance_sampling
-        from pyro_vae.latents import posterior_mean
-
-        with self._lock:
-            x, context = self._flat(image), self._context(label)
-            if self.config.is_autoencoder:
-                code = posterior_mean(self.run.guide, x, *context)
-                return code[0].numpy(), "an autoencoder has no log p(x)"
-            if known.all():
-                model, guide, batch, what = self.run.model, self.run.guide, (x, *context), "log p(x)"
-                guess = x
-            else:
-                model, guide, batch = self._degraded(x, known, context)
-                guess, what = batch[1], "log p(known part)"
-            code = posterior_mean(self.run.guide, guess, *context)
-            count = 2 if self.config.has_codes else 2000
-            found = importance_sampling(model, guide, *batch, num_samples=count, progress=False)
-            words = f"{what} = {found.mean:.1f} ± {found.monte_carlo_error:.2g} nats"
-            if found.khat is not None and found.khat[0] > 0.7:
-                words += f" (k-hat {found.khat[0]:.1f}: too low, and the error is not to be relied on)"
-            return code[0].numpy(), words
-
-    def _degraded(self, x: "Tensor", known: "np.ndarray", context: "tuple[Tensor, ...]") -> Any:
-        import math
-
-        import torch
-
-        from pyro_vae.tasks import Mask, degraded
-
-        seen = torch.where(self._mask(known), x, math.nan)
-        return degraded(self.run.model, self.run.guide, Mask(), seen, *context)
-
-    def _mask(self, known: "np.ndarray") -> "Tensor":
-        """Which numbers are known, of which pixels are."""
-        import torch
-
-        mask = torch.as_tensor(known)
-        return mask.unsqueeze(-1).expand(self.shape).reshape(-1) if len(self.shape) == 3 else mask.reshape(-1)
-
-    def complete(
-        self, image: "np.ndarray", known: "np.ndarray", label: int = 0
-    ) -> "tuple[list[np.ndarray], np.ndarray]":
-        """Draws of what the whole image may be, and the standard deviation of every pixel.
-
-        Raises:
-            ValueError: If the run has no posterior to draw from.
-        """
-        from pyro_vae import inpaint
-
-        with self._lock:
-            found = inpaint(
-                self.run.model,
-                self.run.guide,
-                self._flat(image),
-                self._mask(known),
-                *self._context(label),
-                num_samples=NUM_COMPLETIONS,
-                num_chains=NUM_COMPLETIONS,
-                num_draws=12,
-                num_warmup=60,
-                num_leapfrog=5,
-                progress=False,
-            )
-        images = [draw.reshape(self.shape).clamp(0, 1).numpy() for draw in found.samples[:, 0]]
-        return images, found.std[0].reshape(self.shape).numpy()
-
-
-# ------------------------------------------------------------------------------------------- pictures
-
-
-def data_uri(image: "np.ndarray") -> str:
-    """A PNG; numbers in [0, 1] are grey or colour, bytes as they are."""
-    import numpy as np
-    from PIL import Image
-
-    if image.dtype.kind == "f":
-        image = (image.clip(0, 1) * 255).round().astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze()).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def with_unknown(image: "np.ndarray", known: "np.ndarray") -> "np.ndarray":
-    """The image in bytes, with a colour of its own where it is unknown."""
-    import numpy as np
-
-    grey = (image.clip(0, 1) * 255).round().astype(np.uint8)
-    colour = grey if grey.ndim == 3 and grey.shape[2] == 3 else np.stack([grey.squeeze()] * 3, -1)
-    return np.where(known[..., None], colour, np.uint8(UNKNOWN)).astype(np.uint8)
-
-
-def between(first: tuple[int, int], second: tuple[int, int]) -> set[tuple[int, int]]:
-    """Pixels on the line between two: a fast mouse leaves some out."""
-    count = max(abs(second[0] - first[0]), abs(second[1] - first[1]), 1)
-    rows, columns = second[0] - first[0], second[1] - first[1]
-    return {
-        (round(first[0] + rows * k / count), round(first[1] + columns * k / count)) for k in range(count + 1)
-    }
-
-
-class Plane:
-    """The picture of two latent dimensions, and where in it is which z.
-
-    Args:
-        explorer: Whose codes are shown.
-        horizontal: Dimension, counted from 0.
-        vertical: Another one.
-        size: Pixels a side.
-    """
-
-    def __init__(self, explorer: Explorer, horizontal: int, vertical: int, size: int = 420) -> None:
-        import numpy as np
-        from matplotlib.figure import Figure
-        from PIL import Image
-
-        self.dims, self.size = (horizontal, vertical), size
-        codes = explorer.codes[:, self.dims]
-        low, high = np.quantile(codes, [0.002, 0.998], axis=0)
-        margin = 0.15 * (high - low) + 1e-6
-        self.low, self.high = low - margin, high + margin
-        figure = Figure(figsize=(size / 100, size / 100), dpi=100)
-        axes = figure.add_axes((0.12, 0.1, 0.86, 0.88))
-        axes.scatter(*codes.T, c=explorer.labels, s=4, cmap="tab10")
-        axes.set(
-            xlim=(self.low[0], self.high[0]),
-            ylim=(self.low[1], self.high[1]),
-            xlabel=f"z{horizontal + 1}",
-            ylabel=f"z{vertical + 1}",
-        )
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        self.picture = Image.open(buffer)
-        self._axes = axes.transData
-
-    def latent_at(self, x: float, y: float) -> "np.ndarray":
-        """The two numbers of z at a pixel."""
-        return self._axes.inverted().transform((x, self.size - y)).clip(self.low, self.high)
-
-    def pixel_of(self, z: "np.ndarray") -> tuple[float, float]:
-        """The pixel of a z."""
-        x, y = self._axes.transform(z[list(self.dims)])
-        return x, self.size - y
 
 
 # ------------------------------------------------------------------------------------------- page

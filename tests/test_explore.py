@@ -25,13 +25,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.fixture(scope="module")
-def explore():
+def explorer_module():
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
-        import explore
+        import explorer
     finally:
         sys.path.pop(0)
-    return explore
+    return explorer
 
 
 def untrained(**settings):
@@ -43,9 +43,9 @@ def untrained(**settings):
 # ------------------------------------------------------------------------------------ without a browser
 
 
-def test_an_image_goes_to_its_code_and_back(explore):
+def test_an_image_goes_to_its_code_and_back(explorer_module):
     run = untrained()
-    explorer = explore.Explorer(run)
+    explorer = explorer_module.Explorer(run)
     x = run.dataset.test.x[:1]
     image = x.reshape(8, 8).numpy()
     code, words = explorer.encode(image, np.ones((8, 8), bool))
@@ -57,8 +57,8 @@ def test_an_image_goes_to_its_code_and_back(explore):
     assert len(explorer.labels) == 300
 
 
-def test_what_is_unknown_does_not_count(explore):
-    explorer = explore.Explorer(untrained())
+def test_what_is_unknown_does_not_count(explorer_module):
+    explorer = explorer_module.Explorer(untrained())
     known = np.ones((8, 8), bool)
     known[4:] = False
     results = []
@@ -68,7 +68,7 @@ def test_what_is_unknown_does_not_count(explore):
         image[:4] = 0.9  # bits: 1
         results.append(explorer.encode(image, known))
         images, std = explorer.complete(image, known)
-        assert len(images) == explore.NUM_COMPLETIONS
+        assert len(images) == explorer_module.NUM_COMPLETIONS
         for draw in images:
             assert (draw[:4] == 1).all()
         assert (std[:4] == 0).all()
@@ -78,9 +78,9 @@ def test_what_is_unknown_does_not_count(explore):
     assert "log p(known part)" in results[0][1]
 
 
-def test_grey_levels_and_classes(explore):
+def test_grey_levels_and_classes(explorer_module):
     run = untrained(family="discretized_logistic", condition_on_labels=True)
-    explorer = explore.Explorer(run)
+    explorer = explorer_module.Explorer(run)
     assert explorer.num_classes == 10
     image = np.random.default_rng(0).random((8, 8))
     levels = explorer._flat(image) * 16
@@ -90,29 +90,29 @@ def test_grey_levels_and_classes(explore):
     explorer.encode(image, np.ones((8, 8), bool), 3)
 
 
-def test_autoencoders_and_codes_say_what_they_cannot(explore):
+def test_autoencoders_and_codes_say_what_they_cannot(explorer_module):
     whole, half = np.ones((8, 8), bool), np.arange(64).reshape(8, 8) < 32
-    explorer = explore.Explorer(untrained(prior="flat"))
+    explorer = explorer_module.Explorer(untrained(prior="flat"))
     assert explorer.encode(np.zeros((8, 8)), whole)[1] == "an autoencoder has no log p(x)"
     with pytest.raises(ValueError, match="flat"):
         explorer.complete(np.zeros((8, 8)), half)
-    explorer = explore.Explorer(untrained(prior="codes"))
+    explorer = explorer_module.Explorer(untrained(prior="codes"))
     assert "log p(x) = " in explorer.encode(np.zeros((8, 8)), whole)[1]
     with pytest.raises(ValueError, match="discrete"):
         explorer.complete(np.zeros((8, 8)), half)
 
 
-def test_what_cannot_be_explored_is_refused(explore, tmp_path):
+def test_what_cannot_be_explored_is_refused(explorer_module, tmp_path):
     with pytest.raises(ConfigError, match="two latent dimensions"):
-        explore.Explorer(untrained(latent_dim=1))
+        explorer_module.Explorer(untrained(latent_dim=1))
     np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(100, 5)))
     with pytest.raises(ConfigError, match="no images"):
-        explore.Explorer(untrained(data=str(tmp_path / "table.npy"), family="diag_normal"))
+        explorer_module.Explorer(untrained(data=str(tmp_path / "table.npy"), family="diag_normal"))
 
 
-def test_pixels_and_latents_are_inverse(explore):
-    explorer = explore.Explorer(untrained())
-    plane = explore.Plane(explorer, 2, 1)
+def test_pixels_and_latents_are_inverse(explorer_module):
+    explorer = explorer_module.Explorer(untrained())
+    plane = explorer_module.Plane(explorer, 2, 1)
     z = plane.latent_at(200, 150)
     whole = np.zeros(4)
     whole[[2, 1]] = z
@@ -120,11 +120,11 @@ def test_pixels_and_latents_are_inverse(explore):
     assert plane.picture.size == (420, 420)
 
 
-def test_lines_have_no_gaps(explore):
-    pixels = explore.between((0, 0), (3, 9))
+def test_lines_have_no_gaps(explorer_module):
+    pixels = explorer_module.between((0, 0), (3, 9))
     assert {(0, 0), (3, 9)} <= pixels
     assert len(pixels) == 10
-    assert explore.between((4, 4), (4, 4)) == {(4, 4)}
+    assert explorer_module.between((4, 4), (4, 4)) == {(4, 4)}
 
 
 # ------------------------------------------------------------------------------------ the page
