@@ -201,3 +201,16 @@ def test_blur(run, monkeypatch):
     results = run(blur, *FEW)
     assert "| posterior: a flow |" in (results / "blur.md").read_text()
     assert len(list((results / "studies" / "blur").glob("*.json"))) == 4
+
+
+def test_vq_vae(run, monkeypatch):
+    import vq_vae
+
+    monkeypatch.setattr(vq_vae, "NUM_SAMPLES", 50)
+    results = run(vq_vae, *FEW)
+    assert "| VQ-VAE | transformer |" in (results / "vq_vae.md").read_text()
+    of = {kind: json.loads((results / "studies" / "vq_vae" / f"{kind},seed0.json").read_text())
+          for kind in ("vae", "vq-vae")}  # fmt: skip
+    even = of["vq-vae"]["log_likelihood_at_code"] - 49 * math.log(64)  # the bound, of an even prior
+    assert of["vq-vae"]["of the training"]["elbo"] == pytest.approx(even, rel=1e-4)
+    assert of["vae"]["fitted afterwards"]["gap"] > 0
