@@ -54,6 +54,7 @@ def test_verdicts():
 
     assert study.verdict({"here": True, "there": True}) == "holds"
     assert study.verdict({"here": True, "there": False}) == "holds only here"
+    assert study.verdict(dict.fromkeys("abc", True) | {"d": False}) == "holds only a, b and c"
     assert study.verdict({"here": False, "there": False}) == "does not hold"
 
 

@@ -191,6 +191,10 @@ def test_labels_go_along():
     x, c = torch.randn(4, DIM), torch.eye(3)[[0, 1, 2, 0]]
     found = inpaint(model, guide, x, MASK, c, num_draws=8, num_warmup=30, progress=False)
     assert found.mean.shape == (4, DIM)
+    path = interpolate(model, guide, x[:2], x[2:], c[:2], num_steps=3)
+    assert path.shape == (3, 2, DIM)
+    start = model.likelihood(torch.cat([posterior_mean(guide, x[:2], c[:2]), c[:2]], 1)).mean
+    torch.testing.assert_close(path[0], start)
 
 
 def test_posterior_draws_may_start_at_a_guide(oracle):
@@ -256,3 +260,17 @@ def test_what_cannot_be_restored_is_explained():
         denoise(*pair, x, 0.0)
     with pytest.raises(ValueError, match="num_samples must be from 1"):
         inpaint(*pair, x, MASK, num_samples=1000, num_chains=2, num_draws=4)
+    with pytest.raises(ValueError, match="observed must be bool"):
+        inpaint(*pair, x, MASK.float())
+    with pytest.raises(ValueError, match="observed must be bool"):
+        log_missing(*pair, x, MASK[1:])
+    with pytest.raises(SupportError, match=f"{DIM + 1} numbers a row, and the degradation leaves {DIM}"):
+        denoise(*pair, torch.rand(3, DIM + 1), 0.1)
+    with pytest.raises(ValueError, match=f"data of {DIM + 1} numbers, and the model observes {DIM}"):
+        restore(*pair, Linear(torch.ones(2, DIM + 1), 0.1), torch.rand(3, 2))
+    with pytest.raises(ValueError, match="as many ends as starts"):
+        interpolate(*pair, x[:2], x)
+    with pytest.raises(ValueError, match="num_steps must be at least 2"):
+        interpolate(*pair, x, x, num_steps=1)
+    with pytest.raises(ValueError, match="each of the 3 data"):
+        mix(*pair, x, torch.ones(3))

@@ -120,7 +120,9 @@ def spherical(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
 def along(
     path: Path, start: Float[Tensor, "pairs latent"], end: Float[Tensor, "pairs latent"], num_steps: int
 ) -> Float[Tensor, "steps pairs latent"]:
-    """Points of paths from one z to another, both ends included."""
+    """Points of paths from one z to another, both ends included; at least 2, else ``ValueError``."""
+    if num_steps < 2:
+        raise ValueError(f"a path has two ends, so num_steps must be at least 2, not {num_steps}")
     t = torch.linspace(0, 1, num_steps, dtype=start.dtype, device=start.device)
     return torch.stack([path(start, end, part) for part in t])
 

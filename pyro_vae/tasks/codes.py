@@ -64,8 +64,8 @@ def interpolate(
     model: nn.Module,
     guide: nn.Module,
     first: Float[Tensor, "batch data"],
-    second: Float[Tensor, "batch data"],
-    *,
+    second: Tensor,
+    *context: Tensor,
     num_steps: int = 10,
     path: Callable[[Tensor, Tensor, Tensor], Tensor] = straight,
 ) -> Float[Tensor, "steps batch data"]:
@@ -75,21 +75,38 @@ def interpolate(
         model: p(x, z), with the latent site ``z``.
         guide: q(z | x), whose means are the codes.
         first: Data to start from.
-        second: As many, to end at.
-        num_steps: Points of every path.
+        second: As many, to end at; shape ``(batch, data)``.
+        *context: Further arguments of both programs, the same all the way.
+        num_steps: Points of every path, at least 2.
         path: ``latents.straight``, or ``latents.spherical`` for codes under N(0, I).
+
+    Raises:
+        ValueError: If there are not as many of both, or fewer than two steps.
     """
-    codes = posterior_mean(guide, first), posterior_mean(guide, second)
-    return decode(model, {"z": along(path, *codes, num_steps)}, first)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"paths need as many ends as starts, of one size: first has shape {tuple(first.shape)}, second "
+            f"{tuple(second.shape)}"
+        )
+    codes = posterior_mean(guide, first, *context), posterior_mean(guide, second, *context)
+    return decode(model, {"z": along(path, *codes, num_steps)}, first, *context)
 
 
 @torch.no_grad()
 def mix(
-    model: nn.Module, guide: nn.Module, x: Float[Tensor, "batch data"], weights: Float[Tensor, "mixes batch"]
+    model: nn.Module, guide: nn.Module, x: Float[Tensor, "batch data"], weights: Tensor
 ) -> Float[Tensor, "mixes data"]:
-    """Decode weighted sums of the codes of data; each row of weights is one, and should sum to 1.
+    """Decode weighted sums of the codes of data; each row of weights, ``(mixes, batch)``, should sum to 1.
 
     Rows such as (1, -1, 1) do arithmetic: the first without what the second has, with what the third has.
+
+    Raises:
+        ValueError: If a row has not one weight for every datum.
     """
+    if weights.dim() != 2 or weights.shape[1] != len(x):
+        raise ValueError(
+            f"weights must have a row for every mix, of one number for each of the {len(x)} data; their "
+            f"shape is {tuple(weights.shape)}"
+        )
     codes = weights @ posterior_mean(guide, x)
     return decode(model, {"z": codes.unsqueeze(0)}, x[:1].expand(len(codes), -1)).squeeze(0)

@@ -96,6 +96,11 @@ class Linear(Degradation):
         noise = self.noise_scale**2
         if self.matrix is None:
             return dist.Normal(mean, (variance + noise).sqrt(), validate_args=False).to_event(1)
+        if mean.shape[-1] != self.matrix.shape[1]:
+            raise ValueError(
+                f"the matrix takes data of {self.matrix.shape[1]} numbers, and the model observes "
+                f"{mean.shape[-1]}"
+            )
         mean = mean @ self.matrix.T
         if self.is_disjoint:
             variance = variance @ self.matrix.square().T + noise
@@ -225,7 +230,8 @@ def degraded(
         *context: Further arguments of both programs.
 
     Raises:
-        ValueError: If the prior has no draws (an autoencoder's), or the model does not observe one site.
+        ValueError: If the prior has no draws (an autoencoder's), the model does not observe one site, or the
+            degradation is for data of another size.
         SupportError: If y holds infinite numbers, or has not the size that the degradation makes.
     """
     if y.dim() != 2 or y.isinf().any() or (y.isnan().any() and not isinstance(degradation, Mask)):
@@ -247,6 +253,12 @@ def _guess(
     count = len(y)
     y, *context = (part.repeat(_STARTS, *(1,) * (part.dim() - 1)) for part in (y, *context))
     codes, _ = sample(model, degradation.blank(y), *context)
+    (size,) = degradation(likelihood(model, codes, degradation.blank(y), *context)).event_shape
+    if y.shape[1] != size:
+        raise SupportError(
+            f"what was seen has {y.shape[1]} numbers a row, and the degradation leaves {size} of what the "
+            "model observes"
+        )
     for _ in range(_ROUNDS):
         of_x = likelihood(model, codes, degradation.blank(y), *context)
         x = degradation.restored(of_x, y).mean.squeeze(0)

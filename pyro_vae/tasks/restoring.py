@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.blocks import evaluation
@@ -101,7 +101,7 @@ def inpaint(
     model: nn.Module,
     guide: nn.Module,
     x: Float[Tensor, "batch data"],
-    observed: Bool[Tensor, "*#batch data"],
+    observed: Tensor,
     *context: Tensor,
     **settings: Any,
 ) -> Restoration:
@@ -111,12 +111,24 @@ def inpaint(
         model: p(x, z); the numbers of x must be independent given z.
         guide: q(z | x).
         x: Data; what they hold where nothing was observed does not count.
-        observed: Which numbers were observed, of each datum or of all alike.
+        observed: Which numbers were observed, bool, shape ``(batch, data)``, or ``(data,)`` for all alike.
         *context: Further arguments of both programs.
         **settings: Of :func:`restore`.
+
+    Raises:
+        ValueError, SupportError: As :func:`restore`; if ``observed`` is no mask for x.
     """
-    y = torch.where(observed, x, math.nan)
-    return restore(model, guide, Mask(), y, *context, **settings)
+    return restore(model, guide, Mask(), _seen(x, observed), *context, **settings)
+
+
+def _seen(x: Float[Tensor, "batch data"], observed: Tensor) -> Float[Tensor, "batch data"]:
+    """The data with nan where nothing was observed."""
+    if observed.dtype != torch.bool or observed.shape not in (x.shape, x.shape[1:]):
+        raise ValueError(
+            f"observed must be bool, of shape {tuple(x.shape)} or {tuple(x.shape[1:])} as the data; it is "
+            f"{observed.dtype} of shape {tuple(observed.shape)}"
+        )
+    return torch.where(observed, x, math.nan)
 
 
 def denoise(
@@ -177,7 +189,7 @@ def log_missing(
     model: nn.Module,
     guide: nn.Module,
     x: Float[Tensor, "batch data"],
-    observed: Bool[Tensor, "*#batch data"],
+    observed: Tensor,
     *context: Tensor,
     estimate: Estimate = annealed,
     **settings: Any,
@@ -191,14 +203,16 @@ def log_missing(
         model: p(x, z); the numbers of x must be independent given z.
         guide: q(z | x).
         x: Complete data.
-        observed: Which numbers count as observed, of each datum or of all alike.
+        observed: Which numbers count as observed, as of :func:`inpaint`.
         *context: Further arguments of both programs.
         estimate: From a pair and its arguments to log p: :func:`annealed` from the guide, or
             ``importance_sampling``.
         **settings: Of the estimate.
+
+    Raises:
+        ValueError, SupportError: As :func:`degraded` and the estimate; if ``observed`` is no mask for x.
     """
-    y = torch.where(observed, x, math.nan)
-    pair = degraded(model, guide, Mask(), y, *context)
+    pair = degraded(model, guide, Mask(), _seen(x, observed), *context)
     complete = estimate(model, guide, x, *context, **settings)
     partial = estimate(pair.model, pair.guide, *pair.batch, **settings)
     return ConditionalDensity(

@@ -159,7 +159,10 @@ def verdict(found: Mapping[str, bool]) -> str:
     held = [where for where, it_held in found.items() if it_held]
     if len(held) == len(found):
         return "holds"
-    return f"holds only {' and '.join(held)}" if held else "does not hold"
+    if not held:
+        return "does not hold"
+    *others, last = held
+    return f"holds only {', '.join(others)}{' and ' if others else ''}{last}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
