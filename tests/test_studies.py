@@ -199,6 +199,7 @@ def test_blur(run, monkeypatch):
     names.append("bound: importance-weighted, 20 draws")
     monkeypatch.setattr(blur, "SYSTEMS", {name: blur.SYSTEMS[name] for name in names})
     monkeypatch.setattr(blur, "FREY_EPOCHS", 2)
+    monkeypatch.setattr(blur, "NUM_IMAGES", 3)
     results = run(blur, *FEW)
     assert "| posterior: a flow |" in (results / "blur.md").read_text()
     assert len(list((results / "studies" / "blur").glob("*.json"))) == 4
