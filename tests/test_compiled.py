@@ -590,6 +590,7 @@ def test_a_seed_reproduces_a_run():
     ("reason", "message"),
     [
         ("InvalidCxxCompiler: No working C++ compiler", r"No working C\+\+ compiler\); install g\+\+"),
+        ("ImportError: a.so: invalid ELF header", r"invalid ELF header\); if this file was damaged"),
         ("no kernel for this", r"\(RuntimeError: no kernel for this\)$"),
     ],
 )

@@ -32,6 +32,10 @@ _MAX_VARIANTS = 8
 _MAX_SHORT_LIVED = 4  # compiled for fewer than _EAGER_CALLS calls
 _PLAIN_ARGUMENTS = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
+_ADVICE = {  # on errors of Inductor
+    "InvalidCxxCompiler": "; install g++ or clang++",
+    "ImportError": "; if this file was damaged, as when a machine crashes, delete it",
+}
 
 
 class NotCompiledWarning(UserWarning):
@@ -344,7 +348,7 @@ class _Compiled:
                 self._run = torch._inductor.compile(graph.module, [*self.own, *tensors], options=options)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
-            advice = "; install g++ or clang++" if "InvalidCxxCompiler" in reason else ""
+            advice = next((text for error, text in _ADVICE.items() if error in reason), "")
             raise CaptureError(
                 f"torch's Inductor could not compile its graph ({type(error).__name__}: {reason}){advice}"
             ) from error
