@@ -333,6 +333,8 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, num_codes: int, length: int, width: int = 64, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads cannot share a width of {width}: it must be a multiple")
         self.length = length
         self.first = nn.Parameter(0.02 * torch.randn(1, width))  # stands where no code is yet
         self.codes = nn.Embedding(num_codes, width)
@@ -349,6 +351,10 @@ class CausalTransformer(nn.Module):
 
     def forward(self, codes: Int[Tensor, "*batch length"]) -> Float[Tensor, "*batch length codes"]:
         """Logits for every sequence along the last axis."""
+        if codes.shape[-1] != self.length:
+            raise ValueError(
+                f"this CausalTransformer is for sequences of {self.length} codes, not {codes.shape[-1]}"
+            )
         rows = codes.reshape(-1, self.length)
         before = self.codes(rows[:, :-1])
         hidden = torch.cat([self.first.expand(len(rows), 1, -1), before], 1) + self.places

@@ -392,3 +392,14 @@ def test_wrong_sizes_are_explained():
         vq_vae(4, length=0)
     with pytest.raises(ValueError, match="num_codes and code_dim"):
         vq_vae(4, num_codes=0)
+    with pytest.raises(ValueError, match="4 heads cannot share a width of 10"):
+        CausalTransformer(8, 3, width=10)
+    model, guide = vq_vae(4, num_codes=8, code_dim=2, length=3)
+    x = torch.ones(2, 4)
+    for net, reason in (
+        (CausalTransformer(8, 4), "for sequences of 4 codes, not 3"),
+        (CausalTransformer(16, 3), "it must give 8 for every code"),
+    ):
+        model.prior = CodePrior(guide.codebook, 3, net)
+        with pytest.raises(ValueError, match=reason):
+            elbo(model, guide, x)

@@ -223,7 +223,13 @@ class CodePrior(nn.Module):
         """Of every code at every place, given those before."""
         if self.net is None:
             return self.codebook.vectors.new_zeros((*codes.shape, self.codebook.num_codes))
-        return self.net(codes)
+        logits = self.net(codes)
+        if logits.shape != (*codes.shape, self.codebook.num_codes):
+            raise ValueError(
+                f"the prior's net gives logits of shape {tuple(logits.shape)} for codes of shape "
+                f"{tuple(codes.shape)}; it must give {self.codebook.num_codes} for every code"
+            )
+        return logits
 
     def forward(self) -> Distribution:
         """The distribution of z; batch shape (), event shape ``(L D,)``."""

@@ -118,9 +118,18 @@ def spherical(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
 
 
 def along(
-    path: Path, start: Float[Tensor, "pairs latent"], end: Float[Tensor, "pairs latent"], num_steps: int
+    path: Path, start: Float[Tensor, "pairs latent"], end: Tensor, num_steps: int
 ) -> Float[Tensor, "steps pairs latent"]:
-    """Points of paths from one z to another, both ends included; at least 2, else ``ValueError``."""
+    """Points of paths from one z to another, both ends included.
+
+    Raises:
+        ValueError: If there are fewer than two points, or not as many ends as starts.
+    """
+    if start.shape != end.shape:
+        raise ValueError(
+            f"paths need as many ends as starts: ends have shape {tuple(end.shape)}, starts "
+            f"{tuple(start.shape)}"
+        )
     if num_steps < 2:
         raise ValueError(f"a path has two ends, so num_steps must be at least 2, not {num_steps}")
     t = torch.linspace(0, 1, num_steps, dtype=start.dtype, device=start.device)

@@ -83,11 +83,6 @@ def interpolate(
     Raises:
         ValueError: If there are not as many of both, or fewer than two steps.
     """
-    if first.shape != second.shape:
-        raise ValueError(
-            f"paths need as many ends as starts, of one size: first has shape {tuple(first.shape)}, second "
-            f"{tuple(second.shape)}"
-        )
     codes = posterior_mean(guide, first, *context), posterior_mean(guide, second, *context)
     return decode(model, {"z": along(path, *codes, num_steps)}, first, *context)
 

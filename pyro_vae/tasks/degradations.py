@@ -234,10 +234,16 @@ def degraded(
             degradation is for data of another size.
         SupportError: If y holds infinite numbers, or has not the size that the degradation makes.
     """
-    if y.dim() != 2 or y.isinf().any() or (y.isnan().any() and not isinstance(degradation, Mask)):
+    if (
+        y.dim() != 2
+        or not len(y)
+        or y.isinf().any()
+        or (y.isnan().any() and not isinstance(degradation, Mask))
+    ):
         raise SupportError(
             f"what was seen has shape {tuple(y.shape)} and {int((~y.isfinite()).sum())} numbers that are not "
-            "finite; it must be a row of numbers for each datum, with nan only where a Mask has missing ones"
+            "finite; it must be a row of numbers for each datum, of one at least, with nan only where a Mask "
+            "has missing ones"
         )
     with evaluation(model, guide), pyro.validation_enabled(False):
         blocks = split((y, *context), _DATA_AT_ONCE)

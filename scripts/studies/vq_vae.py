@@ -235,12 +235,14 @@ Made by
 and 64 channels, and both decoders double them again. The VAE has 32 latents; the VQ-VAE a grid of 7 x 7 codes
 out of 64, {bits} bits, whose vectors have 8 numbers. Trained with an even prior and with N(0, I), both get a
 prior fitted to their codes, for as many epochs again, while all else stays as it is: a transformer and a
-mixture of 100 normals. Parameters: {sizes}.
+mixture of 100 normals. Parameters:
+{sizes}.
 
-The VQ-VAE uses {usage} % of its codebook, with a perplexity of {perplexity} of 64. At the code,
-log p(x given z) is {at_code} nats. The code that the VQ-VAE's encoder gives makes a lower bound on
-log p(x), as the ELBO of the VAE is one; that of the VAE with its mixture is {gap} nats below importance
-sampling's estimate of log p(x) (500 draws, 1,000 test images).
+The VQ-VAE uses {usage} % of its codebook, with a perplexity of {perplexity} of 64.
+At the code, log p(x given z) is {at_code} nats.
+The code that the VQ-VAE's encoder gives makes a lower bound on log p(x), as the ELBO of the VAE is one; that
+of the VAE with its mixture is {gap} nats below importance sampling's estimate of log p(x) (500 draws,
+1,000 test images).
 
 {table}
 
