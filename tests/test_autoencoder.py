@@ -229,6 +229,9 @@ def test_the_bound_is_a_bound(net):
     joint = model.prior().log_prob(sequences).unsqueeze(1) + likelihood
     exact = joint.logsumexp(0)
     assert (bound[0] < exact).all()
+    found = importance_sampling(model, guide, x, num_samples=2, progress=False)
+    torch.testing.assert_close(found.values, bound[0], check_dtype=False)
+    assert "more do not raise the bound" in found.summary()
     encoding = guide.encoder(x)
     chosen = (guide.codebook(guide.codebook.nearest(encoding)) == sequences.unsqueeze(1)).all(-1)
     torch.testing.assert_close(

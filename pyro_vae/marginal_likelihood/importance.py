@@ -24,8 +24,9 @@ from torch import Tensor
 from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, evaluation, rows_at_once, split
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
+from pyro_vae.distributions import QuantizedPoint, base_distribution
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
-from pyro_vae.traces import Program, draw, log_weights
+from pyro_vae.traces import Program, draw, guide_distributions, log_weights
 
 
 def importance_sampling(
@@ -112,6 +113,8 @@ def importance_sampling(
     notes = []
     if tolerance is not None:
         notes.append(_verdict_on_tolerance(columns, tolerance))
+    if _has_one_value(guide, *batch):
+        notes.append("all draws are the one code that the guide has for a datum: more do not raise the bound")
     with evaluation(model, guide):
         return log_marginal(
             columns,
@@ -125,8 +128,16 @@ def importance_sampling(
             data=data,
             curve={size: bound for size, bound in curve.items() if not bound.isnan().any()},
             num_samples=num_samples,
-            **({} if tolerance is None else {"tolerance": tolerance, "notes": notes}),
+            **({} if tolerance is None else {"tolerance": tolerance}),
+            **({"notes": notes} if notes else {}),
         )
+
+
+def _has_one_value(guide: Program, *batch: Tensor) -> bool:
+    """Whether the guide is that of a VQ-VAE."""
+    with evaluation(guide), torch.random.fork_rng():
+        sites = guide_distributions(guide, *(part[:1] for part in batch))
+    return any(isinstance(base_distribution(fn), QuantizedPoint) for fn in sites.values())
 
 
 _CURVE = "bound of samples: "  # names the columns of the curve
