@@ -125,7 +125,9 @@ class Page:
                 if len(dims) > 2:
                     with ui.row(wrap=False).classes("items-center w-96"):
                         self.other = ui.select(dims, label="further", value=2).classes("w-24")
-                        ui.slider(min=-4, max=4, step=0.05, value=0, on_change=self.slide)
+                        low, high = self.explorer.codes.min().item(), self.explorer.codes.max().item()
+                        ends = {"min": min(low, -4.0), "max": max(high, 4.0)}
+                        ui.slider(**ends, step=0.05, value=0, on_change=self.slide)
             with ui.column().classes("items-center"):
                 ui.label("E[x | z]")
                 self.decoded = ui.interactive_image(data_uri(self.explorer.decode(self.z)))

@@ -98,6 +98,8 @@ class Explorer:
             count = 2 if self.config.has_codes else 2000
             found = importance_sampling(model, guide, *batch, num_samples=count, progress=False)
             words = f"{what} = {found.mean:.1f} ± {found.monte_carlo_error:.2g} nats"
+            if self.config.has_codes:
+                words = f"{what} ≥ {found.mean:.1f} nats, the bound of the encoder's codes"
             if found.khat is not None and found.khat[0] > 0.7:
                 words += f" (k-hat {found.khat[0]:.1f}: too low, and the error is not to be relied on)"
             return code[0].numpy(), words
