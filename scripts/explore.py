@@ -101,6 +101,7 @@ class Page:
         self.known = np.ones(explorer.shape[:2], dtype=bool)
         self.last_pixel: tuple[int, int] | None = None
         self.is_decoding = self.is_stale = False
+        self.changes = 0  # of the image: an answer to an earlier one is dropped
 
     def build(self) -> None:
         """Lay it out."""
@@ -212,6 +213,7 @@ class Page:
 
     def show_canvas(self) -> None:
         """Draw the image; what was said of the one before is gone."""
+        self.changes += 1
         self.canvas.set_source(data_uri(with_unknown(self.image, self.known)))
         self.words.set_text("")
         self.completions.clear()
@@ -248,7 +250,9 @@ class Page:
         """One of the test data."""
         import numpy as np
 
-        number = np.random.default_rng().integers(len(self.explorer.test))
+        number = int(np.random.default_rng().integers(len(self.explorer.test)))
+        if self.explorer.num_classes:
+            self.label.set_value(int(self.explorer.test_labels[number]))
         self.put(self.explorer.test[number].reshape(self.explorer.shape).numpy())
 
     async def upload(self, event: Any) -> None:
@@ -273,10 +277,15 @@ class Page:
         from nicegui import run
 
         self.words.set_text("estimating log p ...")
-        found = await run.io_bound(
-            self.explorer.encode, self.image.copy(), self.known.copy(), self.chosen_label
-        )
-        if found is None or self.words.is_deleted:
+        changes = self.changes
+        try:
+            found = await run.io_bound(
+                self.explorer.encode, self.image.copy(), self.known.copy(), self.chosen_label
+            )
+        except ValueError as error:
+            self.words.set_text(f"this run cannot encode the image: {error}")
+            return
+        if found is None or self.words.is_deleted or changes != self.changes:
             return
         self.z[:], words = found
         self.words.set_text(words)
@@ -292,7 +301,7 @@ class Page:
             return
         self.completing.disable()
         self.words.set_text("drawing from p(unknown | known) ...")
-        words, found = "", None
+        words, found, changes = "", None, self.changes
         try:
             found = await run.io_bound(
                 self.explorer.complete, self.image.copy(), self.known.copy(), self.chosen_label
@@ -302,6 +311,8 @@ class Page:
         if self.words.is_deleted:
             return
         self.completing.enable()
+        if changes != self.changes:
+            return
         self.words.set_text(words)
         if found is None:
             return

@@ -45,7 +45,7 @@ class Explorer:
         self.codes = posterior_mean(run.guide, *(part[chosen] for part in run.arguments(test))).numpy()
         self.labels = None if test.labels is None else test.labels[chosen].numpy()
         self.num_classes = experiment.num_classes(self.config, run.dataset)
-        self.test = test.x
+        self.test, self.test_labels = test.x, test.labels
         # Pyro's handlers are one stack for all threads; decoding needs none of them.
         self._lock = threading.Lock()
 
@@ -97,9 +97,13 @@ class Explorer:
             code = posterior_mean(self.run.guide, guess, *context)
             count = 2 if self.config.has_codes else 2000
             found = importance_sampling(model, guide, *batch, num_samples=count, progress=False)
+            if context:
+                what = f"{what[:-1]} | class {label})"
             words = f"{what} = {found.mean:.1f} ± {found.monte_carlo_error:.2g} nats"
             if self.config.has_codes:
                 words = f"{what} ≥ {found.mean:.1f} nats, the bound of the encoder's codes"
+            if self.config.family == "bernoulli_cross_entropy":
+                words += " (of the cross-entropy, which is no log-likelihood)"
             if found.khat is not None and found.khat[0] > 0.7:
                 words += f" (k-hat {found.khat[0]:.1f}: too low, and the error is not to be relied on)"
             return code[0].numpy(), words

@@ -398,6 +398,8 @@ def test_wrong_sizes_are_explained():
     with pytest.raises(ValueError, match="4 heads cannot share a width of 10"):
         CausalTransformer(8, 3, width=10)
     model, guide = vq_vae(4, num_codes=8, code_dim=2, length=3)
+    with pytest.raises(TypeError, match="codebook"):
+        CodePrior(guide, 3)
     x = torch.ones(2, 4)
     for net, reason in (
         (CausalTransformer(8, 4), "for sequences of 4 codes, not 3"),

@@ -87,7 +87,9 @@ def test_grey_levels_and_classes(explorer_module):
     torch.testing.assert_close(levels, levels.round())
     first, second = (explorer.decode(np.zeros(4), label) for label in (0, 7))
     assert np.abs(first - second).max() > 1e-3
-    explorer.encode(image, np.ones((8, 8), bool), 3)
+    assert explorer.encode(image, np.ones((8, 8), bool), 3)[1].startswith("log p(x | class 3) = ")
+    explorer = explorer_module.Explorer(untrained(family="bernoulli_cross_entropy"))
+    assert "cross-entropy" in explorer.encode(image, np.ones((8, 8), bool))[1]
 
 
 def test_autoencoders_and_codes_say_what_they_cannot(explorer_module):

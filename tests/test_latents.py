@@ -198,6 +198,8 @@ def test_completeness_counts_what_is_sure_and_close():
 
     data = torch.tensor([[0.95, 0.0]])
     decoded = torch.tensor([[0.99, 0.0], [0.98, 9.0], [0.02, 0.0], [0.8, 0.0]])
+    with pytest.raises(ValueError, match="of logits take softmax"):
+        completeness(decoded, lambda x: 9 * classify(x), data, limit=0.2)
     found = completeness(decoded, classify, data, limit=0.2)
     assert found == (0.75, 0.5, 0.25)
 
@@ -227,6 +229,7 @@ def test_continuity_of_a_half_circle():
         return torch.stack([x[:, 0] > 0.5, x[:, 0].abs() <= 0.5, x[:, 0] < -0.5], 1).double()
 
     start, end = torch.zeros(2, 1), torch.tensor([[math.pi], [2 * math.pi - 0.1]])
+    assert continuity(decode, classify, start, start).path_length.isnan().all()
     found = continuity(decode, classify, start, end, num_steps=400)
     assert found.path_length[0].item() == pytest.approx(math.pi / 2, rel=1e-3)
     assert found.detours.tolist() == [1, 4]  # over the top; and back to the class it came from

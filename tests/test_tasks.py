@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from pyro_vae import (
+    BetaBinomial,
+    DiscretizedLogistic,
     FixedScaleNormal,
+    GreyCategorical,
     SupportError,
     anomaly_score,
     autoencoder,
@@ -186,6 +189,16 @@ def test_a_guide_for_missing_numbers_sees_what_is_missing():
     assert restore(model, guide, Mask(), y, num_draws=8, num_warmup=30, progress=False).mean.isfinite().all()
 
 
+@pytest.mark.parametrize("family", [DiscretizedLogistic(5), GreyCategorical(5), BetaBinomial(5)])
+def test_grey_levels_are_restored(family):
+    model, guide = vae(DIM, 2, family=family)
+    x = model.likelihood(torch.randn(3, 2)).sample()
+    found = inpaint(model, guide, x, MASK, num_draws=8, num_warmup=30, progress=False)
+    assert (found.std[:, MASK] == 0).all()
+    assert (found.std[:, ~MASK] > 0).all()
+    assert denoise(model, guide, x, 0.1, num_draws=8, num_warmup=30, progress=False).mean.isfinite().all()
+
+
 def test_labels_go_along():
     model, guide = vae(DIM, 2, family=FixedScaleNormal(1.0), context_dim=3)
     x, c = torch.randn(4, DIM), torch.eye(3)[[0, 1, 2, 0]]
@@ -252,6 +265,10 @@ def test_what_cannot_be_restored_is_explained():
     with pytest.raises(ValueError, match="discrete"):
         inpaint(*vq_vae(DIM, num_codes=3, code_dim=2, length=2), x, MASK, progress=False)
     pair = vae(DIM, 2)
+    with pytest.raises(SupportError, match="no rows"):
+        inpaint(*pair, x[:0], MASK)
+    with pytest.raises(SupportError, match="outside the support of Bernoulli"):
+        inpaint(*pair, 16 * x + 3, MASK)
     with pytest.raises(SupportError, match="not finite"):
         denoise(*pair, x / 0, 0.1)
     with pytest.raises(SupportError, match="nan only where a Mask"):

@@ -217,6 +217,10 @@ class CodePrior(nn.Module):
         super().__init__()
         if length < 1:
             raise ValueError(f"a sequence has at least one code, not {length}")
+        if not isinstance(codebook, Codebook):
+            raise TypeError(
+                f"a CodePrior takes the codebook, guide.codebook, not a {type(codebook).__name__}"
+            )
         self.codebook, self.length, self.net = codebook, length, net
 
     def logits(self, codes: Int[Tensor, "*batch length"]) -> Float[Tensor, "*batch length codes"]:

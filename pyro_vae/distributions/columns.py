@@ -87,6 +87,11 @@ class TableRow(dist.TorchDistribution):
         """Of every column."""
         return self._join([part.mean for part in self.parts])
 
+    @property
+    def variance(self) -> Tensor:
+        """Of every column."""
+        return self._join([part.variance for part in self.parts])
+
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Rows."""
         return self._join([part.sample(sample_shape) for part in self.parts])

@@ -95,6 +95,12 @@ class ZeroInflated(dist.TorchDistribution):
         """Of the counts, extra zeros included."""
         return self.counts.mean * torch.sigmoid(-self.gate_logits)
 
+    @property
+    def variance(self) -> Tensor:
+        """Of the counts, extra zeros included."""
+        square = self.counts.variance + self.counts.mean.square()
+        return square * torch.sigmoid(-self.gate_logits) - self.mean.square()
+
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Counts."""
         counts = self.counts.sample(sample_shape)

@@ -146,6 +146,11 @@ class GreyLevels(dist.TorchDistribution):
         """Of the grey value."""
         return self.whole.mean / (self.levels - 1)
 
+    @property
+    def variance(self) -> Tensor:
+        """Of the grey value."""
+        return self.whole.variance / (self.levels - 1) ** 2
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each level, nats."""
         return self.whole.log_prob((value * (self.levels - 1)).round())
@@ -165,7 +170,15 @@ class WholeCategorical(dist.Categorical):
     @property
     def mean(self) -> Tensor:
         """Of the numbers."""
-        return self.probs @ torch.arange(self._num_events, dtype=self.probs.dtype, device=self.probs.device)
+        return self.probs @ self._numbers()
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the numbers."""
+        return (self.probs @ self._numbers().square() - self.mean.square()).clamp(min=0)
+
+    def _numbers(self) -> Tensor:
+        return torch.arange(self._num_events, dtype=self.probs.dtype, device=self.probs.device)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Whole numbers, as floats."""
@@ -216,14 +229,22 @@ class _WholeLogistic(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        # The sum of P(K > k) over k.
+        return self._moments()[0]
+
+    @property
+    def variance(self) -> Tensor:
+        mean, square = self._moments()
+        return (square - mean.square()).clamp(min=0)
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Of K the sum of P(K > k) over k, and of its square that of (2 k + 1) P(K > k)."""
         weights = self.logits.softmax(-1)
-        total = torch.zeros_like(weights[..., 0])
+        mean = square = torch.zeros_like(weights[..., 0])
         for k in range(self.levels - 1):
-            total = total + (
-                weights * torch.sigmoid((self.loc - (k + 0.5) / (self.levels - 1)) / self.scale)
-            ).sum(-1)
-        return total
+            above = weights * torch.sigmoid((self.loc - (k + 0.5) / (self.levels - 1)) / self.scale)
+            mean = mean + above.sum(-1)
+            square = square + (2 * k + 1) * above.sum(-1)
+        return mean, square
 
 
 def _check_levels(levels: int) -> int:

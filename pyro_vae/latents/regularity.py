@@ -5,6 +5,7 @@ are near each other decode to data that are. Both are claimed of VAEs and denied
 are measured. An autoencoder has no prior, so its codes get one afterwards: a box, a normal, or a mixture.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -90,8 +91,18 @@ def completeness(
         limit: Distance from the nearest training datum up to which a sample is close, such as the 95 %
             quantile of held-out data: ``nearest_distances(held_out, data).quantile(0.95)``.
         confidence: From which probability of a class on the classifier is sure.
+
+    Raises:
+        ValueError: If the classifier gives something else, such as logits.
     """
-    is_sure = torch.cat([classify(part).amax(1) for part in decoded.split(_ROWS)]) >= confidence
+    probabilities = torch.cat([classify(part) for part in decoded.split(_ROWS)])
+    sums = probabilities.sum(1)
+    if not (probabilities >= 0).all() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise ValueError(
+            "classify must give probabilities, which are not negative and sum to 1 for every datum; of "
+            "logits take softmax(-1)"
+        )
+    is_sure = probabilities.amax(1) >= confidence
     is_close = nearest_distances(decoded, data) <= limit
     return Completeness(*(c.double().mean().item() for c in (is_sure, is_close, is_sure & is_close)))
 
@@ -140,7 +151,8 @@ class Continuity(NamedTuple):
     """What a walk from one z to another meets, of every pair.
 
     Attributes:
-        path_length: Length of the decoded path over the distance of its ends: 1 if it is straight.
+        path_length: Length of the decoded path over the distance of its ends: 1 if it is straight; nan if
+            they are one point.
         detours: Changes of class beyond the one that two ends of different classes need.
         largest_step: The longest of the steps over the mean of all: a jump has many.
     """
@@ -174,8 +186,9 @@ def continuity(
     steps = (x[1:] - x[:-1]).norm(dim=-1)
     classes = torch.stack([classify(part).argmax(1) for part in x])
     changes = (classes[1:] != classes[:-1]).sum(0)
+    is_point = (start == end).all(-1)
     return Continuity(
-        steps.sum(0) / (x[-1] - x[0]).norm(dim=-1),
+        (steps.sum(0) / (x[-1] - x[0]).norm(dim=-1)).masked_fill(is_point, math.nan),
         changes - (classes[0] != classes[-1]).long(),
         steps.amax(0) / steps.mean(0),
     )

@@ -103,5 +103,6 @@ def mix(
             f"weights must have a row for every mix, of one number for each of the {len(x)} data; their "
             f"shape is {tuple(weights.shape)}"
         )
-    codes = weights @ posterior_mean(guide, x)
+    codes = posterior_mean(guide, x)
+    codes = weights.to(codes) @ codes
     return decode(model, {"z": codes.unsqueeze(0)}, x[:1].expand(len(codes), -1)).squeeze(0)

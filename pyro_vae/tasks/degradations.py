@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.blocks import evaluation, split
-from pyro_vae.distributions import Observed, SupportError
+from pyro_vae.distributions import Observed, SupportError, base_distribution, check_support
 from pyro_vae.latents import posterior_mean
 from pyro_vae.traces import guide_distributions, likelihood, log_joint, sample
 
@@ -29,6 +29,16 @@ class Moments(NamedTuple):
 
     mean: Tensor
     variance: Tensor
+
+
+def _variance(distribution: Distribution) -> Tensor:
+    try:
+        return distribution.variance
+    except NotImplementedError:
+        raise ValueError(
+            f"{type(base_distribution(distribution)).__name__} does not say its variance, which restoring "
+            "data takes: give the class the property variance, or choose another family"
+        ) from None
 
 
 class Degradation(nn.Module, abc.ABC):
@@ -61,7 +71,7 @@ class Mask(Degradation):
     def restored(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> Moments:
         """What was observed, and E[x | z] elsewhere."""
         missing = y.isnan()
-        return Moments(torch.where(missing, of_x.mean, y), torch.where(missing, of_x.variance, 0.0))
+        return Moments(torch.where(missing, of_x.mean, y), torch.where(missing, _variance(of_x), 0.0))
 
 
 class Linear(Degradation):
@@ -92,7 +102,7 @@ class Linear(Degradation):
 
     def forward(self, of_x: Distribution) -> Distribution:
         """The normal density of y."""
-        mean, variance = of_x.mean, of_x.variance
+        mean, variance = of_x.mean, _variance(of_x)
         noise = self.noise_scale**2
         if self.matrix is None:
             return dist.Normal(mean, (variance + noise).sqrt(), validate_args=False).to_event(1)
@@ -117,7 +127,7 @@ class Linear(Degradation):
 
     def restored(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> Moments:
         r""":math:`E + G (y - A E)` and :math:`V - G A V`, :math:`G = V A^T (A V A^T + \sigma^2 I)^{-1}`."""
-        mean, variance = of_x.mean, of_x.variance
+        mean, variance = of_x.mean, _variance(of_x)
         if self.matrix is None:
             gain = variance / (variance + self.noise_scale**2)
             return Moments(mean + gain * (y - mean), variance * (1 - gain))
@@ -232,18 +242,15 @@ def degraded(
     Raises:
         ValueError: If the prior has no draws (an autoencoder's), the model does not observe one site, or the
             degradation is for data of another size.
-        SupportError: If y holds infinite numbers, or has not the size that the degradation makes.
+        SupportError: If y has no rows, holds infinite numbers or, under a mask, numbers that the likelihood
+            does not cover, or has not the size that the degradation makes.
     """
-    if (
-        y.dim() != 2
-        or not len(y)
-        or y.isinf().any()
-        or (y.isnan().any() and not isinstance(degradation, Mask))
-    ):
+    if len(y) == 0:
+        raise SupportError("what was seen has no rows: there are no data")
+    if y.dim() != 2 or y.isinf().any() or (y.isnan().any() and not isinstance(degradation, Mask)):
         raise SupportError(
             f"what was seen has shape {tuple(y.shape)} and {int((~y.isfinite()).sum())} numbers that are not "
-            "finite; it must be a row of numbers for each datum, of one at least, with nan only where a Mask "
-            "has missing ones"
+            "finite; it must be a row of numbers for each datum, with nan only where a Mask has missing ones"
         )
     with evaluation(model, guide), pyro.validation_enabled(False):
         blocks = split((y, *context), _DATA_AT_ONCE)
@@ -259,12 +266,13 @@ def _guess(
     count = len(y)
     y, *context = (part.repeat(_STARTS, *(1,) * (part.dim() - 1)) for part in (y, *context))
     codes, _ = sample(model, degradation.blank(y), *context)
-    (size,) = degradation(likelihood(model, codes, degradation.blank(y), *context)).event_shape
-    if y.shape[1] != size:
+    of_y = degradation(likelihood(model, codes, degradation.blank(y), *context))
+    if y.shape[1:] != of_y.event_shape:
         raise SupportError(
-            f"what was seen has {y.shape[1]} numbers a row, and the degradation leaves {size} of what the "
-            "model observes"
+            f"what was seen has {y.shape[1]} numbers a row, and the degradation leaves {of_y.event_shape[0]} "
+            "of what the model observes"
         )
+    check_support(of_y, y[:count], site="what was seen")
     for _ in range(_ROUNDS):
         of_x = likelihood(model, codes, degradation.blank(y), *context)
         x = degradation.restored(of_x, y).mean.squeeze(0)

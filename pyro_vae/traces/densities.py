@@ -82,7 +82,8 @@ def log_guide(guide: Program, latents: dict[str, Tensor], *batch: Tensor) -> Flo
         if is_point_mass(fn) or isinstance(base_distribution(fn), QuantizedPoint):
             raise ValueError(
                 f"the guide's site {name!r} has one value for every datum and cannot score others, as "
-                "wake-sleep and annealing from the guide need; train an autoencoder or VQ-VAE by SVI"
+                "wake-sleep, annealing from the guide and the aggregate posterior need; an autoencoder or a "
+                "VQ-VAE is trained by SVI, and has no aggregate density"
             )
     check_known(trace, latents)
     try:
