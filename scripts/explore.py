@@ -125,10 +125,12 @@ class Page:
                 self.position = ui.label().props('data-testid="position"')
                 if len(dims) > 2:
                     with ui.row(wrap=False).classes("items-center w-96"):
-                        self.other = ui.select(dims, label="further", value=2).classes("w-24")
+                        self.other = ui.select(dims, label="further", value=2, on_change=self.show_marker)
+                        self.other.classes("w-24")
                         low, high = self.explorer.codes.min().item(), self.explorer.codes.max().item()
                         ends = {"min": min(low, -4.0), "max": max(high, 4.0)}
-                        ui.slider(**ends, step=0.05, value=0, on_change=self.slide)
+                        self.slider = ui.slider(**ends, step=0.01, value=0, on_change=self.slide)
+                        self.slider.props('data-testid="slider"')
             with ui.column().classes("items-center"):
                 ui.label("E[x | z]")
                 self.decoded = ui.interactive_image(data_uri(self.explorer.decode(self.z)))
@@ -179,6 +181,8 @@ class Page:
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="white" stroke="red" stroke-width="3"/>'
         )
         self.position.set_text(", ".join(f"z{i + 1} = {self.z[i]:+.2f}" for i in self.plane.dims))
+        if len(self.z) > 2:
+            self.slider.set_value(round(self.z[self.other.value], 2))
 
     async def refresh(self) -> None:
         """Decode the newest z; what moves while that runs is decoded next."""
@@ -206,7 +210,9 @@ class Page:
             await self.refresh()
 
     async def slide(self, event: Any) -> None:
-        """Move z along another dimension."""
+        """Move z along another dimension, unless it is there already."""
+        if abs(event.value - self.z[self.other.value]) < 0.01:
+            return
         self.z[self.other.value] = event.value
         self.show_marker()
         await self.refresh()

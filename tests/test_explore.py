@@ -227,7 +227,12 @@ def test_dragging_decodes(page):
     page.get_by_label("horizontal").click()
     page.get_by_role("option", name="z3", exact=True).click()
     drag(page, "plane", (0.8, 0.8))
-    wait_until(page, lambda: page.get_by_test_id("position").inner_text().startswith("z3 = "))
+    position = page.get_by_test_id("position")
+    wait_until(page, lambda: position.inner_text().startswith("z3 = "))
+    slider = page.get_by_role("slider")  # of z3
+    wait_until(
+        page, lambda: f"z3 = {float(slider.get_attribute('aria-valuenow')):+.2f}" in position.inner_text()
+    )
 
 
 def test_drawing_erasing_and_completing(page):
