@@ -130,7 +130,6 @@ class Page:
                         low, high = self.explorer.codes.min().item(), self.explorer.codes.max().item()
                         ends = {"min": min(low, -4.0), "max": max(high, 4.0)}
                         self.slider = ui.slider(**ends, step=0.01, value=0, on_change=self.slide)
-                        self.slider.props('data-testid="slider"')
             with ui.column().classes("items-center"):
                 ui.label("E[x | z]")
                 self.decoded = ui.interactive_image(data_uri(self.explorer.decode(self.z)))
@@ -289,7 +288,8 @@ class Page:
                 self.explorer.encode, self.image.copy(), self.known.copy(), self.chosen_label
             )
         except ValueError as error:
-            self.words.set_text(f"this run cannot encode the image: {error}")
+            if not self.words.is_deleted:
+                self.words.set_text(f"this run cannot encode the image: {error}")
             return
         if found is None or self.words.is_deleted or changes != self.changes:
             return

@@ -268,6 +268,7 @@ def test_images_of_ones_own(page, tmp_path):
     wait_until(page, lambda: pixels(page, "canvas").max() == 0)
     page.get_by_role("button", name="test image").click()
     wait_until(page, lambda: pixels(page, "canvas").max() > 0)
+    assert set(np.unique(pixels(page, "canvas"))) == {0, 255}  # a test image is of bits
 
 
 def test_pages_of_others_get_nothing(address):
