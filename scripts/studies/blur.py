@@ -11,7 +11,6 @@ less sharp than reconstructions, which have the same decoder. Ends in a report, 
 
 import dataclasses
 import functools
-import json
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import study
 import tyro
 from study import Common, cell
 
-from pyro_vae import command_line, experiment, jobs
+from pyro_vae import command_line, experiment
 from pyro_vae.experiment import Config
 
 if TYPE_CHECKING:
@@ -91,14 +90,8 @@ def main() -> None:
     """Train, measure, report."""
     common = tyro.cli(Arguments).common
     settings = [Setting(system, seed) for seed in range(common.seeds) for system in SYSTEMS]
-    jobs.run_all(measure, settings, common)
-    records = {setting: json.loads(file_of(setting, common).read_text()) for setting in settings}
+    records = study.measured(measure, settings, common, "blur")
     print(f"report in {report(records, common)}")
-
-
-def file_of(setting: Setting, common: Common) -> Path:
-    """Where its numbers are kept."""
-    return common.out / "studies" / "blur" / f"{setting.name}.json"
 
 
 def sharpness(images: "Tensor", shape: tuple[int, ...]) -> float:
@@ -136,7 +129,7 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
     from pyro_vae.latents import fitted_mixture, posterior_mean
     from pyro_vae.tasks import annealed
 
-    path = file_of(setting, common)
+    path = study.record_file(common, "blur", setting.name)
     if path.exists():
         return f"{setting.name}: measured before"
     run = trained(setting, common, progress=progress)

@@ -10,7 +10,6 @@ latent_space.md, with a verdict on every claim.
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import study
 import tyro
 from study import Common
 
-from pyro_vae import command_line, jobs
+from pyro_vae import command_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,14 +65,8 @@ def main() -> None:
     import classifier
 
     classifier.trained(common.runs, study.load("mnist", common, binarization="none"))
-    jobs.run_all(measure, settings, common)
-    records = {setting: json.loads(file_of(setting, common).read_text()) for setting in settings}
+    records = study.measured(measure, settings, common, "latent_space")
     print(f"report in {report(records, common)}")
-
-
-def file_of(setting: Setting, common: Common) -> Path:
-    """Where its numbers are kept."""
-    return common.out / "studies" / "latent_space" / f"{setting.name}.json"
 
 
 # ------------------------------------------------------------------------------------------- systems
@@ -212,7 +205,7 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
     )
     from pyro_vae.traces import log_joint
 
-    path = file_of(setting, common)
+    path = study.record_file(common, "latent_space", setting.name)
     if path.exists():
         return f"{setting.name}: measured before"
     model, guide, history = trained(setting, common, progress=progress)

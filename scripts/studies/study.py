@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyro_vae import jobs
 from pyro_vae.experiment import ConfigError
 from pyro_vae.files import write_atomically
 from pyro_vae.provenance import provenance
@@ -126,6 +127,19 @@ def keep(path: Path, **content: Any) -> None:
     record = {**content, "made_by": provenance()}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
     write_atomically(f"{{\n{lines}\n}}\n".encode(), path)
+
+
+def record_file(common: Common, study: str, name: str) -> Path:
+    """Where the numbers of one setting are kept."""
+    return common.out / "studies" / study / f"{name}.json"
+
+
+def measured(
+    measure: Callable[..., str], settings: Sequence[Any], common: Common, study: str
+) -> dict[Any, dict[str, Any]]:
+    """Records of all settings, after ``measure`` made those that are missing, ``common.jobs`` at once."""
+    jobs.run_all(measure, settings, common)
+    return {setting: json.loads(record_file(common, study, setting.name).read_text()) for setting in settings}
 
 
 def save_figure(figure: "Figure", common: Common, name: str) -> str:

@@ -49,7 +49,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     records, drawn = {}, {}
     for name in ("mnist", "frey_face"):
-        path = arguments.common.out / "studies" / "tasks" / f"{name}.json"
+        path = study.record_file(arguments.common, "tasks", name)
         record, drawn[name] = restore_all(name, arguments)
         study.keep(path, **record)
         records[name] = json.loads(path.read_text())
@@ -191,6 +191,11 @@ def restore_all(name: str, arguments: Arguments) -> tuple[dict[str, Any], dict[s
             "log_missing": density,
             "log_missing_error": errors,
             "rhat_above_1.1": (found.rhat > 1.1).double().mean().item(),
+            "rms": {
+                "error of the posterior mean": _rms((found.mean - x)[:, missing]),
+                "standard deviation of the posterior": _rms(found.std[:, missing]),
+                "of these, over draws of z": _rms(found.samples.std(0)[:, missing]),
+            },
         }
         if task == "inpainting" and name == "mnist":
             labels = dataset.test.labels[chosen]
@@ -204,6 +209,10 @@ def _psnr(image: "Tensor", x: "Tensor", missing: "Tensor") -> list[float]:
     """Peak signal-to-noise ratio of every image, dB, over what was missing; the peak is 1."""
     error = (image - x)[:, missing].square().mean(1).clamp(min=1e-6)
     return (-10 * error.log10()).tolist()
+
+
+def _rms(numbers: "Tensor") -> float:
+    return numbers.double().square().mean().sqrt().item()
 
 
 def _log_prob(of_x: Any, x: "Tensor", missing: "Tensor") -> "Tensor":
@@ -265,6 +274,7 @@ def report(records: dict[str, Any], drawn: dict[str, Any], arguments: Arguments)
             fine=FINE_NOISE,
             psnr=psnr_table(records),
             density=density_table(records),
+            uncertainty=uncertainty_table(records),
             classes=study.table(
                 ["lower half of MNIST test digits", "share"],
                 [[words, f"{value:.2f}"] for words, value in classes.items()],
@@ -288,6 +298,14 @@ def psnr_table(records: dict[str, Any]) -> str:
         [way, *(cell(records[name]["tasks"][task]["psnr"][way]) for name, task in columns)] for way in ways
     ]
     return study.table(["PSNR, dB", *(f"{name}, {task}" for name, task in columns)], lines)
+
+
+def uncertainty_table(records: dict[str, Any]) -> str:
+    """How far the posterior mean is off, beside how far the model says it may be."""
+    columns = [(name, task) for name in records for task in TASKS]
+    found = [records[name]["tasks"][task]["rms"] for name, task in columns]
+    lines = [[words, *(f"{each[words]:.4f}" for each in found)] for words in found[0]]
+    return study.table(["root mean square", *(f"{name}, {task}" for name, task in columns)], lines)
 
 
 def density_table(records: dict[str, Any]) -> str:
@@ -348,6 +366,15 @@ Over what was missing; means over images ± standard error. The posterior mean i
 squared error if the model is right; a single draw is sharp, and worse by that measure.
 
 {psnr}
+
+## Is the uncertainty right?
+
+How far the posterior mean is off, and how far the model says it may be, over what was missing; pixels are
+from 0 to 1. Of a right model the first two would be alike. The last row is what one sees of it in draws:
+where it is far below the row above, z is pinned by what was seen, draws are alike, and the rest is noise of
+pixels.
+
+{uncertainty}
 
 ## log p(missing | observed)
 

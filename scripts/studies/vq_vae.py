@@ -7,7 +7,6 @@ VQ-VAE are a grid of 7 x 7 codes. A prior is fitted to the codes of both. Ends i
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import study
 import tyro
 from study import Common, cell
 
-from pyro_vae import command_line, jobs
+from pyro_vae import command_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,14 +64,8 @@ def main() -> None:
     common = tyro.cli(Arguments).common
     settings = [Setting(kind, seed) for seed in range(common.seeds) for kind in KINDS]
     classifier.trained(common.runs, study.load("mnist", common, binarization="none"))
-    jobs.run_all(measure, settings, common)
-    records = {setting: json.loads(file_of(setting, common).read_text()) for setting in settings}
+    records = study.measured(measure, settings, common, "vq_vae")
     print(f"report in {report(records, common)}")
-
-
-def file_of(setting: Setting, common: Common) -> Path:
-    """Where its numbers are kept."""
-    return common.out / "studies" / "vq_vae" / f"{setting.name}.json"
 
 
 def build(setting: Setting) -> "tuple[nn.Module, nn.Module]":
@@ -130,7 +123,7 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
     from pyro_vae.latents import code_usage, completeness, nearest_distances, posterior_mean
     from pyro_vae.traces import log_joint
 
-    path = file_of(setting, common)
+    path = study.record_file(common, "vq_vae", setting.name)
     if path.exists():
         return f"{setting.name}: measured before"
     model, guide, priors = trained(setting, common, progress=progress)
