@@ -173,10 +173,10 @@ def figures(folder: Path, run: Run) -> dict[str, Figure]:
 def _estimates(estimates: Mapping[str, LogMarginal]) -> dict[str, Figure]:
     drawn = {}
     if any(estimate.settings["data_checksum"] != "simulated" for estimate in estimates.values()):
-        drawn = {
-            "log_marginal": plots.log_marginal(best_estimate(estimates)),
-            "sandwich": plots.sandwich(estimates),
-        }
+        best = best_estimate(estimates)
+        drawn["log_marginal"] = plots.log_marginal(best)
+        if not best.is_of_codes:  # one bound, the same for any number of samples
+            drawn["sandwich"] = plots.sandwich(estimates)
     sampled, simulated = estimates.get("importance_sampling"), estimates.get("bidirectional")
     if sampled is not None and sampled.khat is not None:
         drawn["khat"] = plots.khat(sampled)

@@ -107,11 +107,11 @@ def chosen(arguments: Arguments, config: experiment.Config) -> list[str]:
         return list(dict.fromkeys(arguments.method))
     latent_dim = config.latent_dim
     left_out = [method for method, most in experiment.MOST_DIMENSIONS.items() if latent_dim > most]
-    if left_out:
+    if left_out and not config.has_codes:
         print(f"{latent_dim} latent dimensions are too many for {' and '.join(left_out)}")
     if config.has_codes:
         left_out = [method for method in experiment.ESTIMATORS if method != "importance_sampling"]
-        print("codes are discrete, so only importance_sampling works there, of which one draw is all")
+        print("codes are discrete, so that of all methods only importance_sampling, their bound, is left")
     if config.prior == "sphere":
         left_out = [method for method in experiment.ESTIMATORS if method != "importance_sampling"]
         print("a sphere cannot be mapped to all real numbers, so only importance_sampling works there")
@@ -121,7 +121,7 @@ def chosen(arguments: Arguments, config: experiment.Config) -> list[str]:
 def settings(arguments: Arguments, run: runs.Run, method: str) -> dict:
     """What the estimator takes of the arguments."""
     if method == "importance_sampling":
-        num_samples = min(2, arguments.num_samples) if run.config.has_codes else arguments.num_samples
+        num_samples = 1 if run.config.has_codes else arguments.num_samples
         return {"num_samples": num_samples, "tolerance": arguments.tolerance}
     if method in ("quadrature", "hmc"):
         return {}

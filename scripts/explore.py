@@ -141,7 +141,10 @@ class Page:
                 self.completions = ui.row().classes("w-72 gap-2").props('data-testid="completions"')
             with ui.column().classes("items-center"):
                 ui.label("Your image: draw, or erase what shall be unknown")
-                self.tool = ui.toggle({"draw": "draw", "rub": "rub out", "erase": "unknown"}, value="draw")
+                tools = {"draw": "draw", "rub": "rub out", "erase": "unknown"}
+                if self.explorer.config.is_autoencoder:
+                    tools.pop("erase")  # a deterministic encoder takes whole images
+                self.tool = ui.toggle(tools, value="draw")
                 events = ["mousedown", "mousemove", "mouseup", "mouseleave"]
                 self.canvas = ui.interactive_image(on_mouse=self.paint, events=events)
                 self.canvas.classes("px").style(width).props('data-testid="canvas"')
@@ -154,10 +157,12 @@ class Page:
                     max_files=1,
                     max_file_size=2**22,
                     on_upload=self.upload,
+                    on_rejected=lambda: ui.notify("An image file of 4 MB at most", type="negative"),
                 ).classes("w-72")
                 with ui.row():
                     ui.button("encode", on_click=self.encode)
                     self.completing = ui.button("complete", on_click=self.complete)
+                    self.completing.set_visibility(self.explorer.completes)
                 self.words = ui.label().classes("w-72").props('data-testid="words"')
         self.show_plane()
         self.show_canvas()
@@ -168,7 +173,16 @@ class Page:
         return self.label.value if self.explorer.num_classes else 0
 
     def show_plane(self) -> None:
-        """Draw the plane of the chosen dimensions."""
+        """Draw the plane of the chosen dimensions, which are two."""
+        if (
+            self.horizontal.value == self.vertical.value
+        ):  # the one that was not changed takes the other's place
+            first, second = self.plane.dims
+            if self.horizontal.value == first:
+                self.horizontal.set_value(second)
+            else:
+                self.vertical.set_value(first)
+            return
         self.plane = Plane(self.explorer, self.horizontal.value, self.vertical.value)
         self.scatter.set_source(self.plane.picture)  # served by its own address, so that the marker is cheap
         self.show_marker()

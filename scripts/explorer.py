@@ -64,6 +64,14 @@ class Explorer:
         levels = self.run.dataset.train.levels
         return (x * levels).round() / levels if levels > 1 else x
 
+    def _is_of_bits(self, image: "np.ndarray", known: "np.ndarray") -> bool:
+        return bool(((image[known] == 0) | (image[known] == 1)).all())
+
+    @property
+    def completes(self) -> bool:
+        """Whether there is a p(z | known) to draw from: a density of z, and a gradient of it."""
+        return not (self.config.is_autoencoder or self.config.has_codes)
+
     def decode(self, z: "np.ndarray", label: int = 0) -> "np.ndarray":
         """E[x | z]."""
         import torch
@@ -95,15 +103,17 @@ class Explorer:
                 model, guide, batch = self._degraded(x, known, context)
                 guess, what = batch[1], "log p(known part)"
             code = posterior_mean(self.run.guide, guess, *context)
-            count = 2 if self.config.has_codes else 2000
+            count = 1 if self.config.has_codes else 2000
             found = importance_sampling(model, guide, *batch, num_samples=count, progress=False)
             if context:
                 what = f"{what[:-1]} | class {label})"
             words = f"{what} = {found.mean:.1f} ± {found.monte_carlo_error:.2g} nats"
-            if self.config.has_codes:
+            if found.is_of_codes:
                 words = f"{what} ≥ {found.mean:.1f} nats, the bound of the encoder's codes"
             if self.config.family == "bernoulli_cross_entropy":
                 words += " (of the cross-entropy, which is no log-likelihood)"
+            if self.config.family == "bernoulli" and not self._is_of_bits(image, known):
+                words += " (of the image in black and white, such as the run was trained on)"
             if found.khat is not None and found.khat[0] > 0.7:
                 words += f" (k-hat {found.khat[0]:.1f}: too low, and the error is not to be relied on)"
             return code[0].numpy(), words
@@ -207,8 +217,10 @@ class Plane:
         margin = 0.15 * (high - low) + 1e-6
         self.low, self.high = low - margin, high + margin
         figure = Figure(figsize=(size / 100, size / 100), dpi=100)
-        axes = figure.add_axes((0.12, 0.1, 0.86, 0.88))
-        axes.scatter(*codes.T, c=explorer.labels, s=4, cmap="tab10")
+        axes = figure.add_axes((0.15, 0.12, 0.83, 0.86))
+        points = axes.scatter(*codes.T, c=explorer.labels, s=4, cmap="tab10")
+        if explorer.labels is not None:
+            axes.legend(*points.legend_elements(num=None), fontsize=6, handletextpad=0, loc="upper right")
         axes.set(
             xlim=(self.low[0], self.high[0]),
             ylim=(self.low[1], self.high[1]),

@@ -76,6 +76,9 @@ def test_what_is_unknown_does_not_count(explorer_module):
     np.testing.assert_allclose(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
     assert "log p(known part)" in results[0][1]
+    assert "black and white" in results[0][1]  # of 0.9
+    image[:4] = 1
+    assert "black and white" not in explorer.encode(image, known)[1]
 
 
 def test_grey_levels_and_classes(explorer_module):
@@ -96,6 +99,7 @@ def test_autoencoders_and_codes_say_what_they_cannot(explorer_module):
     whole, half = np.ones((8, 8), bool), np.arange(64).reshape(8, 8) < 32
     explorer = explorer_module.Explorer(untrained(prior="flat"))
     assert explorer.encode(np.zeros((8, 8)), whole)[1] == "an autoencoder has no log p(x)"
+    assert not explorer.completes
     with pytest.raises(ValueError, match="flat"):
         explorer.complete(np.zeros((8, 8)), half)
     explorer = explorer_module.Explorer(untrained(prior="codes"))
@@ -233,6 +237,9 @@ def test_dragging_decodes(page):
     wait_until(
         page, lambda: f"z3 = {float(slider.get_attribute('aria-valuenow')):+.2f}" in position.inner_text()
     )
+    page.get_by_label("vertical").click()
+    page.get_by_role("option", name="z3", exact=True).click()  # horizontal gives way
+    wait_until(page, lambda: re.match("z2 = .*, z3 = ", position.inner_text()))
 
 
 def test_drawing_erasing_and_completing(page):

@@ -113,8 +113,9 @@ def importance_sampling(
     notes = []
     if tolerance is not None:
         notes.append(_verdict_on_tolerance(columns, tolerance))
-    if _has_one_value(guide, *batch):
-        notes.append("all draws are the one code that the guide has for a datum: more do not raise the bound")
+    is_of_codes = _has_one_value(guide, *batch)
+    if is_of_codes:
+        columns["std_error"] = torch.zeros_like(columns["std_error"])
     with evaluation(model, guide):
         return log_marginal(
             columns,
@@ -130,6 +131,7 @@ def importance_sampling(
             num_samples=num_samples,
             **({} if tolerance is None else {"tolerance": tolerance}),
             **({"notes": notes} if notes else {}),
+            **({"is_of_codes": True} if is_of_codes else {}),
         )
 
 

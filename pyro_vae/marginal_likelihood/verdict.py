@@ -90,10 +90,13 @@ def verdict(estimates: Mapping[str, LogMarginal]) -> str:
     if given:
         best = best_estimate(given)
         error = "quadrature" if best.method == "quadrature" else "Monte Carlo"
+        stated = f"= {best.mean:.2f} ± {best.monte_carlo_error:.2g} ({error})"
+        kind = "exact" if best.bound == "exact" else f"{_article(best.bound)} in expectation"
+        if best.is_of_codes:
+            stated, kind = f"≥ {best.mean:.2f}", "the bound of the guide's codes"
         sentences.append(
-            f"{best.settings['scores']} = {best.mean:.2f} ± {best.monte_carlo_error:.2g} ({error}) "
-            f"± {best.data_error:.2g} ({len(best.values):,} data), by {_words(best.method)}, "
-            + ("exact" if best.bound == "exact" else f"{_article(best.bound)} in expectation")
+            f"{best.settings['scores']} {stated} ± {best.data_error:.2g} ({len(best.values):,} data), by "
+            f"{_words(best.method)}, {kind}"
         )
         if best.khat is not None and best.unreliable_share > 0:
             annealed = any(estimate.method == "ais" for estimate in given.values())
