@@ -48,7 +48,7 @@ def check_sizes(batch: Batch, **sizes: int) -> int:
     if len(lengths) > 1:
         raise ValueError(f"the programs' arguments must have one length, not {sorted(lengths)}")
     if not lengths or lengths == {0}:
-        raise ValueError("there are no data to estimate log p(x) of")
+        raise ValueError("there are no data: the arguments of the programs have no rows")
     return lengths.pop()
 
 

@@ -85,7 +85,8 @@ class MLP(nn.Module):
         if inputs.shape[-1] != self.inputs:
             raise ValueError(
                 f"this MLP takes vectors of {self.inputs} numbers, but was given shape "
-                f"{tuple(inputs.shape)}: flatten the data, or build the network for this size"
+                f"{tuple(inputs.shape)}: flatten the data, give the programs all of their arguments "
+                "(such as a context) and no others, or build the network for this size"
             )
         return self.layers(inputs)
 

@@ -240,6 +240,15 @@ def test_the_bound_is_a_bound(net):
     )
 
 
+def test_codes_of_another_codebook_are_named():
+    model, guide = codes_with()
+    model.prior = CodePrior(codes_with()[1].codebook, L)
+    found = importance_sampling(model, guide, torch.rand(4, X).round(), num_samples=1, progress=False)
+    assert "of 4 data all draws of the guide are impossible" in found.summary()
+    with pytest.raises(ValueError, match=r"all \(z\) are discrete: importance_sampling"):
+        ais(model, torch.rand(4, X).round(), progress=False)
+
+
 def _order(chosen):
     return chosen.nonzero()[:, 1].argsort()
 

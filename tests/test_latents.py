@@ -177,6 +177,8 @@ def test_fitted_densities():
     assert (drawn <= codes.amax(0)).all()
     torch.testing.assert_close(drawn.std(0), (codes.amax(0) - codes.amin(0)) / 12**0.5, rtol=0.03, atol=0)
     apart = torch.cat([codes[:2000], codes[2000:] + 100])
+    with pytest.raises(ValueError, match="from 1 to the"):
+        fitted_mixture(apart, components=len(apart) + 1)
     density = fitted_mixture(apart, components=2)
     assert (density.sample((5000,))[:, 0] > 50).double().mean().item() == pytest.approx(0.6, abs=0.03)
     assert density.log_prob(apart).mean() > fitted_normal(apart).log_prob(apart).mean() + 1

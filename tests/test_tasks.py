@@ -16,6 +16,7 @@ from pyro_vae import (
     anomaly_score,
     autoencoder,
     denoise,
+    elbo,
     importance_sampling,
     inpaint,
     interpolate,
@@ -265,7 +266,7 @@ def test_what_cannot_be_restored_is_explained():
     with pytest.raises(ValueError, match="discrete"):
         inpaint(*vq_vae(DIM, num_codes=3, code_dim=2, length=2), x, MASK, progress=False)
     pair = vae(DIM, 2)
-    with pytest.raises(SupportError, match="no rows"):
+    with pytest.raises(ValueError, match="no rows"):
         inpaint(*pair, x[:0], MASK)
     with pytest.raises(SupportError, match="outside the support of Bernoulli"):
         inpaint(*pair, 16 * x + 3, MASK)
@@ -285,9 +286,27 @@ def test_what_cannot_be_restored_is_explained():
         denoise(*pair, torch.rand(3, DIM + 1), 0.1)
     with pytest.raises(ValueError, match=f"data of {DIM + 1} numbers, and the model observes {DIM}"):
         restore(*pair, Linear(torch.ones(2, DIM + 1), 0.1), torch.rand(3, 2))
+    with pytest.raises(SupportError, match=r"holds torch.float64, and .* torch.float32"):
+        inpaint(*pair, x.double(), MASK)
+    with pytest.raises(ValueError, match="one length"):
+        inpaint(*vae(DIM, 2, context_dim=4), x, MASK, torch.rand(2, 4))
+    with pytest.raises(ValueError, match="such as a context"):
+        inpaint(*pair, x, MASK, torch.rand(3, 4))
+    with pytest.raises(SupportError, match="more than ten noise_scale"):
+        denoise(*pair, 255 * x + 100, 0.5)
+    half = -torch.ones(1, DIM) / 2  # y is from -DIM / 2 to 0
+    for far in (-DIM / 2 - 1.1, 1.1):
+        with pytest.raises(SupportError, match="more than ten noise_scale"):
+            restore(*pair, Linear(half, 0.1), torch.full((3, 1), far))
+    with pytest.raises(ValueError, match=r"not \(7,\)"):
+        super_resolve(*pair, x, (7,), 2)
+    with pytest.raises(TypeError, match="not a Bound"):
+        log_missing(*pair, x, MASK, estimate=elbo)
     with pytest.raises(ValueError, match="as many ends as starts"):
         interpolate(*pair, x[:2], x)
     with pytest.raises(ValueError, match="num_steps must be at least 2"):
         interpolate(*pair, x, x, num_steps=1)
     with pytest.raises(ValueError, match="each of the 3 data"):
         mix(*pair, x, torch.ones(3))
+    with pytest.raises(ValueError, match="3 are not finite"):
+        mix(*pair, x, torch.full((1, 3), math.nan))

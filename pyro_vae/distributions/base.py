@@ -105,6 +105,15 @@ def _of_numbers(support: constraints.Constraint) -> constraints.Constraint:
     return support
 
 
+def bounds(distribution: Distribution) -> tuple[float, float]:
+    """Between which numbers data of a family can be; without end where the support has none."""
+    support = _of_numbers(base_distribution(distribution).support)
+    if support is constraints.boolean:
+        return 0.0, 1.0
+    low, high = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    return (-math.inf if low is None else float(low)), (math.inf if high is None else float(high))
+
+
 def _range(values: Tensor) -> str:
     finite = values[torch.isfinite(values)]
     parts = [f"values from {finite.min():g} to {finite.max():g}"] if len(finite) else []

@@ -201,7 +201,8 @@ class CodePrior(nn.Module):
     .. code-block:: python
 
         model, guide = vq_vae(784, num_codes=64, length=16)
-        ...  # train the pair, then the prior alone
+        ...  # train the pair, then the prior alone, with a codebook that stays as it is
+        guide.eval()
         model.prior = CodePrior(guide.codebook, 16, CausalTransformer(64, 16))
         SVI(model, guide, torch.optim.Adam(model.prior.net.parameters(), lr=1e-3))
 

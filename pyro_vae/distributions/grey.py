@@ -117,6 +117,7 @@ class _IsLevel(constraints.Constraint):
     """0, 1/(levels - 1), ..., 1, to the rounding of 32-bit floats."""
 
     is_discrete = True
+    lower_bound, upper_bound = 0.0, 1.0
 
     def __init__(self, levels: int) -> None:
         self.levels = levels

@@ -88,7 +88,8 @@ def kl_per_dim(
         if distribution.event_shape:
             raise ValueError(
                 f"the {role} of {site!r}, {type(distribution).__name__}, is not independent over "
-                "dimensions, so its divergence does not fall into parts; elbo(...).kl has the whole"
+                "dimensions, so its divergence does not fall into parts; elbo(...).kl has the whole, where "
+                "there is a density (an autoencoder has none)"
             )
     try:
         return kl_divergence(posterior, prior).squeeze(0)

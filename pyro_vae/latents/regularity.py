@@ -41,7 +41,13 @@ def fitted_normal(codes: Float[Tensor, "data latent"]) -> Distribution:
 
 
 def fitted_mixture(codes: Float[Tensor, "data latent"], components: int = 10, seed: int = 0) -> Distribution:
-    """A mixture of normals with full covariance matrices, by scikit-learn's expectation maximisation."""
+    """A mixture of normals with full covariance matrices, by scikit-learn's expectation maximisation.
+
+    Raises:
+        ValueError: If there are fewer codes than components.
+    """
+    if not 1 <= components <= len(codes):
+        raise ValueError(f"components must be from 1 to the {len(codes)} codes, not {components}")
     fitted = GaussianMixture(components, random_state=seed).fit(codes.detach().cpu().double().numpy())
 
     def like(values: np.ndarray) -> Tensor:

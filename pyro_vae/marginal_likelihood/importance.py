@@ -113,6 +113,11 @@ def importance_sampling(
     notes = []
     if tolerance is not None:
         notes.append(_verdict_on_tolerance(columns, tolerance))
+    if impossible := int((columns["values"] == -math.inf).sum()):
+        notes.append(
+            f"of {impossible:,} data all draws of the guide are impossible for the model: do their latents "
+            "have the same support (a VQ-VAE's the same codebook)?"
+        )
     is_of_codes = _has_one_value(guide, *batch)
     if is_of_codes:
         columns["std_error"] = torch.zeros_like(columns["std_error"])

@@ -147,6 +147,7 @@ def vq_vae(
 
     .. code-block:: python
 
+        guide.eval()  # or the codebook goes on following the encodings
         model.prior = CodePrior(guide.codebook, length, CausalTransformer(num_codes, length))
         SVI(model, guide, torch.optim.Adam(model.prior.net.parameters(), lr=1e-3))
 

@@ -93,15 +93,17 @@ def mix(
 ) -> Float[Tensor, "mixes data"]:
     """Decode weighted sums of the codes of data; each row of weights, ``(mixes, batch)``, should sum to 1.
 
+    For pairs without a context: which one a mix has, no sum of codes says.
+
     Rows such as (1, -1, 1) do arithmetic: the first without what the second has, with what the third has.
 
     Raises:
-        ValueError: If a row has not one weight for every datum.
+        ValueError: If a row has not one finite weight for every datum.
     """
-    if weights.dim() != 2 or weights.shape[1] != len(x):
+    if weights.dim() != 2 or weights.shape[1] != len(x) or not weights.isfinite().all():
         raise ValueError(
-            f"weights must have a row for every mix, of one number for each of the {len(x)} data; their "
-            f"shape is {tuple(weights.shape)}"
+            f"weights must have a row for every mix, of one finite number for each of the {len(x)} data; "
+            f"their shape is {tuple(weights.shape)}, and {int((~weights.isfinite()).sum())} are not finite"
         )
     codes = posterior_mean(guide, x)
     codes = weights.to(codes) @ codes

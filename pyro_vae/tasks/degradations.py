@@ -14,8 +14,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vae.blocks import evaluation, split
-from pyro_vae.distributions import Observed, SupportError, base_distribution, check_support
+from pyro_vae.blocks import check_sizes, evaluation, split
+from pyro_vae.distributions import Observed, SupportError, base_distribution, bounds, check_support
 from pyro_vae.latents import posterior_mean
 from pyro_vae.traces import guide_distributions, likelihood, log_joint, sample
 
@@ -51,6 +51,16 @@ class Degradation(nn.Module, abc.ABC):
     @abc.abstractmethod
     def blank(self, y: Float[Tensor, "batch observed"]) -> Float[Tensor, "batch data"]:
         """Something of the shape of x."""
+
+    def check(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> None:
+        """Raise ``SupportError`` if y cannot be what was seen of such an x."""
+        of_y = self(of_x)
+        if y.shape[1:] != of_y.event_shape:
+            raise SupportError(
+                f"what was seen has {y.shape[1]} numbers a row, and the degradation leaves "
+                f"{of_y.event_shape[0]} of what the model observes"
+            )
+        check_support(of_y, y, site="what was seen")
 
     @abc.abstractmethod
     def restored(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> Moments:
@@ -121,6 +131,27 @@ class Linear(Degradation):
         """Zeros."""
         return y if self.matrix is None else y.new_zeros(len(y), self.matrix.shape[1])
 
+    def check(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> None:
+        """Raise ``SupportError`` if y is further from what data can make than noise explains."""
+        super().check(of_x, y)
+        low, high = bounds(of_x)
+        if self.matrix is not None:
+            is_up = self.matrix > 0
+            low, high = (
+                torch.where(is_up, self.matrix * one, self.matrix * other)
+                .masked_fill(self.matrix == 0, 0.0)
+                .sum(1)
+                for one, other in ((low, high), (high, low))
+            )
+        slack = 10 * self.noise_scale
+        outside = int(((y < low - slack) | (y > high + slack)).sum())
+        if outside:
+            raise SupportError(
+                f"what was seen holds {outside} numbers of {y.numel()} (values from {y.min():g} to "
+                f"{y.max():g}) that are more than ten noise_scale ({self.noise_scale:g}) away from what data "
+                "of this family can make: scale it as the data were, or give the noise_scale that it has"
+            )
+
     def _covariance(self, variance: Tensor) -> Tensor:
         noise = self.noise_scale**2 * torch.eye(len(self.matrix)).to(self.matrix)
         return (self.matrix * variance.unsqueeze(-2)) @ self.matrix.T + noise
@@ -151,8 +182,12 @@ def pooling(shape: Sequence[int], factor: int) -> Float[Tensor, "observed data"]
         factor: Must divide height and width.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it does not, or for another kind of shape.
     """
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"an image has shape (height, width) or (height, width, colours), not {tuple(shape)}"
+        )
     height, width, *colours = shape
     if factor < 1 or height % factor or width % factor:
         raise ValueError(f"blocks of {factor} x {factor} pixels do not fill images of {height} x {width}")
@@ -240,13 +275,22 @@ def degraded(
         *context: Further arguments of both programs.
 
     Raises:
-        ValueError: If the prior has no draws (an autoencoder's), the model does not observe one site, or the
-            degradation is for data of another size.
-        SupportError: If y has no rows, holds infinite numbers or, under a mask, numbers that the likelihood
-            does not cover, or has not the size that the degradation makes.
+        TypeError: If the degradation is a class and no instance, or an argument no tensor.
+        ValueError: If the prior has no draws (an autoencoder's), the model does not observe one site, the
+            degradation is for data of another size, or the arguments have no rows or differ in length.
+        SupportError: If y is of another type than the weights, holds infinite numbers or
+            numbers that the likelihood does not cover (of a :class:`Linear` more than ten
+            ``noise_scale`` from them), or has not the size that the degradation makes.
     """
-    if len(y) == 0:
-        raise SupportError("what was seen has no rows: there are no data")
+    if not isinstance(degradation, Degradation):
+        raise TypeError(f"degradation must be an instance, as in Mask(), not {degradation!r}")
+    check_sizes((y, *context))
+    parameter = next(model.parameters(), y)
+    if y.dtype != parameter.dtype:
+        raise SupportError(
+            f"what was seen holds {y.dtype}, and the networks' weights {parameter.dtype}: use "
+            f"y.to({parameter.dtype})"
+        )
     if y.dim() != 2 or y.isinf().any() or (y.isnan().any() and not isinstance(degradation, Mask)):
         raise SupportError(
             f"what was seen has shape {tuple(y.shape)} and {int((~y.isfinite()).sum())} numbers that are not "
@@ -266,13 +310,7 @@ def _guess(
     count = len(y)
     y, *context = (part.repeat(_STARTS, *(1,) * (part.dim() - 1)) for part in (y, *context))
     codes, _ = sample(model, degradation.blank(y), *context)
-    of_y = degradation(likelihood(model, codes, degradation.blank(y), *context))
-    if y.shape[1:] != of_y.event_shape:
-        raise SupportError(
-            f"what was seen has {y.shape[1]} numbers a row, and the degradation leaves {of_y.event_shape[0]} "
-            "of what the model observes"
-        )
-    check_support(of_y, y[:count], site="what was seen")
+    degradation.check(likelihood(model, codes, degradation.blank(y), *context), y[:count])
     for _ in range(_ROUNDS):
         of_x = likelihood(model, codes, degradation.blank(y), *context)
         x = degradation.restored(of_x, y).mean.squeeze(0)

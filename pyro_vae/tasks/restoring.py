@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_vae.blocks import evaluation
+from pyro_vae.blocks import check_sizes, evaluation
 from pyro_vae.marginal_likelihood import LogMarginal, ais
 from pyro_vae.posterior import sample_posterior
 from pyro_vae.tasks.degradations import Degradation, Linear, Mask, degraded, pooling
@@ -123,6 +123,7 @@ def inpaint(
 
 def _seen(x: Float[Tensor, "batch data"], observed: Tensor) -> Float[Tensor, "batch data"]:
     """The data with nan where nothing was observed."""
+    check_sizes((x,))
     if observed.dtype != torch.bool or observed.shape not in (x.shape, x.shape[1:]):
         raise ValueError(
             f"observed must be bool, of shape {tuple(x.shape)} or {tuple(x.shape[1:])} as the data; it is "
@@ -214,6 +215,11 @@ def log_missing(
     """
     pair = degraded(model, guide, Mask(), _seen(x, observed), *context)
     complete = estimate(model, guide, x, *context, **settings)
+    if not isinstance(complete, LogMarginal):
+        raise TypeError(
+            f"estimate must give a LogMarginal, as annealed and importance_sampling do, not a "
+            f"{type(complete).__name__}"
+        )
     partial = estimate(pair.model, pair.guide, *pair.batch, **settings)
     return ConditionalDensity(
         complete.values - partial.values,

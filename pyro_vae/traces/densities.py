@@ -122,9 +122,12 @@ def draw_latents(program: Program, *batch: Tensor, num_samples: int) -> dict[str
     }
     latents = {name: site["value"] for name, site in sites.items() if not site["fn"].support.is_discrete}
     if not latents:
+        can = bool(sites) and all(
+            getattr(site["fn"], "has_enumerate_support", False) for site in sites.values()
+        )
         raise ValueError(
-            f"all latent sites ({', '.join(sites) or 'none'}) are discrete: enumeration(model, x) sums them "
-            "out where they can be enumerated; else use importance_sampling"
+            f"this takes continuous latent sites, and all ({', '.join(sites) or 'none'}) are discrete: "
+            + ("enumeration(model, x) sums them out" if can else "importance_sampling bounds log p(x)")
         )
     return {
         name: value.expand(num_samples, len(batch[0]), *value.shape[2:]) for name, value in latents.items()
