@@ -292,25 +292,27 @@ class Page:
         self.put(np.asarray(picture).reshape(self.explorer.shape) / 255)
 
     async def encode(self) -> None:
-        """Put z where the image is encoded, and say how likely the image is."""
+        """Put z where the image is encoded, and then say how likely the image is."""
         from nicegui import run
 
         self.words.set_text("estimating log p ...")
-        changes = self.changes
+        changes, asked = self.changes, (self.image.copy(), self.known.copy(), self.chosen_label)
+
+        def is_gone() -> bool:
+            return self.words.is_deleted or changes != self.changes
+
         try:
-            found = await run.io_bound(
-                self.explorer.encode, self.image.copy(), self.known.copy(), self.chosen_label
-            )
+            code = await run.io_bound(self.explorer.encode, *asked)
+            if code is None or is_gone():
+                return
+            self.z[:] = code
+            self.show_marker()
+            await self.refresh()
+            words = await run.io_bound(self.explorer.log_prob, *asked)
         except ValueError as error:
-            if not self.words.is_deleted:
-                self.words.set_text(f"this run cannot encode the image: {error}")
-            return
-        if found is None or self.words.is_deleted or changes != self.changes:
-            return
-        self.z[:], words = found
-        self.words.set_text(words)
-        self.show_marker()
-        await self.refresh()
+            words = f"this run cannot encode the image: {error}"
+        if words is not None and not is_gone():
+            self.words.set_text(words)
 
     async def complete(self) -> None:
         """Show what the image may be where it is unknown."""

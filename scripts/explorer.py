@@ -69,8 +69,8 @@ class Explorer:
 
     @property
     def completes(self) -> bool:
-        """Whether there is a p(z | known) to draw from: a density of z, and a gradient of it."""
-        return not (self.config.is_autoencoder or self.config.has_codes)
+        """Whether p(z | known) can be drawn from, and annealed to: z are real numbers with a density."""
+        return not (self.config.is_autoencoder or self.config.has_codes or self.config.prior == "sphere")
 
     def decode(self, z: "np.ndarray", label: int = 0) -> "np.ndarray":
         """E[x | z]."""
@@ -82,41 +82,46 @@ class Explorer:
             latent = beside(torch.as_tensor(z, dtype=torch.float32)[None], *self._context(label))
             return self.run.model.likelihood(latent).mean.reshape(self.shape).clamp(0, 1).numpy()
 
-    def encode(self, image: "np.ndarray", known: "np.ndarray", label: int = 0) -> "tuple[np.ndarray, str]":
-        """The mean of q(z | x), of a guess where something is unknown; and log p of what is known, in words.
-
-        Returns:
-            The code, and the words.
-        """
-        from pyro_vae import importance_sampling
+    def encode(self, image: "np.ndarray", known: "np.ndarray", label: int = 0) -> "np.ndarray":
+        """The mean of q(z | x), of a guess of x where something is unknown."""
         from pyro_vae.latents import posterior_mean
 
         with self._lock:
             x, context = self._flat(image), self._context(label)
-            if self.config.is_autoencoder:
-                code = posterior_mean(self.run.guide, x, *context)
-                return code[0].numpy(), "an autoencoder has no log p(x)"
-            if known.all():
-                model, guide, batch, what = self.run.model, self.run.guide, (x, *context), "log p(x)"
-                guess = x
-            else:
-                model, guide, batch = self._degraded(x, known, context)
-                guess, what = batch[1], "log p(known part)"
-            code = posterior_mean(self.run.guide, guess, *context)
+            if not known.all() and not self.config.is_autoencoder:
+                x = self._degraded(x, known, context).batch[1]
+            return posterior_mean(self.run.guide, x, *context)[0].numpy()
+
+    def log_prob(self, image: "np.ndarray", known: "np.ndarray", label: int = 0) -> str:
+        """The log p of what is known, in words: by importance sampling, or by annealing where that fails."""
+        from pyro_vae import importance_sampling
+        from pyro_vae.tasks import annealed
+
+        if self.config.is_autoencoder:
+            return "an autoencoder has no log p(x)"
+        with self._lock:
+            x, context = self._flat(image), self._context(label)
+            pair, what = (self.run.model, self.run.guide, (x, *context)), "log p(x)"
+            if not known.all():
+                pair, what = self._degraded(x, known, context), "log p(known part)"
+            model, guide, batch = pair
             count = 1 if self.config.has_codes else 2000
             found = importance_sampling(model, guide, *batch, num_samples=count, progress=False)
-            if context:
-                what = f"{what[:-1]} | class {label})"
-            words = f"{what} = {found.mean:.1f} ± {found.monte_carlo_error:.2g} nats"
-            if found.is_of_codes:
-                words = f"{what} ≥ {found.mean:.1f} nats, the bound of the encoder's codes"
-            if self.config.family == "bernoulli_cross_entropy":
-                words += " (of the cross-entropy, which is no log-likelihood)"
-            if self.config.family == "bernoulli" and not self._is_of_bits(image, known):
-                words += " (of the image in black and white, such as the run was trained on)"
-            if found.khat is not None and found.khat[0] > 0.7:
-                words += f" (k-hat {found.khat[0]:.1f}: too low, and the error is not to be relied on)"
-            return code[0].numpy(), words
+            # Of a part, the guide proposes one completion of many, and k-hat cannot see the others.
+            if self.completes and (found.khat[0] > 0.7 or not known.all()):
+                found = annealed(model, guide, *batch, num_chains=32, progress=False)
+        if context:
+            what = f"{what[:-1]} | class {label})"
+        words = f"{what} = {found.mean:.1f} ± {found.monte_carlo_error:.2g} nats"
+        if found.is_of_codes:
+            words = f"{what} ≥ {found.mean:.1f} nats, the bound of the encoder's codes"
+        if self.config.family == "bernoulli_cross_entropy":
+            words += " (of the cross-entropy, which is no log-likelihood)"
+        if self.config.family == "bernoulli" and not self._is_of_bits(image, known):
+            words += " (of the image in black and white, such as the run was trained on)"
+        if found.khat is not None and found.khat[0] > 0.7:
+            words += f" (k-hat {found.khat[0]:.1f}: too low, and the error is not to be relied on)"
+        return words
 
     def _degraded(self, x: "Tensor", known: "np.ndarray", context: "tuple[Tensor, ...]") -> Any:
         import math

@@ -17,9 +17,10 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from pyro_vae import experiment, runs
+from pyro_vae import experiment, quadrature, runs
 from pyro_vae.experiment import Config, ConfigError
 from pyro_vae.latents import posterior_mean
+from pyro_vae.tasks import Mask, degraded
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -48,7 +49,7 @@ def test_an_image_goes_to_its_code_and_back(explorer_module):
     explorer = explorer_module.Explorer(run)
     x = run.dataset.test.x[:1]
     image = x.reshape(8, 8).numpy()
-    code, words = explorer.encode(image, np.ones((8, 8), bool))
+    code, words = (ask(image, np.ones((8, 8), bool)) for ask in (explorer.encode, explorer.log_prob))
     np.testing.assert_allclose(code, posterior_mean(run.guide, x)[0], rtol=1e-5)
     assert re.fullmatch(r"log p\(x\) = -\d+\.\d ± \S+ nats.*", words)
     expected = run.model.likelihood(torch.as_tensor(code)).mean.reshape(8, 8).detach()
@@ -66,7 +67,7 @@ def test_what_is_unknown_does_not_count(explorer_module):
         torch.manual_seed(0)
         image = np.full((8, 8), fill)
         image[:4] = 0.9  # bits: 1
-        results.append(explorer.encode(image, known))
+        results.append((explorer.encode(image, known), explorer.log_prob(image, known)))
         images, std = explorer.complete(image, known)
         assert len(images) == explorer_module.NUM_COMPLETIONS
         for draw in images:
@@ -78,7 +79,23 @@ def test_what_is_unknown_does_not_count(explorer_module):
     assert "log p(known part)" in results[0][1]
     assert "black and white" in results[0][1]  # of 0.9
     image[:4] = 1
-    assert "black and white" not in explorer.encode(image, known)[1]
+    assert "black and white" not in explorer.log_prob(image, known)
+
+
+def test_log_prob_of_a_part_is_exact(explorer_module):
+    run = untrained(latent_dim=2)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.mul_(4)  # or all z explain an image alike
+    explorer = explorer_module.Explorer(run)
+    known = np.arange(64).reshape(8, 8) < 32
+    image = run.dataset.test.x[5]
+    seen = torch.where(torch.as_tensor(known.reshape(-1)), image, torch.nan)[None]
+    pair = degraded(run.model, run.guide, Mask(), seen)
+    exact = quadrature(pair.model, *pair.batch).mean
+    value, error = re.findall(r"(-\d\S*) ± (\S+)", explorer.log_prob(image.reshape(8, 8).numpy(), known))[0]
+    assert float(value) == pytest.approx(exact, abs=0.05 + 4 * float(error))
+    assert float(error) < 0.3
 
 
 def test_grey_levels_and_classes(explorer_module):
@@ -90,20 +107,20 @@ def test_grey_levels_and_classes(explorer_module):
     torch.testing.assert_close(levels, levels.round())
     first, second = (explorer.decode(np.zeros(4), label) for label in (0, 7))
     assert np.abs(first - second).max() > 1e-3
-    assert explorer.encode(image, np.ones((8, 8), bool), 3)[1].startswith("log p(x | class 3) = ")
+    assert explorer.log_prob(image, np.ones((8, 8), bool), 3).startswith("log p(x | class 3) = ")
     explorer = explorer_module.Explorer(untrained(family="bernoulli_cross_entropy"))
-    assert "cross-entropy" in explorer.encode(image, np.ones((8, 8), bool))[1]
+    assert "cross-entropy" in explorer.log_prob(image, np.ones((8, 8), bool))
 
 
 def test_autoencoders_and_codes_say_what_they_cannot(explorer_module):
     whole, half = np.ones((8, 8), bool), np.arange(64).reshape(8, 8) < 32
     explorer = explorer_module.Explorer(untrained(prior="flat"))
-    assert explorer.encode(np.zeros((8, 8)), whole)[1] == "an autoencoder has no log p(x)"
+    assert explorer.log_prob(np.zeros((8, 8)), whole) == "an autoencoder has no log p(x)"
     assert not explorer.completes
     with pytest.raises(ValueError, match="flat"):
         explorer.complete(np.zeros((8, 8)), half)
     explorer = explorer_module.Explorer(untrained(prior="codes"))
-    words = explorer.encode(np.zeros((8, 8)), whole)[1]
+    words = explorer.log_prob(np.zeros((8, 8)), whole)
     assert re.fullmatch(r"log p\(x\) ≥ -\d+\.\d nats, the bound of the encoder's codes", words)
     with pytest.raises(ValueError, match="discrete"):
         explorer.complete(np.zeros((8, 8)), half)
