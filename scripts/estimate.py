@@ -8,6 +8,7 @@ datum and method, and figures into the run folder. Estimates of the same data by
 """
 
 import dataclasses
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -75,13 +76,14 @@ def main() -> None:
             f"{arguments.run} holds an autoencoder: its guide has no density and its prior none either, so "
             "there is no log p(x) to estimate. plot.py draws it"
         )
+    methods = chosen(arguments, run.config)
     print(f"{arguments.run}, weights of epoch {run.epoch}")
     print(reports.assess(run, split, arguments.limit).text, flush=True)
 
     # Estimates
     name = "log_marginal" if arguments.split == "test" else f"log_marginal_{arguments.split}"
     path = arguments.run / f"{name}.json"
-    for method in chosen(arguments, run.config):
+    for method in methods:
         partial = arguments.run / f"{name}.{method}.partial"
         limit = arguments.limit if method != "bidirectional" else arguments.num_simulated
         try:
@@ -102,20 +104,26 @@ def main() -> None:
 
 
 def chosen(arguments: Arguments, config: experiment.Config) -> list[str]:
-    """The methods, once each."""
-    if "all" not in arguments.method:
-        return list(dict.fromkeys(arguments.method))
-    latent_dim = config.latent_dim
-    left_out = [method for method, most in experiment.MOST_DIMENSIONS.items() if latent_dim > most]
-    if left_out and not config.has_codes:
-        print(f"{latent_dim} latent dimensions are too many for {' and '.join(left_out)}")
-    if config.has_codes:
-        left_out = [method for method in experiment.ESTIMATORS if method != "importance_sampling"]
-        print("codes are discrete, so that of all methods only importance_sampling, their bound, is left")
-    if config.prior == "sphere":
-        left_out = [method for method in experiment.ESTIMATORS if method != "importance_sampling"]
-        print("a sphere cannot be mapped to all real numbers, so only importance_sampling works there")
-    return [method for method in experiment.ESTIMATORS if method not in left_out]
+    """The methods, once each; raises ``ConfigError`` if one that was asked for does not fit the latents."""
+    takes_all = "all" in arguments.method
+    fitting = []
+    for method in experiment.ESTIMATORS if takes_all else dict.fromkeys(arguments.method):
+        why = None
+        if method != "importance_sampling" and config.has_codes:
+            why = "codes are discrete; importance_sampling gives their bound"
+        elif method != "importance_sampling" and config.prior == "sphere":
+            why = "a sphere cannot be mapped to all real numbers; importance_sampling needs not"
+        elif config.latent_dim > experiment.MOST_DIMENSIONS.get(method, math.inf) and (
+            takes_all or method == "quadrature"  # hmc only gets worse
+        ):
+            why = f"{config.latent_dim} latent dimensions are too many; ais takes any number"
+        if why is None:
+            fitting.append(method)
+        elif takes_all:
+            print(f"without {method}: {why}")
+        else:
+            raise experiment.ConfigError(f"{method} does not fit this run: {why}")
+    return fitting
 
 
 def settings(arguments: Arguments, run: runs.Run, method: str) -> dict:

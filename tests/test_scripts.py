@@ -506,4 +506,33 @@ def test_a_prior_is_fitted_to_the_codes_of_a_vq_vae(tmp_path):
     assert same(old["guide"], new["guide"])
     assert torch.equal(old["model"]["prior.codebook.vectors"], new["model"]["prior.codebook.vectors"])
     done = run("estimate", "refitted", "--method", "all", "--limit", 20, cwd=tmp_path)
-    assert "only importance_sampling works there" in done.stdout
+    assert "without ais: codes are discrete" in done.stdout
+    assert re.search(r"log p\(x\) ≥ -\d+\.\d\d nats per datum", done.stdout)
+    assert "Monte Carlo)" not in done.stdout
+    assert not (tmp_path / "refitted" / "figures" / "sandwich.png").exists()
+    refused = run("estimate", "refitted", "--method", "ais", cwd=tmp_path, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ais does not fit this run: codes are discrete")
+    refused = run("estimate", "refitted", "--method", "hmc", "quadrature", cwd=tmp_path, check=False)
+    assert "Traceback" not in refused.stderr
+
+
+def test_methods_that_do_not_fit_the_latents_are_refused_before_any_work(tmp_path):
+    run(
+        "train",
+        "--hidden",
+        20,
+        "--latent-dim",
+        4,
+        "--epochs",
+        1,
+        "--test-samples",
+        2,
+        "--out",
+        "r",
+        cwd=tmp_path,
+    )
+    refused = run("estimate", "r", "--method", "ais", "quadrature", cwd=tmp_path, check=False)
+    assert refused.returncode == 1
+    assert "quadrature does not fit this run: 4 latent dimensions" in refused.stderr
+    assert "ais" not in refused.stdout

@@ -170,6 +170,8 @@ class LogMarginal:
 
 def _diagnoses(result: LogMarginal) -> list[str]:
     """What the diagnostics say, in words."""
+    if result.is_of_codes:  # of one weight there is nothing to diagnose
+        return result.settings.get("notes", [])
     lines = []
     if result.ess is not None:
         lines.append(f"median effective sample size {result.ess.median().item():.0f}")

@@ -59,6 +59,8 @@ def table(estimates: Mapping[str, LogMarginal]) -> str:
 
 
 def _diagnostics(estimate: LogMarginal) -> str:
+    if estimate.is_of_codes:
+        return ""
     found = []
     if estimate.khat is not None:
         found.append(f"k-hat > 0.7: {100 * estimate.unreliable_share:.1f} %")
