@@ -238,6 +238,11 @@ class Sweep:
             raise ConfigError("--trials needs Optuna: pip install 'pyro_vae[sweep]'") from None
         if experiment.load_data(self.base).valid is None:
             raise ConfigError(f"a search goes by the bound on validation data, and {self.base.data} has none")
+        priors = self.choices.get("prior", [])
+        if "flat" in priors and len(priors) > 1:
+            raise ConfigError(
+                "a search cannot rank autoencoders (prior flat) among others: they have no bound"
+            )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal = optuna.storages.journal.JournalFileBackend(str(self.folder / "optuna.log"))
         study = optuna.create_study(
@@ -318,7 +323,7 @@ class Sweep:
         with self._lock:
             if folder not in self.finished:
                 self.finished.append(folder)
-        return best_bound(folder)
+        return best_bound(folder, config)
 
 
 def name(change: Mapping[str, Any]) -> str:
@@ -340,11 +345,12 @@ def suggest(trial: Any, key: str, values: list[Any] | tuple[float, float]) -> An
 
 def is_finished(folder: Path, config: Config) -> bool:
     """Whether this run has been trained and tested."""
-    if not (folder / "log_marginal.json").exists():
+    last = "metrics.jsonl" if config.is_autoencoder else "log_marginal.json"
+    if not (folder / last).exists():
         return False
     if differing := runs.differences(runs.load_config(folder), config):
         raise ConfigError(f"{folder} holds a run of another configuration: {differing}")
-    return any("test/elbo" in row for row in rows(folder))
+    return any(f"test/{config.bound}" in row for row in rows(folder))
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -354,9 +360,10 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
     yield from read_metrics(folder)
 
 
-def best_bound(folder: Path) -> float | None:
-    """The best bound on validation data; None if there are none."""
-    return max((row["valid/elbo"] for row in rows(folder) if "valid/elbo" in row), default=None)
+def best_bound(folder: Path, config: Config) -> float | None:
+    """The best bound on validation data, or an autoencoder's log-likelihood; None if there are none."""
+    metric = f"valid/{config.bound}"
+    return max((row[metric] for row in rows(folder) if metric in row), default=None)
 
 
 # ------------------------------------------------------------------------------------- comparing it
@@ -367,7 +374,8 @@ def report(folder: Path, finished: list[Path], failed: Mapping[Path, str]) -> No
     from pyro_vae.marginal_likelihood import arviz_comparison, compare, load_estimates
 
     groups: dict[tuple, dict[str, Any]] = {}
-    for run in sorted(finished):
+    without = [run for run in finished if not (run / "log_marginal.json").exists()]  # autoencoders
+    for run in sorted(set(finished) - set(without)):
         for estimate in load_estimates(run / "log_marginal.json").values():
             if estimate.method == "importance_sampling":
                 kind = estimate.settings["data_checksum"], estimate.settings["scores"]
@@ -381,6 +389,7 @@ def report(folder: Path, finished: list[Path], failed: Mapping[Path, str]) -> No
         else:
             texts += [str(compare(estimates)), "", "ArviZ (leave-one-out):", arviz_comparison(estimates)]
         texts.append("")
+    texts += [f"{run.name}: an autoencoder has no log p(x)" for run in without]
     for run, said in failed.items():
         texts.append(f"failed: {run}: {said} (all of it is in {run}.log)")
     text = "\n".join(texts).rstrip()

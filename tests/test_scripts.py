@@ -389,6 +389,19 @@ def test_a_sweep_ranks_all_combinations_and_goes_on(tmp_path):
     assert "holds another sweep" in other.stderr
 
 
+def test_a_sweep_says_that_autoencoders_have_no_log_marginal(tmp_path):
+    options = ("--vary", "prior=standard_normal,flat", "--hidden", 10, "--epochs", 1, "--test-samples", 10)
+    done = run("sweep", "sweep", *options, cwd=tmp_path)
+    assert "prior=standard_normal: -" in done.stdout
+    assert "prior=flat: an autoencoder has no log p(x)" in done.stdout
+    checkpoint = tmp_path / "sweep" / "prior=flat" / "checkpoint.pt"
+    before = checkpoint.stat().st_mtime_ns
+    run("sweep", "sweep", cwd=tmp_path)
+    assert checkpoint.stat().st_mtime_ns == before
+    done = run("sweep", "search", *options, "--trials", 2, cwd=tmp_path, check=False)
+    assert "cannot rank autoencoders" in done.stderr
+
+
 def test_a_search_tries_what_optuna_proposes_and_can_be_extended(tmp_path):
     vary = ("--vary", "learning_rate=1e-3..1e-1", "prior=standard_normal,mixture_of_normals")
     done = run("sweep", "search", *vary, *SMALL, "--epochs", 1, "--trials", 2, cwd=tmp_path)
