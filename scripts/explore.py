@@ -173,10 +173,8 @@ class Page:
         return self.label.value if self.explorer.num_classes else 0
 
     def show_plane(self) -> None:
-        """Draw the plane of the chosen dimensions, which are two."""
-        if (
-            self.horizontal.value == self.vertical.value
-        ):  # the one that was not changed takes the other's place
+        """Draw the plane of the chosen dimensions; where they are one, the unchanged menu gives way."""
+        if self.horizontal.value == self.vertical.value:
             first, second = self.plane.dims
             if self.horizontal.value == first:
                 self.horizontal.set_value(second)

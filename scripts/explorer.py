@@ -105,10 +105,13 @@ class Explorer:
             if not known.all():
                 pair, what = self._degraded(x, known, context), "log p(known part)"
             model, guide, batch = pair
-            count = 1 if self.config.has_codes else 2000
-            found = importance_sampling(model, guide, *batch, num_samples=count, progress=False)
             # Of a part, the guide proposes one completion of many, and k-hat cannot see the others.
-            if self.completes and (found.khat[0] > 0.7 or not known.all()):
+            anneals = self.completes and not known.all()
+            if not anneals:
+                count = 1 if self.config.has_codes else 2000
+                found = importance_sampling(model, guide, *batch, num_samples=count, progress=False)
+                anneals = self.completes and found.khat[0] > 0.7
+            if anneals:
                 found = annealed(model, guide, *batch, num_chains=32, progress=False)
         if context:
             what = f"{what[:-1]} | class {label})"

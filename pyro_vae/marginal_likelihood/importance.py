@@ -118,7 +118,7 @@ def importance_sampling(
             f"of {impossible:,} data all draws of the guide are impossible for the model: do their latents "
             "have the same support (a VQ-VAE's the same codebook)?"
         )
-    is_of_codes = _has_one_value(guide, *batch)
+    is_of_codes = _has_codes(guide, *batch)
     if is_of_codes:
         columns["std_error"] = torch.zeros_like(columns["std_error"])
     with evaluation(model, guide):
@@ -140,8 +140,8 @@ def importance_sampling(
         )
 
 
-def _has_one_value(guide: Program, *batch: Tensor) -> bool:
-    """Whether the guide is that of a VQ-VAE."""
+def _has_codes(guide: Program, *batch: Tensor) -> bool:
+    """Whether the guide is that of a VQ-VAE, with one code for a datum."""
     with evaluation(guide), torch.random.fork_rng():
         sites = guide_distributions(guide, *(part[:1] for part in batch))
     return any(isinstance(base_distribution(fn), QuantizedPoint) for fn in sites.values())

@@ -94,6 +94,9 @@ class Linear(Degradation):
     Args:
         matrix: A, shape ``(observed, data)``; None for the identity, which is noise alone.
         noise_scale: :math:`\sigma > 0`, in the unit of x.
+
+    Raises:
+        ValueError: If the noise_scale is not positive and finite.
     """
 
     matrix: Tensor | None

@@ -64,8 +64,8 @@ def restore(
         progress: Show a progress bar.
 
     Raises:
-        ValueError, SupportError: As :func:`degraded` and ``posterior.sample_posterior``; for codes of a
-            VQ-VAE, which are discrete.
+        TypeError, ValueError, SupportError: As :func:`degraded` and ``posterior.sample_posterior``; for codes
+            of a VQ-VAE, which are discrete.
     """
     pair = degraded(model, guide, degradation, y, *context)
     if not 1 <= num_samples <= num_chains * num_draws:
@@ -211,6 +211,7 @@ def log_missing(
         **settings: Of the estimate.
 
     Raises:
+        TypeError: If the estimate gives something else than a ``LogMarginal``.
         ValueError, SupportError: As :func:`degraded` and the estimate; if ``observed`` is no mask for x.
     """
     pair = degraded(model, guide, Mask(), _seen(x, observed), *context)
