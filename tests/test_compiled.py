@@ -590,7 +590,6 @@ def test_a_seed_reproduces_a_run():
     ("reason", "message"),
     [
         ("InvalidCxxCompiler: No working C++ compiler", r"No working C\+\+ compiler\); install g\+\+"),
-        ("ImportError: a.so: invalid ELF header", r"invalid ELF header\); if this file was damaged"),
         ("no kernel for this", r"\(RuntimeError: no kernel for this\)$"),
     ],
 )
@@ -682,7 +681,7 @@ def test_importance_sampling_is_the_same_compiled(monkeypatch):
     x = (torch.rand(300, 16) < 0.3).float()
     torch.manual_seed(0)
     eager = importance_sampling(model, guide, x, num_samples=1500, progress=False)
-    monkeypatch.setattr("pyro_vae.compiled.function._WORTH_SECONDS", 0.0)
+    monkeypatch.setattr("pyro_vae.compiled.function._WORTH", 0.0)
     monkeypatch.setattr("pyro_vae.compiled.function._EAGER_CALLS", 2)
     torch.manual_seed(0)
     compiled = importance_sampling(model, guide, x, num_samples=1500, progress=False)

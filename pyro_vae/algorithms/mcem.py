@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from pyro_vae import hmc
 from pyro_vae.algorithms.svi import SVI
+from pyro_vae.arguments import Count, check, check_arguments, checked
 from pyro_vae.compiled import CompiledFunction, Outputs
 from pyro_vae.objectives import MAP, Objective
-from pyro_vae.traces import Program, at_unconstrained, draw_latents, unconstrain
+from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained, training_step
 
 _FIRST_STEP_SIZE = 0.1
 _ADAPTATION = 0.5  # of the logarithm of the step size, for acceptances that are 1 too high
@@ -52,25 +53,19 @@ class MCEM:
 
     guide = None
 
+    @checked
     def __init__(
         self,
         model: Any,
         optimizer: Any,
-        num_data: int,
+        num_data: Count,
         *,
         weight_prior: bool = False,
-        num_leapfrog: int = 10,
+        num_leapfrog: Count = 10,
         target_acceptance: float = 0.9,
-        num_updates: int = 5,
+        num_updates: Count = 5,
         compile: bool | Literal["always"] = True,  # noqa: A002
     ) -> None:
-        for name, number in (
-            ("num_data", num_data),
-            ("num_leapfrog", num_leapfrog),
-            ("num_updates", num_updates),
-        ):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
         if not 0 < target_acceptance < 1:
             raise ValueError(f"target_acceptance must lie between 0 and 1, not at {target_acceptance}")
         self.num_data = num_data
@@ -110,8 +105,14 @@ class MCEM:
             SupportError, ValueError: On the first step, if the data do not suit the model, or the positions
                 are none.
         """
+        with training_step():
+            return self._step(*batch)
+
+    def _step(self, *batch: Tensor) -> dict[str, Tensor]:
         *arguments, index = batch
         if not self.chains:
+            check_arguments(batch)
+            check("the last argument, the positions of the data,", index, Tensor)
             self._make_chains(arguments, index)
         chains = {name: chain[index][None] for name, chain in self.chains.items()}
         inputs = chains, self._started[index], self._log_step_size.exp(), *arguments
@@ -191,16 +192,16 @@ class MCEM:
             self._started = state["started"].to(device)
             self._log_step_size = state["log_step_size"].to(device)
 
-    def expect(self, num_steps: int) -> None:
+    def expect(self, num_steps: int | None) -> None:
         """As :meth:`SVI.expect`."""
-        self._updates.expect(num_steps * self.num_updates)
+        self._updates.expect(None if num_steps is None else num_steps * self.num_updates)
         self._graph.planned_calls = num_steps
 
 
 def _from_prior(model: Program, *arguments: Tensor) -> hmc.Position:
     """Draws of the continuous latents from the prior, unconstrained, one of every datum."""
     with torch.no_grad():
-        return unconstrain(model, draw_latents(model, *arguments, num_samples=1), *arguments)
+        return draw_unconstrained(model, *arguments, num_samples=1)
 
 
 class _CompleteData(Objective):

@@ -7,10 +7,13 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro.infer import ELBO
-from pyro.optim import PyroOptim
-from torch import Tensor
+from pyro.optim import PyroLRScheduler, PyroOptim
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
 
 from pyro_vae.compiled import CompiledStep, NotCompiledWarning, Outputs
+from pyro_vae.compiled.survey import is_library
+from pyro_vae.traces import parameters_in_the_store, training_step
 
 
 class PyroSVI(pyro.infer.SVI):
@@ -24,12 +27,19 @@ class PyroSVI(pyro.infer.SVI):
         model: The model.
         guide: The guide, with the same arguments.
         optim: An optimiser of ``pyro.optim``.
-        loss: What ``pyro.infer.SVI`` takes; compiled if it is an ELBO object with ``differentiable_loss``.
+        loss: What ``pyro.infer.SVI`` takes; compiled if it is an ELBO object with ``differentiable_loss``,
+            whose ``loss_and_grads`` is the library's.
+        loss_and_grads: As in ``pyro.infer.SVI``, for a ``loss`` that is a function; runs eagerly.
         compile: Compile once that is worth the seconds it costs; ``"always"`` from the second step on, False
             never.
 
     Raises:
         TypeError: If the optimiser is something else.
+
+    Warns:
+        UserWarning: If ``pyro.module`` found other parameters of that name in the store, so that those of the
+            module are not trained; once for every name.
+        NotCompiledWarning: If the programs run eagerly although they were to be compiled.
     """
 
     def __init__(
@@ -38,29 +48,28 @@ class PyroSVI(pyro.infer.SVI):
         guide: Callable[..., Any],
         optim: Any,
         loss: Any,
+        loss_and_grads: Callable[..., Any] | None = None,
         *,
         compile: bool | Literal["always"] = True,  # noqa: A002
+        **kwargs: Any,
     ) -> None:
         if not isinstance(optim, PyroOptim):
             raise TypeError(
                 f"optim must be one of pyro.optim, such as pyro.optim.Adam({{'lr': 1e-3}}), not {optim!r}; "
                 "with an optimiser of torch.optim use pyro_vae.SVI"
             )
-        super().__init__(model, guide, optim, loss)
+        super().__init__(model, guide, optim, loss, loss_and_grads, **kwargs)
         self._elbo = loss
+        self._given = self.loss, self.loss_and_grads
         self._compile = compile
+        self._store_names = _StoreNames()
         self._compiled = self._make_compiled()
-        self._is_first = True
 
     def _make_compiled(self) -> CompiledStep | None:
         if not self._compile:
             return None
-        if not (isinstance(self._elbo, ELBO) and hasattr(self._elbo, "differentiable_loss")):
-            warnings.warn(
-                f"not compiled, running eagerly: {type(self._elbo).__name__} has no differentiable_loss",
-                NotCompiledWarning,
-                stacklevel=3,
-            )
+        if (reason := _uncompiled(self._elbo)) is not None:
+            warnings.warn(f"not compiled, running eagerly: {reason}", NotCompiledWarning, stacklevel=4)
             return None
         return CompiledStep(
             self._losses,
@@ -69,33 +78,43 @@ class PyroSVI(pyro.infer.SVI):
             self._update,
             self._eager_step,
             always=self._compile == "always",
+            traced_only=True,
         )
 
-    def step(self, *args: Any, **kwargs: Any) -> float | Tensor:
-        """One update; returns the loss before it: minus the ELBO, summed over the batch, in nats.
+    def expect(self, num_steps: int) -> None:
+        """Say how many steps are to come, by which it is decided whether compiling is worth it."""
+        if self._compiled is not None:
+            self._compiled.function.planned_calls = num_steps
 
-        From the second step on it is a tensor that has not been looked at yet; ``float()`` does. Values are
-        checked as long as steps are eager, and a loss that is nan or infinite then updates nothing on a CPU.
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """One update; returns the loss before it as a number: minus the ELBO, summed over the batch, in nats.
+
+        Values are checked as long as steps are eager, and a loss that is nan or infinite updates nothing on a
+        CPU once steps are compiled, unless all of its gradients are finite.
         """
         if self._compiled is not None and not self._compiled.is_of(self.model, self.guide, self._elbo):
             self._compiled = self._make_compiled()
-        if self._is_first or self._compiled is None:
-            self._is_first = False  # makes the parameters and their optimisers, and checks the programs
-            return super().step(*args, **kwargs)
-        return self._compiled.step(*args, **kwargs)["loss"]
+        # Somebody may have set others.
+        is_replaced = (self.loss, self.loss_and_grads) != self._given
+        if self._compiled is None or is_replaced:
+            with self._store_names:
+                return super().step(*args, **kwargs)
+        return self._compiled.step(*args, **kwargs)["loss"].item()
 
     def _eager_step(self, *args: Any, **kwargs: Any) -> Outputs:
-        return {"loss": torch.as_tensor(super().step(*args, **kwargs))}
+        with self._store_names:
+            return {"loss": torch.as_tensor(super().step(*args, **kwargs))}
 
     def _losses(self, *args: Any, **kwargs: Any) -> Outputs:
-        with pyro.validation_enabled(False):
+        with self._store_names, parameters_in_the_store(), training_step():
             loss = self._elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
         return {"loss": torch.as_tensor(loss)}
 
     def _optimizers(self) -> list[Any] | None:
         own = self.optim.optim_objs
         params = self._compiled.function.trainable
-        if any(self.optim.grad_clip.values()) or any(p not in own for p in params):
+        is_pyros = type(self.optim).__call__ in (PyroOptim.__call__, PyroLRScheduler.__call__)
+        if not is_pyros or any(self.optim.grad_clip.values()) or any(p not in own for p in params):
             return None
         return [getattr(own[p], "optimizer", own[p]) for p in params]  # schedulers have one
 
@@ -104,3 +123,50 @@ class PyroSVI(pyro.infer.SVI):
             param.grad = gradient
         self.optim(params)
         pyro.infer.util.zero_grads(params)
+
+
+def _uncompiled(loss: Any) -> str | None:
+    """Why such a loss is not compiled: ``pyro.infer.SVI`` asks its ``loss_and_grads``, a graph does not."""
+    kind = type(loss)
+    if not (isinstance(loss, ELBO) and hasattr(loss, "differentiable_loss")):
+        return f"{kind.__name__} has no differentiable_loss"
+    homes = {
+        name: next(base for base in kind.__mro__ if name in vars(base)).__module__
+        for name in ("loss_and_grads", "differentiable_loss")
+    }
+    own = {name: name in vars(loss) or not _is_known(home) for name, home in homes.items()}
+    if own["loss_and_grads"]:
+        return f"{kind.__name__} has a loss_and_grads of its own, which a graph would not ask"
+    if own["differentiable_loss"] and not homes["loss_and_grads"].startswith("pyro_vae."):
+        return f"{kind.__name__} has a differentiable_loss that its loss_and_grads does not ask"
+    return None
+
+
+def _is_known(module: str) -> bool:
+    return is_library(module) or module.startswith("pyro_vae.")
+
+
+class _StoreNames(Messenger):
+    """Looks whether ``pyro.module`` finds the module's parameters in the store, or others of its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: set[str] = set()
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        name, given = msg["name"], msg["args"][1] if len(msg["args"]) > 1 else None
+        if "$$$" not in name or not isinstance(given, nn.Parameter) or name in self._known:
+            return
+        value = msg["value"]
+        if (value.unconstrained() if hasattr(value, "unconstrained") else value) is not given:
+            self._known.add(name)
+            module, parameter = name.split("$$$", 1)
+            warnings.warn(
+                f"pyro.module({module!r}, ...) found another parameter {parameter!r} in Pyro's store, as "
+                "when a cell of a notebook is run again, a store was loaded or a layer replaced: the "
+                "optimiser has the store's, and the module's is used and not trained. Call "
+                "pyro.clear_param_store() before, give the module another name, or load by "
+                "pyro.module(..., update_module_params=True)",
+                UserWarning,
+                stacklevel=2,
+            )

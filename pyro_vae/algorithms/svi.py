@@ -7,6 +7,7 @@ parameters, which stay in their modules, in checking values on the first step on
 trainings as compiled graphs.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -14,11 +15,52 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.optim import PyroOptim
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_vae.arguments import check_arguments, checked, found
 from pyro_vae.compiled import CompiledStep, can_update
+from pyro_vae.compiled.survey import Survey
 from pyro_vae.objectives import loss_and_metrics
-from pyro_vae.traces import local_parameters
+from pyro_vae.traces import local_parameters, made_for_the_store, modules_of
+
+
+class _Observing(Messenger):
+    """Notes which of two modules observes something, to tell model and guide that were swapped."""
+
+    def __init__(self, model: nn.Module, guide: nn.Module) -> None:
+        super().__init__()
+        self.programs = model, guide
+        self.running: list[nn.Module] = []
+        self.observed: set[int] = set()
+        self.hooks: list[Any] = []
+
+    def __enter__(self) -> "_Observing":
+        for program in self.programs:
+            self.hooks += [
+                program.register_forward_pre_hook(lambda module, _: self.running.append(module)),
+                program.register_forward_hook(lambda *_: self.running.remove(_[0])),
+            ]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def _pyro_sample(self, message: dict) -> None:
+        if self.running and message["is_observed"]:
+            self.observed.add(id(self.running[-1]))
+
+    def check(self) -> None:
+        """Raise ``ValueError`` if the guide alone observes."""
+        model, guide = self.programs
+        if model is not guide and id(guide) in self.observed and id(model) not in self.observed:
+            raise ValueError(
+                f"the model ({type(model).__name__}) observes nothing and the guide ({type(guide).__name__}) "
+                "does: they are swapped; the model comes first, as in SVI(model, guide, ...)"
+            )
 
 
 class SVI:
@@ -39,6 +81,7 @@ class SVI:
         TypeError: If one of them is something else.
     """
 
+    @checked
     def __init__(
         self,
         model: Any,
@@ -51,20 +94,40 @@ class SVI:
         for program in (model, guide):
             if not isinstance(program, nn.Module):
                 raise TypeError(
-                    f"model and guide must be modules, not {program!r}: put the parameters into an "
+                    f"model and guide must be modules, not {found(program)}: put the parameters into an "
                     "nn.Module, where torch's optimiser sees them, or use pyro_vae.PyroSVI"
                 )
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer must be one of torch.optim over parameters, not {optimizer!r}")
-        if loss is not None and not hasattr(loss, "differentiable_loss"):
-            raise TypeError(f"loss must be an ELBO object, such as pyro.infer.Trace_ELBO(), not {loss!r}")
+            raise TypeError(
+                f"optimizer must be one of torch.optim over parameters, such as "
+                f"torch.optim.Adam([*model.parameters(), *guide.parameters()]), not {found(optimizer)}"
+                + "; those of pyro.optim go with pyro_vae.PyroSVI"
+                * isinstance(optimizer, PyroOptim)
+            )
+        if loss is not None and (isinstance(loss, type) or not hasattr(loss, "differentiable_loss")):
+            raise TypeError(
+                f"loss must be an ELBO object, such as pyro.infer.Trace_ELBO(), not {found(loss)}"
+            )
+        self._check_moves(optimizer, model, guide, loss)
         self.model = model
         self.guide = guide
         self.optimizer = optimizer
         self.loss = Trace_ELBO() if loss is None else loss
         self._validate = True
+        self._known_parts: list[Any] = []
         self._compile = compile
         self._compiled = self._make_compiled()
+
+    @staticmethod
+    def _check_moves(optimizer: torch.optim.Optimizer, *roots: Any) -> None:
+        """Raise ``ValueError`` if the optimiser has parameters of something else only."""
+        moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        reached = (p for module in Survey(roots).modules for p in module.parameters())
+        if moved.isdisjoint(map(id, reached)):
+            raise ValueError(
+                "the optimizer moves no parameter of model or guide, so that nothing would be trained: make "
+                "it of theirs, torch.optim.Adam([*model.parameters(), *guide.parameters()])"
+            )
 
     def _make_compiled(self) -> CompiledStep | None:
         if not self._compile:
@@ -100,11 +163,8 @@ class SVI:
             SupportError, ValueError: On the first step, if the data do not suit the programs, or a program
                 has a ``pyro.param`` that the optimiser does not see.
         """
-        if self._validate:
-            metrics = self._first_step(*batch)
-        else:
-            compiled = self._current
-            metrics = (compiled.step if compiled else self._eager_step)(*batch)
+        compiled = self._current
+        metrics = (compiled.step if compiled else self._eager_step)(*batch)
         metrics.pop("loss")
         return metrics
 
@@ -131,24 +191,39 @@ class SVI:
             yield metrics, batch
 
     def _metrics(self, *batch: Tensor) -> dict[str, Tensor]:
-        with local_parameters(self.model, self.guide), pyro.validation_enabled(self._validate):
+        if self._validate:
+            return self._first_metrics(*batch)
+        with self._local(), pyro.validation_enabled(False):
             loss, metrics = loss_and_metrics(self.loss, self.model, self.guide, *batch)
         return {"loss": loss, **metrics}
 
-    def _first_step(self, *batch: Tensor) -> dict[str, Tensor]:
-        with poutine.trace(param_only=True) as parameters:
-            metrics = self._metrics(*batch)
+    def _local(self) -> contextlib.AbstractContextManager:
+        parts = [*self.model.modules(), *self.guide.modules(), self.loss]
+        if parts != self._known_parts:  # what they reach is looked for once, for it takes 3 ms
+            self._known_parts = parts
+            self._in_the_store = made_for_the_store(self.model, self.guide, self.loss)
+        return local_parameters(in_the_store=self._in_the_store)
+
+    def _first_metrics(self, *batch: Tensor) -> dict[str, Tensor]:
+        check_arguments(batch)
+        with (
+            self._local(),
+            pyro.validation_enabled(True),
+            poutine.trace(param_only=True) as parameters,
+            _Observing(self.model, self.guide) as observing,
+        ):
+            loss, metrics = loss_and_metrics(self.loss, self.model, self.guide, *batch)
+        observing.check()
         self._check_store(parameters.trace)
         self._validate = False
-        return self._update(metrics)
+        return {"loss": loss, **metrics}
 
     def _eager_step(self, *batch: Tensor) -> dict[str, Tensor]:
-        return self._update(self._metrics(*batch))
-
-    def _update(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        metrics = self._metrics(*batch)
         self.optimizer.zero_grad()
-        if can_update(metrics["loss"]):
-            metrics["loss"].backward()
+        metrics["loss"].backward()
+        gradients = [p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+        if can_update(metrics["loss"], gradients):
             self.optimizer.step()
         return metrics
 
@@ -164,7 +239,8 @@ class SVI:
     def _check_store(self, trace: poutine.Trace) -> None:
         """Parameters of the store that nobody would train are an error, not a surprise."""
         known = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        known |= {id(parameter) for module in (self.model, self.guide) for parameter in module.parameters()}
+        modules = (self.model, self.guide, *modules_of(self.loss))  # a loss may have a kernel
+        known |= {id(parameter) for module in modules for parameter in module.parameters()}
         for name in trace.param_nodes:
             value = trace.nodes[name]["value"]
             if id(value.unconstrained() if hasattr(value, "unconstrained") else value) not in known:
@@ -190,7 +266,11 @@ class SVI:
         if self._compiled is not None and state.get("compiled"):
             self._compiled.function.load_state_dict(state["compiled"])
 
-    def expect(self, num_steps: int) -> None:
-        """Say how many steps are to come, by which it is decided whether compiling is worth it."""
+    def expect(self, num_steps: int | None) -> None:
+        """Say how many steps are to come, by which it is decided whether compiling is worth it.
+
+        Args:
+            num_steps: None if nobody knows: as many as there were, then.
+        """
         if self._compiled is not None:
             self._compiled.function.planned_calls = num_steps

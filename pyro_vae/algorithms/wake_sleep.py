@@ -21,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vae.algorithms.svi import SVI
+from pyro_vae.arguments import Count, checked
 from pyro_vae.objectives import MAP, Objective
-from pyro_vae.traces import Program, draw, draw_guide, log_guide, log_joint, simulate
+from pyro_vae.traces import Program, draw, draw_guide, log_guide, log_joint, simulate, unmoved
 
 
 class WakeSleep:
@@ -41,13 +42,14 @@ class WakeSleep:
         TypeError: As :class:`SVI`.
     """
 
+    @checked
     def __init__(
         self,
         model: Any,
         guide: Any,
         optimizer: Any,
         *,
-        num_data: int | None = None,
+        num_data: Count | None = None,
         compile: bool | Literal["always"] = True,  # noqa: A002
     ) -> None:
         phases = _Phases() if num_data is None else MAP(num_data, _Phases())
@@ -96,7 +98,7 @@ class WakeSleep:
         """Restore what :meth:`state_dict` returned."""
         self._svi.load_state_dict(state)
 
-    def expect(self, num_steps: int) -> None:
+    def expect(self, num_steps: int | None) -> None:
         """As :meth:`SVI.expect`."""
         self._svi.expect(num_steps)
 
@@ -116,7 +118,7 @@ class _Phases(Objective):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """See ``objectives.loss_and_metrics``."""
         if pyro.settings.get("validate_poutine"):  # that the two fit each other
-            with torch.random.fork_rng(), torch.no_grad():
+            with unmoved(model, guide), torch.random.fork_rng(), torch.no_grad():
                 draw(model, guide, *batch, num_samples=1)
         with torch.no_grad():
             latents, log_q = draw_guide(guide, *batch, num_samples=1)

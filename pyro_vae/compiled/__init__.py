@@ -6,25 +6,34 @@ tracer, :func:`torch.fx.experimental.proxy_tensor.make_fx`, which records the op
 derivative included; Inductor compiles the record, and later steps run it.
 
 What can be captured: programs whose sites, shapes and path through Python are the same at every run with
-arguments of the same shapes. Random draws are part of the graph. Before anything is compiled the program is
-run on copies, to see what running it changes, and captured twice; at calls that grow rarer compiled results
-are compared with eager ones. What cannot be captured runs eagerly, with one :class:`NotCompiledWarning`:
+arguments of the same shapes. Random draws are part of the graph. Before anything is compiled one of the calls
+that were due anyway runs eagerly and is watched (:mod:`pyro_vae.compiled.trial`): what it changes in all that
+the programs reach (:mod:`pyro_vae.compiled.heap`), and what it calls besides torch
+(:mod:`pyro_vae.compiled.witness`). Nothing is run on top of that, so there is nothing to undo. Then it is
+captured twice, and at calls that grow rarer compiled results are compared with watched eager ones. What
+cannot be captured runs eagerly, with one :class:`NotCompiledWarning`:
 
 - looking at values of tensors (``.item()``, ``if tensor > 0``, ``numpy()``, sizes that depend on data);
-- randomness or counters of Python in the path: ``random``, ``numpy.random``, generators of one's own,
-  iterators, the time, ``torch.manual_seed``;
-- side effects: ``self.calls += 1``, ``self.last_z = z``, appending to a list, changing an argument;
-- a set of sites that changes from run to run; arguments of more than a few shapes;
+- side effects, wherever they lie and whatever the class inherits from: ``self.calls += 1``,
+  ``self.last_z = z``, appending to a list, numbers in an array, changing an argument, printing, logging,
+  writing a file, hooks that record; what is made once, such as an entry of a cache, is waited for;
+- what lies outside of the program: ``random``, ``numpy.random``, generators of one's own, iterators, the
+  time, seeds, files, the environment, context variables, tables of pandas, Pyro's store read other than by
+  ``pyro.param``;
+- a set of sites that changes from run to run; arguments of more than a few shapes; a Python number among
+  them that changes again and again;
 - tensors that require gradients and are neither parameters of a module nor in the store; gradient hooks;
+- an ELBO with a ``loss_and_grads`` of its own under ``PyroSVI``;
 - modules of ``torch.jit``, ``JitTrace_ELBO``, sparse arguments, and ``nn.LSTM`` on a CPU, whose derivative
   torch does not record the same way twice.
 
-What a program reads may change between calls, and is compared before each, which takes 20 µs
-(:mod:`pyro_vae.compiled.survey`): attributes and containers of modules and other objects, classes, globals,
-closures, hooks, parameters and their layout. Values of tensors are read anew and need no comparison; anything
-else that changes gets a graph of its own, up to a few. Of containers of more than 1,000 entries only the
-length is compared, and what libraries keep to themselves is not. Printing happens only while a program runs
-eagerly or is captured.
+What a program reads may change between calls, and is compared before each, which takes some 20 µs
+(:mod:`pyro_vae.compiled.survey`): attributes and containers of modules and other objects, classes, code,
+defaults, globals, closures, hooks, arrays up to 1 MB, parameters and their layout. Values of tensors are read
+anew and need no comparison; anything else that changes gets a graph of its own, up to a few. Of containers of
+more than 1,000 entries only the length is compared. Handlers of torch or Pyro, anomaly detection or a
+profiler around a step let it run eagerly. When compiling begins hangs on counts alone
+(:mod:`pyro_vae.compiled.work`), so that a run that was interrupted computes the same bits.
 """
 
 from pyro_vae.compiled.capture import Outputs

@@ -7,13 +7,11 @@ fake tensors there is no value to see, and the attempt is reported with its line
 """
 
 import contextlib
-import random
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from unittest import mock
 
-import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
@@ -21,6 +19,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.overrides import TorchFunctionMode
 
+from pyro_vae.compiled.heap import Heap
 from pyro_vae.compiled.state import CaptureError, ProgramState
 
 Outputs = dict[str, Tensor]
@@ -45,7 +44,10 @@ def capture(
     function: Callable[..., Outputs],
     state: ProgramState,
     leaves: Sequence[Tensor],
-    trainable: Sequence[Tensor] = (),
+    trainable: Sequence[Tensor],
+    before: Heap,
+    *,
+    traced_only: bool = False,
 ) -> Graph:
     """The graph of ``function(*leaves)``, captured twice to see whether it is the same both times.
 
@@ -54,33 +56,25 @@ def capture(
         state: What the programs read.
         leaves: The arguments.
         trainable: Tensors of the state by which output ``"loss"`` is differentiated.
+        before: What the programs reach, to put it back.
+        traced_only: Whether other tensors that require gradients are not to be trained.
 
     Raises:
         CaptureError: If there is no graph, or not one for all runs.
     """
-    generators = random.getstate(), _numpy_state()
-    before = state.snapshot()
     try:
         first, names, sites = _trace(function, state, leaves, trainable)
-        drawn = [a != b for a, b in zip(generators, (random.getstate(), _numpy_state()), strict=True)]
         second, _, _ = _trace(function, state, leaves, trainable)
     finally:
         before.restore()  # tensors without values may have been left in it
     where = _first_difference(first, second)
-    if drawn[1]:
-        raise CaptureError(f"it draws from NumPy's random generator: {_DRAW_OTHERWISE}")
-    line = _who_draws(lambda: _trace(function, state, leaves, trainable)) if drawn[0] else None
-    if line is not None:
-        raise CaptureError(f"it draws from Python's random generator at {line}: {_DRAW_OTHERWISE}")
     if where is not None:
         raise CaptureError(
             "it does not do the same twice: run again with the same arguments it takes another path or uses "
             f"other numbers {_site_of(sites, where)}"
         )
     graph = Graph(first, _lift_constants(first, len(leaves)), names)
-    # Of parameters in the store those may be here that poutine.block hides on purpose.
-    stored = set(pyro.get_param_store()._params.values())
-    if trainable and any(tensor.requires_grad and tensor not in stored for tensor in graph.constants):
+    if trainable and not traced_only and any(tensor.requires_grad for tensor in graph.constants):
         raise CaptureError(
             "it uses a tensor that requires gradients but is neither a parameter of a module nor in Pyro's "
             "store: make it an nn.Parameter of the model or the guide"
@@ -88,41 +82,9 @@ def capture(
     return graph
 
 
-_DRAW_OTHERWISE = "draw by pyro.sample or torch"
-
-
-def _who_draws(run: Callable[[], object]) -> str | None:
-    """The line that draws from the module ``random``; None if only a checker of types does (beartype)."""
-    lines: list[str] = []
-    shared = random.random.__self__
-
-    def note(frame: types.FrameType) -> None:
-        while frame.f_globals.get("__name__") == "random":
-            frame = frame.f_back
-        if _asks(frame):
-            lines.append(_line_of(frame))
-
-    # Of everything that is called, so this is kept short.
-    sys.setprofile(
-        lambda frame, event, function: (
-            event == "c_call" and getattr(function, "__self__", None) is shared and note(frame)
-        )
-    )
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return lines[0] if lines else None
-
-
 def _site_of(sites: list[tuple[int, str]], position: int) -> str:
     """The site that had begun when the graph had so many nodes."""
     return next((text for count, text in reversed(sites) if count <= position), "before the first site")
-
-
-def _numpy_state() -> tuple:
-    kind, keys, *rest = np.random.get_state()
-    return (kind, keys.tobytes(), *rest)
 
 
 def _trace(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.compiled.capture import Outputs
-from pyro_vae.compiled.function import agree
+from pyro_vae.compiled.variant import agree
 
 
 def can_launch(tensors: Sequence[Tensor]) -> bool:

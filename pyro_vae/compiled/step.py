@@ -19,12 +19,16 @@ from pyro_vae.compiled.updates import FusedUpdate, has_fused_update
 _STEPS_A_LAUNCH = 20
 
 
-def can_update(loss: Tensor) -> bool:
-    """Whether to update by this loss: on a CPU, where looking costs nothing, not if it is nan or infinite.
+def can_update(loss: Tensor, gradients: Iterable[Tensor]) -> bool:
+    """Whether to update by these gradients: on a CPU, where looking is cheap, not if any is nan or infinite.
 
-    Whoever looks at the metrics then finds the parameters that led there.
+    Whoever looks at the metrics then finds the parameters that led there. An infinite loss alone says
+    nothing: that of ``TraceTailAdaptive_ELBO`` is infinite by design. A finite one is taken to have finite
+    gradients.
     """
-    return loss.device.type != "cpu" or math.isfinite(loss.item())
+    if loss.device.type != "cpu" or math.isfinite(loss.item()):
+        return True
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 class CompiledStep:
@@ -39,6 +43,7 @@ class CompiledStep:
         always: Compile at once, whether it is worth it or not.
         clears_gradients: Whether ``grad`` of parameters is None after a compiled step, not what an eager
             step before has left there.
+        traced_only: Train only the parameters that Pyro's handlers see, as ``pyro.infer.SVI`` does.
     """
 
     def __init__(
@@ -51,8 +56,11 @@ class CompiledStep:
         *,
         always: bool = False,
         clears_gradients: bool = False,
+        traced_only: bool = False,
     ) -> None:
-        self.function = CompiledFunction(function, roots, differentiate=True, eager=eager, always=always)
+        self.function = CompiledFunction(
+            function, roots, differentiate=True, eager=eager, always=always, traced_only=traced_only
+        )
         self._optimizers = optimizers
         self._update = update
         self._clears_gradients = clears_gradients
@@ -75,7 +83,7 @@ class CompiledStep:
             if outputs is not None:
                 return outputs
         outputs, gradients = self.function(*args, **kwargs)
-        if gradients and can_update(outputs["loss"]):
+        if gradients and can_update(outputs["loss"], gradients):
             params, optimizers = self.function.trainable, self._optimizers()
             if not self._has_fused(optimizers, params):
                 self._fused = None

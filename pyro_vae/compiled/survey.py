@@ -11,11 +11,13 @@ import datetime
 import dis
 import functools
 import inspect
+import logging
 import random
+import re
 import sys
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -23,42 +25,52 @@ import numpy as np
 import torch
 from pyro.infer import ELBO
 from pyro.nn import PyroModule
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device, Enum)
 _LIBRARIES = {
     *sys.stdlib_module_names,
     *("torch", "torchvision", "pyro", "beartype", "jaxtyping", "numpy", "scipy", "sklearn", "pandas"),
     *("matplotlib", "arviz", "xarray", "tqdm", "tyro", "IPython", "pytest", "funsor", "opt_einsum"),
+    *("_pytest", "pluggy", "ipykernel", "optuna", "nicegui", "polars", "pyarrow"),
 }
+# Of these, what keeps to itself what it needs from run to run, as PyTorch's and Pyro's objects do.
+DISCREET = {"torch", "torchvision", "pyro", "jaxtyping", "beartype", "funsor", "opt_einsum"}
 _OWN_TOOLS = tuple(
     f"pyro_vae.{name}" for name in ("compiled", "algorithms", "training", "data", "models.program")
 )
 # Of the libraries: what users keep numbers, tensors and functions in.
 OPEN_ARGUMENTS = (types.SimpleNamespace, argparse.Namespace)
-_OPEN_TYPES = (ELBO, Messenger, Distribution, Transform, *OPEN_ARGUMENTS)
+# Objects that are worlds of their own, which no program of Pyro is about.
+CLOSED = {"_pytest", "pytest", "IPython", "ipykernel", "nicegui", "asyncio", "threading", "logging", "tqdm"}
+CLOSED |= {"concurrent", "multiprocessing", "matplotlib", "optuna", "_abc", "_io", "unittest"}
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _CLOCKS = (time, datetime, datetime.datetime, datetime.date)
 _BARE_BASES = {object, nn.Module, PyroModule}
+# What a compiled step may compare at every call, which takes 0.1 ms.
+MAX_BYTES = 1 << 20
 _MODULE_INTERNALS = set(vars(nn.Module())) - {"training"}
 _MODULE_CONTAINERS = ("_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples")
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
-_ANY = "any name"  # which a program makes up while it runs
+ANY = "any name"  # which a program makes up while it runs
 _LOOKS_UP = {"getattr", "hasattr", "attrgetter", "vars", "__dict__", "globals", "eval", "exec"}
 MAX_CONTENT = 1_000
 
 
 def is_library(module: str | None) -> bool:
     """Whether this module is not the user's."""
-    return (module or "builtins").split(".")[0] in _LIBRARIES or (module or "").startswith(_OWN_TOOLS)
+    return bool(module) and (module.split(".")[0] in _LIBRARIES or module.startswith(_OWN_TOOLS))
 
 
-def _is_own(module: str) -> bool:
+def is_discreet(module: str | None) -> bool:
+    """Whether what its objects keep is of no concern, unless the user's code names it."""
+    return bool(module) and (module.split(".")[0] in DISCREET or module.startswith(_OWN_TOOLS))
+
+
+def _is_own(module: str | None) -> bool:
     """Whether it is this package's, whose functions and classes nobody changes."""
-    return module.startswith("pyro_vae.") and not is_library(module)
+    return bool(module) and module.startswith("pyro_vae.") and not is_library(module)
 
 
 class Place(NamedTuple):
@@ -85,6 +97,7 @@ class Survey:
 
     Args:
         roots: Modules, functions, bound methods, ELBO objects.
+        ran: Other code that ran, with its global names.
 
     Attributes:
         modules: The modules among it.
@@ -92,14 +105,18 @@ class Survey:
         cells: Variables of enclosing functions.
         globals: Global names that functions mention.
         attributes: Objects and the names of what they keep elsewhere than in a dict.
+        arrays: Arrays of NumPy, whose numbers may be read.
+        asked: What else may change, in words, and a function that tells what it is.
         refused: Why no graph can stand for such a program, if so.
     """
 
-    def __init__(self, roots: Sequence[object]) -> None:
+    def __init__(self, roots: Sequence[object], ran: Sequence[tuple[types.CodeType, dict]] = ()) -> None:
         self.modules: list[nn.Module] = []
         self.holders: list[Holder] = []
         self.cells: list[types.CellType] = []
         self.attributes: list[tuple[object, str]] = []
+        self.arrays: list[np.ndarray] = []
+        self.asked: list[tuple[str, Callable[[], object]]] = []
         self.refused: str | None = None
         self.globals: dict[tuple[int, str], Place] = {}
         self._reads = {"forward", "backward", "setup_context"}
@@ -107,6 +124,8 @@ class Survey:
         self._seen: dict[int, object] = {}
         hooks = vars(nn.modules.module)
         todo = [("a program", root) for root in roots]
+        for code, space in ran:
+            todo += self._visit_code(code, space, is_own=_is_own(space.get("__name__", "")))
         for name in _GLOBAL_HOOKS:
             todo += self._hold("hooks of all modules", hooks[name], holds_hooks=True)
         while todo:
@@ -125,7 +144,7 @@ class Survey:
     def places(self) -> Iterator[Place]:
         """Attributes and globals that are read."""
         yield from self.globals.values()
-        anything = _ANY in self._reads
+        anything = ANY in self._reads
         for holder in self.holders:
             for key in list(holder.content) if holder.by_name else ():
                 if key in _MODULE_INTERNALS or key in _CLASS_INTERNALS:
@@ -144,6 +163,12 @@ class Survey:
         self._seen[id(thing)] = thing
         if reason := _refusal(thing):
             self.refused = self.refused or f"{reason} ({label})"
+        elif isinstance(thing, np.ndarray):
+            if thing.dtype.hasobject:
+                return [(label, value) for value in thing.ravel().tolist()]
+            self.arrays.append(thing)
+            if sum(array.nbytes for array in self.arrays) > MAX_BYTES:
+                self.refused = self.refused or f"it reads large arrays of NumPy: make them tensors ({label})"
         elif isinstance(thing, functools.partial):
             return [(label, v) for v in (thing.func, *thing.args, thing.keywords)]
         elif inspect.ismethod(thing):
@@ -166,13 +191,20 @@ class Survey:
             if not is_library(thing.__name__):
                 self._hold(thing.__name__, vars(thing), by_name=True)
         elif isinstance(thing, dict | list | set | collections.deque):
-            return self._hold(label, thing)
+            makes = [(label, thing.default_factory)] if isinstance(thing, collections.defaultdict) else []
+            return makes + self._hold(label, thing)
         elif isinstance(thing, tuple | frozenset):
             return [(label, v) for v in thing] if len(thing) <= MAX_CONTENT else []
-        elif not is_library(type(thing).__module__) or isinstance(thing, (nn.Module, *_OPEN_TYPES)):
-            return self._visit_object(thing)
-        elif hasattr(thing, "__wrapped__"):  # as by functools.lru_cache
+        elif isinstance(thing, logging.Logger):  # what it writes is seen when it does
+            self.asked.append((f"level of logger {thing.name!r}", thing.getEffectiveLevel))
+            self.asked.append((f"logger {thing.name!r}", lambda: (thing.disabled, thing.manager.disable)))
+        elif hasattr(thing, "cache_info"):  # of functools.lru_cache
+            self.asked.append(
+                (f"the cache of {label}", lambda: (i := thing.cache_info()).misses + i.currsize)
+            )
             return [(label, thing.__wrapped__)]
+        elif type(thing).__module__.split(".")[0] not in CLOSED:
+            return self._visit_object(thing)
         return []
 
     def _hold(
@@ -210,9 +242,9 @@ class Survey:
             self._hold(name, attributes, is_users=is_users and not foreign, by_name=True)
             if foreign and is_users:
                 leads += [(f"{k} of {name}", v) for k, v in attributes.items() if k not in _MODULE_INTERNALS]
-        slots = {slot for kind in kinds if is_users for slot in _slots(kind)}
-        self.attributes += [(thing, slot) for slot in sorted(slots)]
-        return leads + [(f"{slot} of {name}", getattr(thing, slot, None)) for slot in sorted(slots)]
+        held = sorted({slot for kind in kinds if is_users for slot in slots(kind)})
+        self.attributes += [(thing, slot) for slot in held]
+        return leads + [(f"{slot} of {name}", getattr(thing, slot, None)) for slot in held]
 
     def _visit_function(self, function: types.FunctionType) -> list[tuple[str, Any]]:
         cells = function.__closure__ or ()
@@ -220,24 +252,27 @@ class Survey:
         leads = [("a variable of an enclosing function", content(cell)) for cell in cells]
         if is_library(function.__module__):
             return leads
-        name = function.__name__
-        space = function.__globals__
-        global_names, attributes = read_names(function.__code__)
+        name, is_own = function.__name__, _is_own(function.__module__)
+        leads += self._visit_code(function.__code__, function.__globals__, is_own=is_own)
+        if not is_own:
+            self._hold(name, vars(function), by_name=True)
+            self.attributes += [(function, key) for key in ("__code__", "__defaults__", "__kwdefaults__")]
+        defaults = [(f"a default of {name}", value) for value in function.__defaults__ or ()]
+        return [*leads, *defaults, (f"defaults of {name}", function.__kwdefaults__)]
+
+    def _visit_code(self, code: types.CodeType, space: dict, *, is_own: bool) -> list[tuple[str, Any]]:
+        global_names, attributes = read_names(code)
         for base, attribute in attributes:
             of_library = base is not None and isinstance(space.get(base), types.ModuleType)
             if not (of_library and is_library(space[base].__name__)):
                 self._reads.add(attribute)
+        leads: list[tuple[str, Any]] = [(f"module {name}", sys.modules.get(name)) for name in imports(code)]
         for key in global_names & space.keys():
-            if _is_own(function.__module__):
+            if is_own:
                 leads.append((f"global {key}", space[key]))
             else:
                 self.globals[id(space), key] = Place(f"global {key}", space, key, True)
-        if not _is_own(function.__module__):
-            self._hold(name, vars(function), by_name=True)
-        if function.__defaults__ is not None:
-            self.attributes.append((function, "__defaults__"))
-        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        return [*leads, *((f"a default of {name}", value) for value in defaults)]
+        return leads
 
 
 def content(cell: types.CellType, default: object = None) -> object:
@@ -258,33 +293,68 @@ def read_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[tuple[st
     attributes: set[tuple[str | None, str]] = set()
     strings: set[str] = set()
     base, looks_up, makes_up = None, False, False  # looks_up: after getattr, before a string was found
+    constant: object = None
     for instruction in dis.get_instructions(code):
         name, kind = instruction.argval, instruction.opname
         if isinstance(name, types.CodeType):
             inner = read_names(name)
             names |= inner[0]
             attributes |= inner[1]
-        elif kind in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):
+        elif kind in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
             names.add(name)
             base = name
             looks_up = looks_up or name == "getattr"
-        elif kind in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"):
+        elif kind in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD", "IMPORT_FROM"):
             attributes.add((base, name))
         elif kind not in ("EXTENDED_ARG", "PUSH_NULL", "CACHE"):
             base = None
             if kind == "LOAD_CONST" and isinstance(name, str):
                 strings.add(name)
+                attributes |= {(None, part) for part in _formatted(name)}
                 looks_up = False
+            elif kind == "MATCH_CLASS" and isinstance(constant, tuple):
+                attributes |= {(None, part) for part in constant}
             elif kind.startswith("CALL"):
                 makes_up, looks_up = makes_up or looks_up, False
             elif kind == "BUILD_STRING" and "getattr" in names:
                 makes_up = True
+        if kind == "LOAD_CONST":
+            constant = name
     mentioned = names | {attribute for _, attribute in attributes}
     if mentioned & _LOOKS_UP:
         attributes |= {(None, text) for text in strings}
         if makes_up or mentioned & (_LOOKS_UP - {"getattr", "hasattr"}):
-            attributes.add((None, _ANY))
+            attributes.add((None, ANY))
     return frozenset(names), frozenset(attributes)
+
+
+def _formatted(text: str) -> list[str]:
+    """Attributes that ``text.format(...)`` would look up."""
+    if "{" not in text or "." not in text:
+        return []
+    return re.findall(r"\.([A-Za-z_]\w*)", text)
+
+
+@functools.cache
+def written_names(code: types.CodeType) -> frozenset[str]:
+    """Names of attributes that a function sets; :data:`ANY` if it makes them up."""
+    names: set[str] = set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("STORE_ATTR", "DELETE_ATTR"):
+            names.add(instruction.argval)
+        elif isinstance(instruction.argval, types.CodeType):
+            names |= written_names(instruction.argval)
+    if {"setattr", "delattr", "__dict__", "vars", "__setattr__"} & set(code.co_names):
+        names |= {text for text in code.co_consts if isinstance(text, str)} | {ANY}
+    return frozenset(names)
+
+
+@functools.cache
+def imports(code: types.CodeType) -> frozenset[str]:
+    """Modules that a function imports when it runs."""
+    found = {i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"}
+    inner = (imports(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return frozenset(found.union(*inner))
 
 
 def _is_special(key: object) -> bool:
@@ -296,10 +366,16 @@ _CLASS_INTERNALS = {"__dict__", "__weakref__", "__doc__", "__module__", "__annot
 _CLASS_INTERNALS |= {"__static_attributes__", "__firstlineno__", "__annotate__", "__annotations_cache__"}
 
 
-def _slots(kind: type) -> Sequence[str]:
-    slots = vars(kind).get("__slots__", ())
-    slots = (slots,) if isinstance(slots, str) else slots
-    return [slot for slot in slots if slot not in ("__dict__", "__weakref__")]
+def slots(kind: type) -> Sequence[str]:
+    """Names of attributes that objects of a class keep elsewhere than in a dict."""
+    names = vars(kind).get("__slots__", ())
+    names = (names,) if isinstance(names, str) else names
+    return [_mangled(kind, name) for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def _mangled(kind: type, name: str) -> str:
+    is_private = name.startswith("__") and not name.endswith("__")
+    return f"_{kind.__name__.lstrip('_')}{name}" if is_private else name
 
 
 def _refusal(thing: object) -> str | None:

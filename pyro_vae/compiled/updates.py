@@ -22,8 +22,10 @@ _STATES = {
 
 def has_fused_update(optimizer: Optimizer) -> bool:
     """Whether :class:`FusedUpdate` does what this optimiser's next ``step`` would do."""
+    params = [id(param) for group in optimizer.param_groups for param in group["params"]]
     return (
         type(optimizer) in _STATES
+        and len(set(params)) == len(params)  # one that is there twice is updated twice
         and not _has_hooks(optimizer)
         and all(_is_ready(optimizer, group) for group in optimizer.param_groups)
     )

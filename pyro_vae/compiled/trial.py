@@ -1,0 +1,196 @@
+"""One run of a program, watched: its results, and all that it does besides.
+
+It is a call that was due anyway, with the caller's own arguments and random numbers. So nothing has to be
+undone when it turns out that the program counts its calls or writes to a file: it has done so once, as ever.
+"""
+
+import types
+from collections.abc import Callable, Sequence
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_vae.compiled.heap import Heap
+from pyro_vae.compiled.state import CaptureError, ProgramState, readable
+from pyro_vae.compiled.witness import Witness
+
+
+class Background:
+    """What is known of programs from runs before: other roots than those that were given.
+
+    Attributes:
+        ran: Code that ran, with its global names.
+        held: What it found in its arguments and in enclosing functions.
+    """
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[types.CodeType, dict]] = []
+        self.held: list[object] = []
+
+
+class Trial:
+    """A run of ``run()``, which has happened when this exists.
+
+    Args:
+        run: Runs the programs; returns named tensors.
+        roots: Model, guide, objective: modules, functions, bound methods, ELBO objects.
+        arguments: Tensors that are passed to the programs.
+        background: What is known of the programs; what is new is added.
+        differentiate: Also by output ``"loss"``.
+        traced_only: Train only what Pyro's handlers see, as ``pyro.infer.SVI`` does.
+
+    Attributes:
+        outputs: The named tensors.
+        trainable: Tensors that the loss depends on.
+        gradients: By these.
+        reason: Why no graph can stand for the programs; None if none is known.
+        settles: Whether that may be otherwise at the next run.
+
+    Raises:
+        CaptureError: Before anything has run, if no graph can stand for the programs.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[], dict[str, Tensor]],
+        roots: tuple[object, ...],
+        arguments: Sequence[Tensor],
+        background: Background,
+        *,
+        differentiate: bool,
+        traced_only: bool,
+    ) -> None:
+        self._roots, self._background = roots, background
+        survey = readable((*roots, *background.held), background.ran)
+        store = pyro.get_param_store()._params
+        own = [t for m in survey.modules for t in (*m._parameters.values(), *m._buffers.values())]
+        own += store.values()
+        for tensor in own if differentiate else ():
+            if tensor is not None and (tensor._backward_hooks or tensor._post_accumulate_grad_hooks):
+                name = ProgramState(survey, store).names.get(tensor, "a tensor")
+                raise CaptureError(f"{name} has a hook for its gradient, which a graph would not call")
+        self.heap = Heap((*roots, *background.held), background.ran)
+        self.heap.keep_tensors(own)
+        self.heap.keep_tensors(arguments)
+        self._called: list[nn.Module] = []
+        versions = [tensor._version for tensor in arguments if not tensor.is_inference()]
+        self._drawn = _drawn()
+        hook = nn.modules.module.register_module_forward_pre_hook(self._note)
+        witness = Witness(self.heap.codes)
+        try:
+            with poutine.trace(param_only=True) as params, torch.set_grad_enabled(differentiate), witness:
+                self.outputs = run()
+                self.trainable, self.gradients = [], []
+                if differentiate and self.outputs["loss"].requires_grad:
+                    traced = _traced(params.trace) if traced_only else None
+                    self._differentiate(traced)
+        finally:
+            hook.remove()
+        self._params = list(params.trace.param_nodes)
+        background.ran += witness.ran
+        background.held += witness.held
+        self._drawn_after = _drawn()
+        self.changes = self.heap.changes()
+        self.reason, self.settles = self._judge(witness, versions, arguments)
+
+    def _note(self, module: nn.Module, _: object) -> None:
+        self._called.append(module)
+        self.heap.keep_tensors((*module._parameters.values(), *module._buffers.values()))
+
+    def _differentiate(self, traced: list[Tensor] | None) -> None:
+        leaves = _leaves(self.outputs["loss"])
+        found = dict(zip(map(id, leaves), torch.autograd.grad(self.outputs["loss"], leaves), strict=True))
+        # Pyro goes on with gradients of 0 for parameters of its store that are no longer used.
+        self.trainable = (
+            leaves
+            if traced is None
+            else [tensor for tensor in traced if id(tensor) in found or tensor.grad is not None]
+        )
+        self.gradients = [
+            found[id(tensor)] if id(tensor) in found else torch.zeros_like(tensor)
+            for tensor in self.trainable
+        ]
+
+    def _judge(
+        self, witness: Witness, versions: Sequence[int], arguments: Sequence[Tensor]
+    ) -> tuple[str | None, bool]:
+        if witness.said is not None:
+            return f"{witness.said}, which a graph would not do", False
+        now = [tensor._version for tensor in arguments if not tensor.is_inference()]
+        if now != list(versions):
+            return "it changes an argument in place: let it work on a copy", False
+        counted = [change for change in self.changes if change.counts]
+        lasting = [change for change in counted if not change.may_settle]
+        for change in (*lasting, *counted):
+            return (
+                f"running it changes {change.label}, which a graph would not do: make it a buffer and change "
+                "that in place, or let pyro.deterministic keep it"
+            ), not lasting
+        if witness.ran:
+            code, _ = witness.ran[0]
+            return f"code that it makes anew ran at {code.co_filename}:{code.co_firstlineno}", True
+        return None, False
+
+    def state(self) -> ProgramState:
+        """What the programs read; raises ``CaptureError`` if no graph can stand for it."""
+        survey = readable((*self._roots, *self._background.held, *self._called), self._background.ran)
+        return ProgramState(survey, self._params, [change.place for change in self.changes])
+
+    def heap_now(self) -> Heap:
+        """All that the programs reach, after the run."""
+        return Heap((*self._roots, *self._background.held, *self._called), self._background.ran)
+
+    def rewind(self) -> None:
+        """Put tensors and random generators back to before the run."""
+        _draw_again(self._drawn)
+        self.after = self.heap.restore_tensors()
+
+    def wind(self, changed: Sequence[Tensor]) -> None:
+        """After :meth:`rewind`, go to after the run again, whatever has happened to these tensors since."""
+        self.heap.restore_tensors(changed)
+        with torch.no_grad():
+            for tensor, value in self.after:
+                tensor.copy_(value)
+        _draw_again(self._drawn_after)
+
+    def value_after(self, tensor: Tensor) -> Tensor | None:
+        """After :meth:`rewind`, what a tensor was after the run; None if that was not kept."""
+        return next((v for t, v in self.after if t is tensor), self.heap.value(tensor))
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """Tensors that a loss is made of and that collect gradients."""
+    if loss.grad_fn is None:
+        return [loss]
+    found: dict[int, Tensor] = {}
+    seen, todo = {loss.grad_fn}, [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        if type(node).__name__ == "AccumulateGrad":
+            found.setdefault(id(node.variable), node.variable)
+        new = [inner for inner, _ in node.next_functions if inner is not None and inner not in seen]
+        seen.update(new)
+        todo += new
+    return list(found.values())
+
+
+def _traced(trace: poutine.Trace) -> list[Tensor]:
+    """Parameters that ``pyro.infer.SVI`` would train."""
+    found: dict[int, Tensor] = {}
+    for name in trace.param_nodes:
+        value = trace.nodes[name]["value"]
+        value = value.unconstrained() if hasattr(value, "unconstrained") else value
+        found.setdefault(id(value), value)
+    return list(found.values())
+
+
+def _drawn() -> tuple[Tensor, list[Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _draw_again(drawn: tuple[Tensor, list[Tensor]]) -> None:
+    torch.set_rng_state(drawn[0])
+    if drawn[1]:
+        torch.cuda.set_rng_state_all(drawn[1])
