@@ -1,23 +1,24 @@
 """Data in blocks: bounded memory, progress, and long work that can be interrupted and resumed."""
 
 import contextlib
+import ctypes
 import hashlib
-import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.compiled.survey import Survey
+from pyro_vae import records
 from pyro_vae.errors import UserError
-from pyro_vae.files import write_atomically
 from pyro_vae.progress import progress_bar
-from pyro_vae.traces import Program
-from pyro_vae.traces.sites import sample_sites, trace_of
+from pyro_vae.traces import Program, modules_of, takes_samples, unmoved
+from pyro_vae.traces.running import trace_of
+from pyro_vae.traces.sites import SUBSAMPLED, sample_sites
 
 Batch = tuple[Tensor, ...]
 Columns = dict[str, Tensor]  # numbers of every datum, on the CPU, first axis the data
@@ -61,7 +62,8 @@ def rows_at_once(model: Program, batch: Batch) -> int:
 def _largest_row(model: Program, batch: Batch) -> int:
     """Numbers that a datum more adds to the largest tensor that the program makes."""
     sizes = []
-    with torch.random.fork_rng(), torch.no_grad():
+    with unmoved(model), torch.random.fork_rng(), torch.no_grad():
+        takes_samples(model, batch)  # finds out before sizes are noted
         for rows in ([0], [0, 0]):
             with _SizesOfResults() as results:
                 trace_of(model, tuple(argument[rows] for argument in batch), 1)
@@ -93,17 +95,9 @@ def split(batch: Batch, size: int) -> list[Batch]:
 
 @contextlib.contextmanager
 def evaluation(*programs: Program | None) -> Iterator[None]:
-    """Neither gradients nor dropout; leaves the modes of the programs as they were."""
-    modules = modules_of(*programs)
-    training = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode
+    """Neither gradients nor dropout; leaves modes and buffers of the programs as they were."""
+    with unmoved(*programs), torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def checksum(*tensors: Tensor) -> str:
@@ -115,11 +109,6 @@ def checksum(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def modules_of(*programs: Program | None) -> list[nn.Module]:
-    """All modules that the programs can reach: in attributes, handlers, closures, ``pyro.module``."""
-    return list({id(m): m for root in Survey(programs).modules for m in root.modules()}.values())
-
-
 def programs_checksum(*programs: Program) -> str:
     """Of all parameters and buffers that the programs can reach, and of Pyro's parameter store."""
     tensors = [t for module in modules_of(*programs) for t in module.state_dict().values()]
@@ -129,13 +118,18 @@ def programs_checksum(*programs: Program) -> str:
 
 def _behaviour(programs: tuple[Program, ...], block: Batch) -> Tensor:
     """Numbers that differ where the programs do: what they draw from one seed, and its log-density."""
-    numbers = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for program in programs:
-            for _, site in sample_sites(trace_of(program, block, 1)):
-                log_prob = site["fn"].log_prob(site["value"])
-                numbers += [site["value"].double().sum(), log_prob.double().sum()]
+        sites = [site for p in programs for _, site in sample_sites(trace_of(p, block, 1))]
+    return behaviour_of(sites)
+
+
+def behaviour_of(sites: list[dict]) -> Tensor:
+    """The sums of values and log-densities of sites."""
+    numbers = []
+    for site in sites:
+        log_prob = site["fn"].log_prob(site["value"])
+        numbers += [site["value"].double().sum(), log_prob.double().sum()]
     return torch.stack(numbers).cpu()
 
 
@@ -175,47 +169,60 @@ def by_blocks(
     if checkpoint:
         identity = repr((method, sorted(settings.items()), size, checksum(*batch)))
         with evaluation(*programs):
-            behaviour = _behaviour(programs, blocks[0])
-        finished = _load(Path(checkpoint), identity, behaviour)
+            behaves = _behaviour(programs, blocks[0])
+        finished = _load(Path(checkpoint), identity, behaves)
     bar = progress_bar(work * len(batch[0]), method.replace("_", " "), unit, show=progress)
     with bar, evaluation(*programs):
         bar.update(work * sum(len(next(iter(columns.values()))) for columns in finished))
         for block in blocks[len(finished) :]:
             columns = estimate(block, bar.update)
+            check_whole(next(iter(columns.values())), block)
             finished.append(columns)
+            _give_back_memory()
             if "values" in columns:
                 bar.set_postfix_str(f"mean {torch.cat([c['values'] for c in finished]).mean():.2f}")
             if checkpoint:
-                _save(Path(checkpoint), identity, behaviour, finished)
+                _save(Path(checkpoint), identity, behaves, finished)
     return {name: torch.cat([columns[name] for columns in finished]) for name in finished[0]}
 
 
-def _save(path: Path, identity: str, behaviour: Tensor, finished: list[Columns]) -> None:
+def _give_back_memory() -> None:
+    """Let go of what glibc's allocator keeps: pieces between what lives on, more of them with every block."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another library of C has no such function
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def check_whole(numbers: Tensor, block: Batch) -> None:
+    """Raise ``ValueError`` if a program left out some of the data that it was given."""
+    if len(numbers) != len(block[0]):
+        raise ValueError(f"{SUBSAMPLED}: of {len(block[0])} it took {len(numbers)}")
+
+
+def _save(path: Path, identity: str, behaves: Tensor, finished: list[Columns]) -> None:
     states = torch.get_rng_state(), [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())]
-    record = {"identity": identity, "behaviour": behaviour, "finished": finished, "states": states}
-    buffer = io.BytesIO()
-    torch.save(record, buffer)
-    write_atomically(buffer.getvalue(), path)
+    record = {"identity": identity, "behaviour": behaves, "finished": finished, "states": states}
+    records.save_tensors(record, path)
 
 
-def _load(path: Path, identity: str, behaviour: Tensor) -> list[Columns]:
-    if not path.exists():
+def _load(path: Path, identity: str, behaves: Tensor) -> list[Columns]:
+    if not os.path.lexists(path):
         return []
     try:
-        record = torch.load(path, weights_only=True)
+        record = records.load_tensors(path)
         known, earlier = record["identity"], record["behaviour"]
-    except Exception as error:  # torch raises whatever the content leads it to
+        (cpu, devices), finished = record["states"], record["finished"]
+    except (OSError, ValueError, KeyError) as error:
         raise ResumeError(
-            f"{path} is no file of unfinished estimates ({type(error).__name__}): give another name"
-        ) from error
-    same = earlier.shape == behaviour.shape and torch.allclose(earlier, behaviour, rtol=1e-4, equal_nan=True)
+            f"{path} is no file of unfinished estimates ({error}): remove it to start anew, or give another "
+            "name"
+        ) from None
+    same = earlier.shape == behaves.shape and torch.allclose(earlier, behaves, rtol=1e-4, equal_nan=True)
     if known != identity or not same:
         raise ResumeError(
             f"{path} holds unfinished work with other data, weights or settings: go on with those, or remove "
             "the file to start anew"
         )
-    cpu, devices = record["states"]
     torch.set_rng_state(cpu)
     for device, state in enumerate(devices[: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, device)
-    return record["finished"]
+    return finished

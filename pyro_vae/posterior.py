@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae import diagnostics
+from pyro_vae.arguments import checked
 from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes
 from pyro_vae.hmc import Position, init, jittered, step, tune
 from pyro_vae.tempering import TemperedDensity, pilot_run, pilot_steps
@@ -208,6 +209,7 @@ class PosteriorDraws:
         return diagnostics.to_arviz({"posterior": values}, dims=dims, coords=coords)
 
 
+@checked
 def sample_posterior(
     model: Program,
     *batch: Tensor,

@@ -28,7 +28,7 @@ from pyro_vae.hmc import (
     jittered,
     step,
 )
-from pyro_vae.traces import Program, at_unconstrained, draw_latents, log_guide, unconstrain
+from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained, log_guide_at
 
 _PILOT_STEPS = 3  # at each of its temperatures
 _FIRST_STEPS = 20  # more of them at the first
@@ -63,7 +63,7 @@ class TemperedDensity:
             log_joint = sum(point.log_joint) + point.log_jacobian
             log_base = point.log_joint.log_prior
             if self.guide is not None:
-                log_base = log_guide(self.guide, point.latents, *batch)
+                log_base = log_guide_at(self.guide, position, point, *batch)
             log_base = log_base + point.log_jacobian
             wanted = list(position.values())
             base = torch.autograd.grad(log_base.sum(), wanted, retain_graph=True, materialize_grads=True)
@@ -84,8 +84,7 @@ class TemperedDensity:
 
     def start(self, num_chains: int, *batch: Tensor) -> Position:
         """Draws from the base, unconstrained."""
-        latents = draw_latents(self.guide or self.model, *batch, num_samples=num_chains)
-        return unconstrain(self.model, latents, *batch)
+        return draw_unconstrained(self.model, *batch, num_samples=num_chains, guide=self.guide)
 
 
 def tempered(parts: dict[str, Tensor], beta: float) -> Evaluation:

@@ -21,9 +21,10 @@ from pyro_vae import (
     quadrature,
     vae,
 )
-from pyro_vae.marginal_likelihood import annealing, fit_kernel_density, fit_normal, hmc
+from pyro_vae.marginal_likelihood import annealing, fit_kernel_density, fit_normal, hmc, importance
 from pyro_vae.marginal_likelihood.reciprocal import reciprocal_importance
 from pyro_vae.oracles import LinearGaussian
+from pyro_vae.traces import at_unconstrained, draw_unconstrained
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -113,6 +114,31 @@ def test_sampling_stops_at_the_tolerance_or_says_why_not():
     assert "ais" in hopeless.summary()
     with pytest.raises(ValueError, match="tolerance must be positive"):
         importance_sampling(model, wide, x, tolerance=0.0, progress=False)
+
+
+@pytest.mark.parametrize(("variance", "is_reached"), [(0.0199, True), (0.0201, False)])
+def test_the_tolerance_holds_for_the_bias_which_is_half_the_variance(variance, is_reached):
+    """With so many data that their Monte Carlo error is long below it."""
+    variances = torch.full((10_000,), variance)
+    sums = importance._RunningSums(10_000, num_samples=1_000_000)
+    sums.count, sums.variance = 400, lambda: variances
+    assert sums.is_enough(0.01, num_data=10_000) == is_reached
+    columns = {"std_error": variances.sqrt(), "num_samples": torch.full((10_000,), 400.0)}
+    verdict = importance._verdict_on_tolerance(columns, 0.01)
+    assert verdict.startswith(
+        "stopped at the tolerance" if is_reached else "the tolerance of 0.01 nats was not"
+    )
+    assert f"estimated bias {-variance / 2:.2g}" in verdict
+
+
+def test_quadrature_does_not_trust_lattices_that_see_mass_on_few_nodes():
+    """A mode much narrower than the first lattices: two of them agree on what their one node says."""
+    model = _with_prior(lambda: dist.Normal(0.0, 1.0), lambda z: dist.Normal(z, 1e-3))
+    x = torch.linspace(-1.0, 1.0, 24)
+    result = quadrature(model, x, tolerance=0.8, progress=False)
+    exact = dist.Normal(0.0, math.hypot(1.0, 1e-3)).log_prob(x)
+    assert ((result.values - exact).abs() <= result.std_error + 1e-6).all()
+    assert (result.values - exact).abs().max() < 0.01
 
 
 # ------------------------------------------------------------------------------------ bounds
@@ -622,3 +648,218 @@ def test_families_without_parameters_are_refused():
 
     with pytest.raises(ValueError, match="family cannot be searched"):
         inference_gap(model, guide, torch.zeros(3, 4), progress=False)
+
+
+# ------------------------------------------------------------------------------------ mass at the ends
+
+FEW = torch.tensor([0.0, 1.0, 5.0, 10.0])
+TWO = torch.tensor([[10.0, 0.0, 0.0], [0.0, 0.0, 10.0], [5.0, 0.0, 5.0], [4.0, 3.0, 3.0]])
+
+
+def _with_prior(prior, likelihood):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", likelihood(pyro.sample("z", prior())), obs=x)
+
+    return model
+
+
+def _of_ten(z):
+    return dist.Binomial(10, z, validate_args=False)
+
+
+def _split_in_ten(z):
+    return dist.Multinomial(10, z, validate_args=False)
+
+
+def _beta_binomial(a, b, x=FEW):
+    return dist.BetaBinomial(torch.tensor(a).double(), torch.tensor(b).double(), 10).log_prob(x.double())
+
+
+def _gamma_poisson(shape, rate, x=FEW):
+    shape, rate = torch.tensor(shape).double(), torch.tensor(rate).double()
+    return dist.NegativeBinomial(shape, probs=1 / (1 + rate)).log_prob(x.double())
+
+
+def _by_quantiles(quantile, log_likelihood, x):
+    """E p(x | z) over the prior, for z as a function of the logit of its quantile."""
+    t = torch.linspace(-300, 300, 60_001, dtype=torch.float64)
+    weight = torch.nn.functional.logsigmoid(t) + torch.nn.functional.logsigmoid(-t)
+    joint = weight[:, None] + log_likelihood(quantile(t)[:, None], x.double())
+    return joint.logsumexp(0) + math.log(600 / 60_000)
+
+
+def _sparse(a, size):
+    return dist.Dirichlet(torch.full((size,), a))
+
+
+def _mixture(parts):
+    return dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)
+
+
+LOG_DIRICHLET = dist.DirichletMultinomial(torch.full((3,), 0.1).double(), 10.0).log_prob(TWO.double())
+HARD = {  # prior, likelihood, data, log p(x)
+    "beta": (lambda: dist.Beta(0.1, 0.1), _of_ten, FEW, _beta_binomial(0.1, 0.1)),
+    "beta_sparser": (lambda: dist.Beta(0.02, 0.02), _of_ten, FEW, _beta_binomial(0.02, 0.02)),
+    "beta_of_one_end": (lambda: dist.Beta(30.0, 0.05), _of_ten, FEW, _beta_binomial(30.0, 0.05)),
+    "betas": (
+        lambda: dist.Beta(torch.tensor([0.1, 0.1]), torch.tensor([0.1, 0.2])).to_event(1),
+        lambda z: _of_ten(z).to_event(1),
+        TWO[:, :2],
+        _beta_binomial(0.1, 0.1, TWO[:, 0]) + _beta_binomial(0.1, 0.2, TWO[:, 1]),
+    ),
+    "beta_of_another_interval": (
+        lambda: dist.AffineBeta(*torch.tensor([0.1, 0.1, -1.0, 2.0])),
+        lambda z: _of_ten((z + 1) / 2),
+        FEW,
+        _beta_binomial(0.1, 0.1),
+    ),
+    "mixture_of_betas": (
+        lambda: _mixture(dist.Beta(torch.tensor([0.1, 1.0]), torch.tensor([1.0, 0.1]))),
+        _of_ten,
+        FEW,
+        torch.logaddexp(_beta_binomial(0.1, 1.0), _beta_binomial(1.0, 0.1)) - math.log(2),
+    ),
+    "kumaraswamy": (
+        lambda: dist.Kumaraswamy(*torch.tensor([0.1, 1.0])),  # Beta(0.1, 1), under another name
+        _of_ten,
+        FEW,
+        _beta_binomial(0.1, 1.0),
+    ),
+    "relaxed_bernoulli": (
+        lambda: dist.RelaxedBernoulli(torch.tensor(0.1), logits=torch.tensor(0.0)),
+        _of_ten,
+        FEW,
+        _by_quantiles(lambda t: 10 * t, lambda u, x: dist.Binomial(10, logits=u).log_prob(x), FEW),
+    ),
+    "dirichlet": (lambda: _sparse(0.1, 3), _split_in_ten, TWO, LOG_DIRICHLET),
+    "mixture_of_dirichlets": (
+        lambda: _mixture(_sparse(0.1, 3).expand([2])),
+        _split_in_ten,
+        TWO,
+        LOG_DIRICHLET,
+    ),
+    "gamma": (lambda: dist.Gamma(0.1, 1.0), dist.Poisson, FEW, _gamma_poisson(0.1, 1.0)),
+    "gamma_sparser": (lambda: dist.Gamma(0.01, 1.0), dist.Poisson, FEW, _gamma_poisson(0.01, 1.0)),
+    "pareto": (
+        lambda: dist.Pareto(1.0, 0.1),
+        lambda z: dist.Exponential(1 / z),
+        FEW,
+        _by_quantiles(lambda t: torch.nn.functional.softplus(t) / 0.1, lambda u, x: -u - x * (-u).exp(), FEW),
+    ),
+    "lognormal": (
+        lambda: dist.LogNormal(0.0, 100.0),
+        dist.Poisson,
+        FEW[:2],
+        oracles.quadrature(
+            lambda u: (
+                dist.Normal(0.0, 100.0).log_prob(u)
+                + dist.Poisson(u.clamp(max=50).double().exp()).log_prob(FEW[:2].double())
+            ),
+            1,
+            nodes=40_001,
+            limit=690.0,
+        ),
+    ),
+    "cauchy": (
+        lambda: dist.Cauchy(0.0, 1.0),
+        lambda z: dist.Bernoulli(logits=z),
+        FEW[:2],
+        torch.full((2,), 0.5).double().log(),
+    ),
+    "far_modes": (
+        lambda: _mixture(dist.Normal(torch.tensor([-50.0, 50.0]), 1.0)),
+        lambda z: dist.Normal(z, 1.0),
+        FEW,
+        (
+            dist.Normal(torch.tensor([[-50.0], [50.0]]).double(), math.sqrt(2)).log_prob(FEW.double())
+        ).logsumexp(0)
+        - math.log(2),
+    ),
+    "narrow_posterior": (
+        lambda: dist.Normal(0.0, 1.0),
+        lambda z: dist.Normal(z, 1e-4),
+        FEW[:2],
+        dist.Normal(0.0, 1.0).log_prob(FEW[:2].double()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_quadrature_sees_mass_at_the_ends_of_numbers(name):
+    torch.set_default_dtype(torch.float32)
+    prior, likelihood, x, exact = HARD[name]
+    result = quadrature(_with_prior(prior, likelihood), x, progress=False)
+    error = (result.values - exact).abs()
+    assert (result.diagnostics["converged"] == 1).all()
+    assert (error <= result.std_error + 2e-4).all()
+    torch.testing.assert_close(
+        result.diagnostics["prior_mass"], torch.ones(len(x)).double(), rtol=0, atol=1e-3
+    )
+
+
+def test_a_prior_that_does_not_integrate_to_one_is_not_exact():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Half(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    class Half(dist.Normal):
+        def log_prob(self, value):
+            return super().log_prob(value) - math.log(2)
+
+    result = quadrature(model, torch.zeros(3), progress=False)
+    assert (result.std_error == math.inf).all()
+    assert "the prior integrates to 0.5" in result.summary()
+    assert "exact but for" not in result.summary()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["beta", "betas", "dirichlet", "kumaraswamy", "gamma_sparser", "lognormal", "mixture_of_dirichlets"],
+)
+def test_draws_in_unconstrained_space_have_the_density_that_is_scored(name):
+    """By the mean of exp(i w u) under draws, and under the density on a grid."""
+    torch.set_default_dtype(torch.float32)
+    prior, likelihood, x, _ = HARD[name]
+    model, x = _with_prior(prior, likelihood), x[:1]
+    u = draw_unconstrained(model, x, num_samples=20_000)["z"][:, 0].reshape(20_000, -1)
+    line = torch.linspace(-4000, 4000, 100_001)
+    for i in range(u.shape[1]):
+        position = u[:1].expand(len(line), -1).clone()
+        position[:, i] = line
+        shaped = (
+            position.reshape(len(line), 1, *u.shape[1:])
+            if u.shape[1] > 1 or name == "dirichlet"
+            else position
+        )
+        point = at_unconstrained(model, {"z": shaped}, x)
+        # Of several coordinates, given the others: the mass of this one at w = 0 is what normalises it.
+        density = (point.log_joint.log_prior + point.log_jacobian)[:, 0].double().softmax(0)
+        for w in (0.01, 0.1):
+            phases = (w * line).double()
+            expected = torch.complex((phases.cos() * density).sum(), (phases.sin() * density).sum())
+            found = torch.complex((w * u[:, i]).cos().mean().double(), (w * u[:, i]).sin().mean().double())
+            assert (found - expected).abs() < 0.03
+
+
+@pytest.mark.parametrize("name", ["beta", "dirichlet"])
+def test_bidirectional_bounds_at_the_ends_of_numbers(name, monkeypatch):
+    """E w = p(x) of the chains from the prior, and E 1/w = 1/p(x) of the reverse ones."""
+    torch.set_default_dtype(torch.float32)
+    prior, likelihood, x, _ = HARD[name]
+    seen = []
+    simulate = annealing.simulate
+    monkeypatch.setattr(annealing, "simulate", lambda *a: seen.append(simulate(*a)) or seen[-1])
+    x = x[:1].expand(150, *x.shape[1:])
+    result = bidirectional(
+        _with_prior(prior, likelihood), x, num_temperatures=40, num_leapfrog=2, progress=False
+    )
+    drawn = torch.cat([data for _, (data,) in seen]).double()
+    if name == "beta":
+        exact = _beta_binomial(0.1, 0.1, drawn)
+    else:
+        exact = dist.DirichletMultinomial(torch.full((3,), 0.1).double(), 10.0).log_prob(drawn)
+    for ratio in ((result.values - exact).exp(), (exact - result.upper).exp()):
+        assert abs(ratio.mean().item() - 1) < 4 * ratio.std().item() / math.sqrt(len(x))
+    assert (result.values - exact).min() > -3

@@ -1,11 +1,26 @@
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 
-from pyro_vae import Bernoulli, log_joint, log_weights, planar, sample, vae
+from pyro_vae import (
+    Bernoulli,
+    ais,
+    bidirectional,
+    elbo,
+    importance_sampling,
+    log_joint,
+    log_weights,
+    planar,
+    quadrature,
+    sample,
+    vae,
+)
 from pyro_vae.oracles import LinearGaussian
+from pyro_vae.posterior import sample_posterior
 from pyro_vae.traces import first_nonfinite, guide_distributions, log_guide, model_distributions
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -167,3 +182,105 @@ def test_a_flow_without_an_inverse_says_so():
     _, guide = vae(4, 2, posterior=planar(2))
     with pytest.raises(ValueError, match="known for its own draws only"):
         log_guide(guide, {"z": torch.zeros(1, 3, 2)}, torch.zeros(3, 4))
+
+
+X = torch.linspace(-1.0, 1.0, 20, dtype=torch.float64)
+METHODS = {
+    "quadrature": lambda model, guide: quadrature(model, X, progress=False),
+    "ais": lambda model, guide: ais(model, X, num_temperatures=2, progress=False),
+    "ais_guide": lambda model, guide: ais(model, X, guide=guide, num_temperatures=2, progress=False),
+    "bidirectional": lambda model, guide: bidirectional(model, X, num_temperatures=2, progress=False),
+    "importance_sampling": lambda model, guide: importance_sampling(
+        model, guide, X, num_samples=9, progress=False
+    ),
+    "elbo": lambda model, guide: elbo(model, guide, X),
+    "sample_posterior": lambda model, guide: sample_posterior(
+        model, X, num_samples=4, num_warmup=4, progress=False
+    ),
+}
+
+
+def _shared_in_a_plate(size, dim=None, index=None):
+    def model(x):
+        with pyro.plate("topics", size, dim=dim):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = w.sum() if index is None else w[index * torch.ones(len(x)).long()]
+            pyro.sample("x", dist.Normal(z + loc, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("topics", size, dim=dim):
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("size", "dim", "index"), [(5, None, None), (20, None, None), (5, -3, None), (4, None, 3)]
+)
+def test_sites_in_a_plate_of_their_own_are_refused_by_name(name, size, dim, index):
+    with pytest.raises(
+        ValueError, match=r"(?s)'w' must lie in the plate 'data'.*'topics' at dim=.*pyro\.param"
+    ):
+        METHODS[name](*_shared_in_a_plate(size, dim, index))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_plates_on_the_axis_of_samples_are_refused_by_name(name):
+    def nested(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("features", 3, dim=-2):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.expand(3, -1))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for model in nested, _shared_in_a_plate(5, -2)[0]:
+        with pytest.raises(
+            ValueError, match=r"the plate '(features|topics)' of the program is at dim=-2.*to_event"
+        ):
+            METHODS[name](model, guide)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "sample_posterior"])
+def test_subsampled_and_scaled_plates_have_log_p_x_of_every_datum(name):
+    def model(x):
+        with poutine.scale(scale=0.1), pyro.plate("data", 1000, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 1000, subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(x / 2, math.sqrt(0.5)))
+
+    def part(x):
+        with pyro.plate("data", len(x), subsample_size=min(5, len(x))) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def part_guide(x):
+        with pyro.plate("data", len(x), subsample_size=min(5, len(x))):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    if name in ("quadrature", "importance_sampling", "ais_guide"):
+        exact = dist.Normal(0.0, math.sqrt(2)).log_prob(X)
+        found = METHODS[name](model, guide).values
+        torch.testing.assert_close(found, exact, rtol=0, atol=0.5 if name == "ais_guide" else 1e-6)
+    with pytest.raises(ValueError, match="draws some of the data"):
+        METHODS[name](part, part_guide)
+
+
+def test_masked_latents_are_not_there():
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=x > 0):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    exact = torch.where(X > 0, dist.Normal(0.0, math.sqrt(2)).log_prob(X), 0.0)
+    torch.testing.assert_close(quadrature(model, X, progress=False).values, exact, rtol=0, atol=1e-6)

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
+from pyro_vae.arguments import Count, checked
 from pyro_vae.distributions import QuantizedPoint, base_distribution, perplexity
 from pyro_vae.traces import (
     Program,
@@ -33,6 +34,7 @@ from pyro_vae.traces import (
     log_guide,
     log_joint,
     model_distributions,
+    unmoved,
 )
 
 _DRAWS = 500
@@ -50,6 +52,7 @@ def posterior_mean(guide: Program, *batch: Tensor, site: str = "z") -> Float[Ten
     return mean.squeeze(0)
 
 
+@checked
 def active_units(
     guide: Program, *batch: Tensor, site: str = "z", threshold: float = 0.01
 ) -> Bool[Tensor, " latent"]:
@@ -72,6 +75,7 @@ def posterior_variance(guide: Program, *batch: Tensor, site: str = "z") -> Float
     return variance.squeeze(0).mean(0)
 
 
+@checked
 @torch.no_grad()
 def kl_per_dim(
     model: Program, guide: Program, *batch: Tensor, site: str = "z"
@@ -82,8 +86,9 @@ def kl_per_dim(
         ValueError: If prior or posterior are not independent over dimensions (a mixture prior is not), or
             torch knows no closed form for the two.
     """
-    posterior = base_distribution(_at(site, guide_distributions(guide, *batch)))
-    prior = base_distribution(_at(site, model_distributions(model, guide, *batch)))
+    with unmoved(model, guide):
+        posterior = base_distribution(_at(site, guide_distributions(guide, *batch)))
+        prior = base_distribution(_at(site, model_distributions(model, guide, *batch)))
     for role, distribution in ("posterior", posterior), ("prior", prior):
         if distribution.event_shape:
             raise ValueError(
@@ -122,9 +127,10 @@ class AggregatePosterior(NamedTuple):
     marginal_kl: Estimate
 
 
+@checked
 @torch.no_grad()
 def aggregate_posterior(
-    model: Program, guide: Program, *batch: Tensor, num_samples: int = 2
+    model: Program, guide: Program, *batch: Tensor, num_samples: Count = 2
 ) -> AggregatePosterior:
     r"""How the aggregate posterior of these N data compares with the prior, over all latent sites.
 
@@ -141,6 +147,13 @@ def aggregate_posterior(
         ValueError: If the guide has no density, such as an autoencoder's.
     """
     num_data = len(batch[0])
+    with unmoved(model, guide):
+        return _aggregate(model, guide, batch, num_data, num_samples)
+
+
+def _aggregate(
+    model: Program, guide: Program, batch: tuple[Tensor, ...], num_data: int, num_samples: int
+) -> AggregatePosterior:
     latents, log_q = draw_guide(guide, *batch, num_samples=num_samples)
     log_prior = log_joint(model, latents, *batch).log_prior
     # (draws, 1, *event): every draw is scored at every datum.

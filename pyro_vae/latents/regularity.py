@@ -17,6 +17,8 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_vae.traces import unmoved
+
 Decode = Callable[[Tensor], Tensor]  # latents (*, latent) -> E[x | z] (*, data)
 Classify = Callable[[Tensor], Tensor]  # data (batch, data) -> probabilities (batch, classes)
 Path = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -101,7 +103,8 @@ def completeness(
     Raises:
         ValueError: If the classifier gives something else, such as logits.
     """
-    probabilities = torch.cat([classify(part) for part in decoded.split(_ROWS)])
+    with unmoved(classify):
+        probabilities = torch.cat([classify(part) for part in decoded.split(_ROWS)])
     sums = probabilities.sum(1)
     if not (probabilities >= 0).all() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         raise ValueError(
@@ -188,9 +191,10 @@ def continuity(
         path: :func:`straight` or :func:`spherical`.
         num_steps: Points of a walk.
     """
-    x = torch.stack([decode(z) for z in along(path, start, end, num_steps)])
+    with unmoved(decode, classify):
+        x = torch.stack([decode(z) for z in along(path, start, end, num_steps)])
+        classes = torch.stack([classify(part).argmax(1) for part in x])
     steps = (x[1:] - x[:-1]).norm(dim=-1)
-    classes = torch.stack([classify(part).argmax(1) for part in x])
     changes = (classes[1:] != classes[:-1]).sum(0)
     is_point = (start == end).all(-1)
     return Continuity(
@@ -215,9 +219,10 @@ def lipschitz(
     """
     unit = torch.ones_like(z[0]) if scale is None else scale
     found = []
-    for part in z.detach().split(_ROWS):
-        # Points do not depend on each other, so that one derivative along an axis is that of them all.
-        jvp = torch.autograd.functional.jvp
-        columns = [jvp(decode, part, axis.expand_as(part))[1] for axis in unit.diag()]
-        found.append(torch.linalg.matrix_norm(torch.stack(columns, -1), 2))
+    jvp = torch.autograd.functional.jvp
+    with unmoved(decode):
+        for part in z.detach().split(_ROWS):
+            # Points do not depend on each other, so that one derivative along an axis is that of them all.
+            columns = [jvp(decode, part, axis.expand_as(part))[1] for axis in unit.diag()]
+            found.append(torch.linalg.matrix_norm(torch.stack(columns, -1), 2))
     return torch.cat(found)

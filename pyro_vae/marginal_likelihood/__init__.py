@@ -22,7 +22,14 @@ from pyro_vae.marginal_likelihood.exact import enumeration, quadrature
 from pyro_vae.marginal_likelihood.gap import InferenceGap, inference_gap
 from pyro_vae.marginal_likelihood.importance import Bound, bits_per_dim, elbo, importance_sampling
 from pyro_vae.marginal_likelihood.reciprocal import fit_kernel_density, fit_normal, hmc
-from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal, load_estimates, save_estimates
+from pyro_vae.marginal_likelihood.result import (
+    EstimatesError,
+    LogMarginal,
+    load_estimates,
+    load_estimates_by_data,
+    merge_estimates,
+    save_estimates,
+)
 from pyro_vae.marginal_likelihood.verdict import best_estimate, table, verdict
 
 __all__ = [
@@ -46,6 +53,8 @@ __all__ = [
     "importance_sampling",
     "inference_gap",
     "load_estimates",
+    "load_estimates_by_data",
+    "merge_estimates",
     "quadrature",
     "save_estimates",
     "table",

@@ -29,13 +29,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_vae.arguments import checked
 from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes, evaluation
 from pyro_vae.hmc import HMCState, Position, init, jittered, step
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
 from pyro_vae.tempering import Frozen, TemperedDensity, pilot_run, pilot_steps, schedule, tempered
-from pyro_vae.traces import Program, log_weights, simulate, unconstrain
+from pyro_vae.traces import DrawUnconstrained, Program, log_weights, simulate, unconstrain
+
+_FEW_CHAINS = 2  # effective ones
 
 
+@checked
 def ais(
     model: Program,
     *batch: Tensor,
@@ -83,6 +87,7 @@ def ais(
     )
 
 
+@checked
 def bidirectional(
     model: Program,
     *batch: Tensor,
@@ -158,7 +163,8 @@ def _anneal(
             log_weights(model, guide, *(argument[:1] for argument in block), num_samples=1)
         latents: dict[str, Tensor] = {}
         if is_simulated:
-            latents, block = simulate(model, *block)
+            with DrawUnconstrained() as drawn:
+                latents, block = simulate(model, *block)
         frozen = pilot_run(
             density,
             block,
@@ -173,7 +179,8 @@ def _anneal(
         values, std_error, ess = _log_mean(log_w)
         columns = {"values": values, "std_error": std_error, "ess": ess, "acceptance": acceptance}
         if is_simulated:
-            start = unconstrain(model, {name: latents[name] for name in start}, *block)
+            latents = {name: latents[name] for name in start}
+            start = unconstrain(model, latents, *block, drawn=drawn.position)
             start = {name: u.expand(num_chains, *u.shape[1:]) for name, u in start.items()}
             log_w, _ = _run(density, block, start, betas.flip(0), frozen, num_leapfrog, advance_one)
             values, std_error, _ = _log_mean(log_w)
@@ -194,6 +201,11 @@ def _anneal(
         checkpoint=checkpoint,
     )
     base = "prior" if guide is None else "guide"
+    few = int((columns["ess"] < min(_FEW_CHAINS, num_chains / 2)).sum()) if num_chains > 1 else 0
+    note = (
+        f"of {few:,} data all weight is with one or two chains: their values are too low, by more than the "
+        "errors say; give more num_temperatures"
+    )
     with evaluation(*programs):
         return log_marginal(
             columns,
@@ -207,6 +219,7 @@ def _anneal(
             base=base,
             **sizes,
             **({"data_checksum": "simulated"} if is_simulated else {}),
+            **({"notes": [note]} if few else {}),
         )
 
 

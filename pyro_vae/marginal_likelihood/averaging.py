@@ -3,12 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from pyro_vae.arguments import checked
 from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal
 
 
+@checked
 def average(estimates: Sequence[LogMarginal]) -> LogMarginal:
     r"""The logarithm of the mean probability over models that were drawn at random, by datum.
 
@@ -23,7 +26,8 @@ def average(estimates: Sequence[LogMarginal]) -> LogMarginal:
 
     Returns:
         Lower bounds in expectation (by Jensen's inequality, also where the estimates are exact). Errors are
-        from the spread of the probabilities over models, which contains the estimates' own.
+        from the spread of the probabilities over models, which contains the estimates' own. Of the
+        diagnostics those that tell what cannot be relied on: of every datum the worst over models.
 
     Raises:
         EstimatesError: If there is none, they are of different data or methods, or upper bounds.
@@ -52,10 +56,30 @@ def average(estimates: Sequence[LogMarginal]) -> LogMarginal:
         values=mean,
         std_error=std_error,
         bound="lower",
-        settings=first.settings | {"effort": effort, "num_models": count},
-        diagnostics={},
+        settings=first.settings | {"effort": effort, "num_models": count, **_which_models(estimates)},
+        diagnostics=_worst(estimates),
         curve={},
     )
+
+
+_WORST = {"khat": torch.amax, "rhat": torch.amax, "converged": torch.amin, "ess": torch.amin}
+
+
+def _worst(estimates: Sequence[LogMarginal]) -> dict[str, torch.Tensor]:
+    return {
+        name: worst(torch.stack([estimate.diagnostics[name] for estimate in estimates]), 0)
+        for name, worst in _WORST.items()
+        if all(name in estimate.diagnostics for estimate in estimates)
+    }
+
+
+def _which_models(estimates: Sequence[LogMarginal]) -> dict[str, Any]:
+    """What tells an average of these models from others, and from each of them."""
+    behaviours = [estimate.settings.get("model_behaviour") for estimate in estimates]
+    return {
+        "model_checksum": "+".join(sorted(str(e.settings.get("model_checksum")) for e in estimates)),
+        "model_behaviour": None if None in behaviours else [number for one in behaviours for number in one],
+    }
 
 
 def _setting(estimate: LogMarginal, what: str) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pyro_vae.arguments import checked
 from pyro_vae.diagnostics import arviz
-from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal
+from pyro_vae.marginal_likelihood.result import Doubt, EstimatesError, LogMarginal
 
 _REPLICATES = 10_000
 
@@ -22,8 +23,10 @@ class Difference:
         mean: Its mean log p(x), nats.
         difference: Mean of its values minus those of the best model, nats; 0 for the best itself.
         data_error: Standard error of the difference from having seen these data: paired bootstrap.
-        interval: Where 95 % of the bootstrap's differences lie.
+        interval: Where 95 % of the bootstrap's differences lie; without end on a side on which an estimate
+            may be wrong by an unknown amount.
         monte_carlo_error: Standard error of the difference from drawing latents.
+        doubts: What says that its own estimate cannot be relied on.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Difference:
     data_error: float
     interval: tuple[float, float]
     monte_carlo_error: float
+    doubts: tuple[Doubt, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +64,20 @@ class Comparison:
         return "\n".join([*lines, *self.notes])
 
 
+def _in_words(name: str, doubt: Doubt) -> str:
+    sides = "low or too high" if doubt.may_be_low and doubt.may_be_high else "low"
+    side = sides if doubt.may_be_low else "high"
+    return f"{name} may be too {side}, nobody knows by how much: {doubt.words}"
+
+
+@checked
 def compare(estimates: Mapping[str, LogMarginal]) -> Comparison:
     r"""Paired differences between models on the same test data.
 
     With :math:`d_n = \log p_a(x_n) - \log p_b(x_n)` the mean difference is that of the :math:`d_n`, and its
     error comes from resampling the :math:`d_n` (bootstrap, 10,000 replicates): the data that both models find
-    hard cancel.
+    hard cancel. Where an estimate has doubts (``LogMarginal.doubts``) the notes say so, and intervals have no
+    end on that side: the order is then that of the estimates, not of the models.
 
     Args:
         estimates: Results by name of the model, at least two.
@@ -90,20 +102,49 @@ def compare(estimates: Mapping[str, LogMarginal]) -> Comparison:
     for name in sorted(estimates, key=lambda name: -estimates[name].mean):
         estimate = estimates[name]
         if name == best:
-            rows.append(Difference(name, estimate.mean, 0.0, 0.0, (0.0, 0.0), 0.0))
+            doubts = tuple(estimate.doubts)
+            rows.append(Difference(name, estimate.mean, 0.0, 0.0, (0.0, 0.0), 0.0, doubts))
             continue
         d = (estimate.values - reference.values).double().numpy()
         means = np.concatenate(
             [d[rng.randint(count, size=(n, count))].mean(1) for n in _portions(_REPLICATES, count)]
         )
         low, high = np.quantile(means, [0.025, 0.975])
+        may_rise = any(doubt.may_be_low for doubt in estimate.doubts)
+        may_rise |= any(doubt.may_be_high for doubt in reference.doubts)
+        may_fall = any(doubt.may_be_high for doubt in estimate.doubts)
+        may_fall |= any(doubt.may_be_low for doubt in reference.doubts)
+        low, high = -math.inf if may_fall else low, math.inf if may_rise else high
         error = math.hypot(estimate.monte_carlo_error, reference.monte_carlo_error)
-        rows.append(Difference(name, estimate.mean, d.mean(), means.std(), (low, high), error))
-    notes = []
+        doubts = tuple(estimate.doubts)
+        rows.append(Difference(name, estimate.mean, d.mean(), means.std(), (low, high), error, doubts))
+    notes = [_in_words(row.name, doubt) for row in rows for doubt in row.doubts]
+    notes += [
+        f"{' and '.join(names)} are estimates of one model: they differ as estimates, not as models"
+        for names in _of_one_model(estimates)
+    ]
     if len({estimate.method for estimate in estimates.values()}) > 1:
         methods = ", ".join(f"{name} by {estimate.method}" for name, estimate in estimates.items())
         notes.append(f"estimated in different ways, which may differ by more than the models: {methods}")
     return Comparison(rows, notes)
+
+
+def _of_one_model(estimates: Mapping[str, LogMarginal]) -> list[list[str]]:
+    """Names of those that are of the same model: it draws and scores the same from the same seed."""
+    groups: list[tuple[np.ndarray, list[str]]] = []
+    for name, estimate in estimates.items():
+        numbers = estimate.settings.get("model_behaviour")
+        if numbers is None:
+            continue
+        numbers = np.asarray(numbers)
+        for known, names in groups:
+            same = known.shape == numbers.shape and np.allclose(known, numbers, 1e-5, 0, equal_nan=True)
+            if same and estimates[names[0]].settings["model_checksum"] == estimate.settings["model_checksum"]:
+                names.append(name)
+                break
+        else:
+            groups.append((numbers, [name]))
+    return [names for _, names in groups if len(names) > 1]
 
 
 def arviz_comparison(estimates: Mapping[str, LogMarginal]) -> str:

@@ -10,7 +10,9 @@ whose error for smooth integrands that vanish far out falls faster than any powe
 standard deviation s it is :math:`2 e^{-2 \pi^2 s^2 / h^2}`, :math:`5 \cdot 10^{-9}` at h = s (Trefethen &
 Weideman, *The exponentially convergent trapezoidal rule*, 2014). The lattice is adaptive: it starts coarse
 over the prior, keeps the nodes near which there may be mass, grows there where they are at its border, and is
-halved until the value no longer changes.
+halved until the value no longer changes. It is bent, :math:`u = c + s \sinh(v / 2)`, so that it is as good
+as even over the bulk of the prior, and reaches its tails in few steps, however heavy they are. By the same
+rule the prior must integrate to 1.
 
 Near a node of a coarse lattice there may be far more mass than at it. What counts is
 :math:`\log f + h |\nabla \log f|`, which is above the maximum of any concave piece of :math:`\log f` within
@@ -19,6 +21,7 @@ on finding one mode, so that it is a check on everything that does. What it can 
 neighbouring node feels the slope.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -29,20 +32,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_vae.arguments import checked
 from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, evaluation, rows_at_once
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
 from pyro_vae.posterior import coordinates
-from pyro_vae.traces import Program, at_unconstrained, draw_latents, log_joint, unconstrain
+from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained, log_joint
 
 MAX_DIMENSIONS = 3
+_QUARTILES, _BETWEEN_QUARTILES = torch.tensor([0.25, 0.5, 0.75]), 1.349  # of a standard normal
+_BEND = 0.5  # u = c + s sinh(b v) / b: as good as linear over the bulk, and exponentially far in the tails
 _START = 4.0  # the lattice starts over so many standard deviations of the prior to both sides,
 _SPACING = 0.5  # with this spacing, in the same unit
 _KEPT = 30.0  # nats below the maximum that are kept
 _UNSEEN = 15.0  # nats by which the likelihood may be larger between the nodes than at them
+_MASS = 1e-3  # by which a prior may seem to miss or exceed 1
 _BLOCK = 8  # data whose lattices are refined together
 
 
+@checked
 def enumeration(
     model: Program,
     *batch: Tensor,
@@ -94,6 +102,7 @@ def enumeration(
         )
 
 
+@checked
 def quadrature(
     model: Program,
     *batch: Tensor,
@@ -110,15 +119,19 @@ def quadrature(
     Args:
         model: A Pyro program that keeps the contract.
         *batch: Its arguments for all data, first axis the data; taken apart into blocks.
-        tolerance: Refine a datum's lattice until its value changes by less, nats.
+        tolerance: Refine a datum's lattice until its value changes by less, nats, and before by less than ten
+            times as much.
         max_nodes: Stop where the lattice of a datum would get larger.
         data: What the data are, for the summary.
         progress: Show a progress bar.
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
     Returns:
-        ``std_error`` is the last change of every value, far above its error; infinite where it has not
-        converged. Diagnostics ``nodes`` and ``converged`` (1 or 0).
+        ``std_error`` is the last change of every value, or a tenth of the one before, far above its
+        error, and what the rounding of nodes and densities may add; infinite where it has not converged.
+        Diagnostics ``nodes``, ``converged`` (1 or 0) and ``prior_mass``, what the prior integrates to by the
+        same rule: where it is not 1, there is mass that the lattice does not see, and the value counts as
+        not converged.
 
     Raises:
         ValueError: If there are more than three latent dimensions, or a latent site is discrete and cannot be
@@ -130,9 +143,12 @@ def quadrature(
     score = CompiledFunction(lambda position, *rows: _log_density(model, position, *rows), roots=(model,))
 
     def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
-        columns = _Lattices(model, score, block, tolerance, max_nodes).integrate()
+        lattices = _Lattices(model, score, block, tolerance, max_nodes)
+        columns, mass = lattices.integrate(), lattices.prior_mass()
+        columns["converged"] *= (mass - 1).abs() <= max(tolerance, _MASS)
+        columns["std_error"][columns["converged"] == 0] = math.inf
         advance(len(block[0]))
-        return columns
+        return columns | {"prior_mass": mass}
 
     columns = by_blocks(
         estimate,
@@ -146,8 +162,17 @@ def quadrature(
         progress=progress,
         checkpoint=checkpoint,
     )
-    missed = int((columns["converged"] == 0).sum())
-    note = f"not converged for {missed:,} data: give more max_nodes, or use ais"
+    mass = columns["prior_mass"]
+    unseen = (mass - 1).abs() > max(tolerance, _MASS)
+    missed = int(((columns["converged"] == 0) & ~unseen).sum())
+    notes = []
+    if missed:
+        notes.append(f"not converged for {missed:,} data: give more max_nodes, or use ais")
+    if unseen.any():
+        notes.append(
+            f"not exact for {int(unseen.sum()):,} data: the prior integrates to {mass[unseen][0].item():.3g} "
+            "and not to 1. It is not normalised, or has mass where its numbers end (try float64)"
+        )
     with evaluation(model):
         return log_marginal(
             columns,
@@ -158,7 +183,7 @@ def quadrature(
             effort=f"{columns['nodes'].mean().item():,.0f} nodes a datum, tolerance {tolerance:g} nats",
             data=data,
             tolerance=tolerance,
-            **({"notes": [note]} if missed else {}),
+            **({"notes": notes} if notes else {}),
         )
 
 
@@ -180,7 +205,7 @@ def _log_density(model: Program, position: dict[str, Tensor], *rows: Tensor) -> 
 
 
 class _Nodes(NamedTuple):
-    """Nodes of lattices, and what they are worth: log f, the prior's part of it, and how steep both are."""
+    """Nodes of lattices: log f, the prior's part, how steep both are, and what rounding does to log f."""
 
     datum: Int[Tensor, " nodes"]
     coords: Int[Tensor, "nodes dim"]
@@ -188,6 +213,7 @@ class _Nodes(NamedTuple):
     log_prior: Float[Tensor, " nodes"]
     slope: Float[Tensor, " nodes"]
     prior_slope: Float[Tensor, " nodes"]
+    rounding: Float[Tensor, " nodes"]
 
 
 class _Lattices:
@@ -197,24 +223,42 @@ class _Lattices:
         self, model: Program, score: CompiledFunction, block: Batch, tolerance: float, max_nodes: int
     ) -> None:
         self.score, self.block, self.tolerance, self.max_nodes = score, block, tolerance, max_nodes
-        position = unconstrain(model, draw_latents(model, *block, num_samples=256), *block)
+        self.is_of_prior = False
+        position = draw_unconstrained(model, *block, num_samples=256)
         self.shapes = {name: value.shape[2:] for name, value in position.items()}
         prior = coordinates({name: value.unsqueeze(1) for name, value in position.items()})[:, 0]
         self.dim = prior.shape[-1]
+        self.prior_of_first = prior[:, 0]
         if self.dim > MAX_DIMENSIONS:
             raise ValueError(
                 f"the model has {self.dim} latent dimensions, but quadrature takes at most {MAX_DIMENSIONS}: "
                 "use ais"
             )
-        self.centre, self.scale = prior.mean(0), prior.std(0).clamp(min=1e-6)
+        low, self.centre, high = prior.quantile(_QUARTILES.to(prior), 0)
+        self.scale = ((high - low) / _BETWEEN_QUARTILES).clamp(min=1e-6)
         self.rows = rows_at_once(model, block)
         steps = torch.arange(-1, 2, device=prior.device)
         self.neighbours = torch.cartesian_prod(*[steps] * self.dim).reshape(-1, self.dim)
+
+    def prior_mass(self) -> Float[Tensor, " data"]:
+        """What the prior of every datum integrates to; once for all if they are the same."""
+        count, draws = len(self.block[0]), self.prior_of_first
+        datum = torch.arange(count, device=draws.device).repeat_interleave(len(draws))
+        log_prior = self._scores(datum, draws.repeat(count, 1))["log_prior"].reshape(count, -1)
+        is_shared = torch.allclose(log_prior, log_prior[:1], rtol=1e-4, atol=1e-4)
+        alone = copy.copy(self)
+        alone.is_of_prior = True
+        if is_shared:
+            alone.block = tuple(argument[:1] for argument in self.block)
+        columns = alone.integrate()
+        mass = torch.where(columns["converged"] == 1, columns["values"].exp(), math.nan)
+        return mass.expand(count)
 
     def integrate(self) -> Columns:
         count = len(self.block[0])
         values = torch.full((count,), -math.inf, dtype=torch.float64)
         change, nodes = torch.full_like(values, math.inf), torch.zeros_like(values)
+        error = change
         converged, active = torch.zeros(count, dtype=torch.bool), torch.ones(count, dtype=torch.bool)
         reach = round(_START / _SPACING)
         line = torch.arange(-reach, reach + 1, device=self.centre.device)
@@ -223,12 +267,15 @@ class _Lattices:
         nodes_of = self._grown(datum, grid.repeat(count, 1))
         level = 0
         while True:
-            total, spread, size = self._sums(nodes_of, _SPACING / 2**level)
-            change = torch.where(active, (total - values).abs().nan_to_num(0.0), change)
+            total, spread, size, rounding = self._sums(nodes_of, _SPACING / 2**level)
+            before, change = change, torch.where(active, (total - values).abs().nan_to_num(0.0), change)
             values = torch.where(active, total, values)
             nodes += size
             # A lattice too coarse for the mass has it all on a few nodes, and may agree with another such.
-            converged |= active & (change < self.tolerance) & (spread > 3.0**self.dim)
+            # And two may agree by chance, but not with the one before as well: its change counts a tenth.
+            doubt = change if self.is_of_prior else torch.maximum(change, before / 10)
+            error = torch.where(active, doubt + rounding, error)
+            converged |= active & (doubt < self.tolerance) & (spread > 3.0**self.dim)
             kept = self._kept(nodes_of, _SPACING / 2**level)
             children = torch.bincount(nodes_of.datum[kept].cpu(), minlength=count) * 2**self.dim
             active &= ~converged & (size <= self.max_nodes) & (children <= self.max_nodes)
@@ -241,7 +288,7 @@ class _Lattices:
             nodes_of = self._evaluated(*self._unique(around_of, around), _SPACING / 2**level)
             if not len(nodes_of.datum):  # no node has a probability above 0
                 break
-        error = torch.where(converged, change, math.inf)
+        error = torch.where(converged, error, math.inf)
         return {"values": values, "std_error": error, "nodes": nodes, "converged": converged.double()}
 
     def _grown(self, datum: Tensor, coords: Tensor) -> _Nodes:
@@ -276,27 +323,46 @@ class _Lattices:
         return datum[first], coords[first]
 
     def _evaluated(self, datum: Tensor, coords: Tensor, spacing: float) -> _Nodes:
-        """The nodes with what they are worth, in pieces of one size."""
-        empty = torch.empty(0, dtype=torch.float64, device=datum.device)
-        columns = {name: [empty] for name in ("log_density", "log_prior", "gradient", "prior_gradient")}
-        for piece, at in zip(datum.split(self.rows), coords.split(self.rows), strict=True):
+        """The nodes with what they are worth."""
+        v = _BEND * spacing * coords.double()
+        scale, log_stretch = self.scale[datum].double(), v.cosh().log()
+        u = (self.centre[datum] + scale * v.sinh() / _BEND).to(self.centre.dtype)
+        found = self._scores(datum, u)
+        if self.is_of_prior:
+            found |= {"log_density": found["log_prior"], "gradient": found["prior_gradient"]}
+        log_f, log_prior = (
+            (found[name] + log_stretch.sum(-1)).nan_to_num(-math.inf, neginf=-math.inf)
+            for name in ("log_density", "log_prior")
+        )
+        slope, prior_slope = (
+            (found[name] * scale * v.cosh() + _BEND * v.tanh()).norm(dim=-1).nan_to_num(0.0, posinf=0.0)
+            for name in ("gradient", "prior_gradient")
+        )
+        rounding = (found["log_density"].abs() + (found["gradient"] * u).norm(dim=-1)).nan_to_num(
+            0.0, posinf=0.0
+        )
+        return _Nodes(
+            datum, coords, log_f, log_prior, slope, prior_slope, torch.finfo(u.dtype).eps * rounding
+        )
+
+    def _scores(self, datum: Tensor, u: Tensor) -> dict[str, Tensor]:
+        """Of data at points, log-densities and gradients by u, in pieces of one size."""
+        numbers, vectors = ("log_density", "log_prior"), ("gradient", "prior_gradient")
+        found = {name: [u.new_empty(0).double()] for name in numbers}
+        found |= {name: [u.new_empty(0, self.dim).double()] for name in vectors}
+        for piece, at in zip(datum.split(self.rows), u.split(self.rows), strict=True):
             count = len(piece)
             if count < self.rows:  # a compiled graph is for one size
                 piece = torch.nn.functional.pad(piece, (0, self.rows - count))
                 at = torch.nn.functional.pad(at, (0, 0, 0, self.rows - count))
-            u = self.centre[piece] + spacing * self.scale[piece] * at
             position, start = {}, 0
             for name, shape in self.shapes.items():
-                position[name] = u[:, start : start + shape.numel()].reshape(1, len(piece), *shape)
+                position[name] = at[:, start : start + shape.numel()].reshape(1, len(piece), *shape)
                 start += shape.numel()
             outputs, _ = self.score(position, *(argument[piece] for argument in self.block))
-            for name in "log_density", "log_prior":
-                values = outputs[name][0, :count].double()
-                columns[name].append(values.nan_to_num(-math.inf, neginf=-math.inf))
-            for name in "gradient", "prior_gradient":
-                gradient = outputs[name][0, :count].double() * self.scale[piece[:count]]
-                columns[name].append(gradient.norm(dim=-1).nan_to_num(0.0, posinf=0.0))
-        return _Nodes(datum, coords, *(torch.cat(parts) for parts in columns.values()))
+            for name, parts in found.items():
+                parts.append(outputs[name][0, :count].double())
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _maxima(self, datum: Tensor, numbers: Tensor) -> Tensor:
         empty = torch.full((len(self.block[0]),), -math.inf, dtype=torch.float64, device=datum.device)
@@ -312,8 +378,8 @@ class _Lattices:
         reached = torch.minimum(reached, prior + likelihood[datum] + _UNSEEN)
         return reached > self._maxima(datum, nodes.log_f)[datum] - _KEPT
 
-    def _sums(self, nodes: _Nodes, spacing: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every datum the integral, the number of nodes that its mass is spread over, and of all nodes."""
+    def _sums(self, nodes: _Nodes, spacing: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of every datum the integral, how many nodes its mass is spread over, all nodes, and rounding."""
         datum, log_f = nodes.datum, nodes.log_f
         count = len(self.block[0])
         top = self._maxima(datum, log_f)
@@ -322,6 +388,7 @@ class _Lattices:
         mass = zeros.scatter_add(0, datum, weight)
         energy = zeros.scatter_add(0, datum, torch.xlogy(weight, weight))
         spread = (mass.log() - energy / mass).exp()  # exp of the entropy of weight / mass
-        log_volume = self.dim * math.log(spacing) + self.scale.double().log().sum(-1)
+        log_volume = self.dim * math.log(spacing) + self.scale[:count].double().log().sum(-1)
         size = torch.bincount(datum, minlength=count).to(log_f.dtype)
-        return tuple(t.cpu() for t in (top + mass.log() + log_volume, spread, size))
+        rounding = zeros.scatter_add(0, datum, weight * nodes.rounding) / mass
+        return tuple(t.cpu() for t in (top + mass.log() + log_volume, spread, size, rounding.nan_to_num(0.0)))

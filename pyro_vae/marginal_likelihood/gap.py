@@ -24,6 +24,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, transform_to
 
+from pyro_vae.arguments import checked
 from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, checksum, evaluation, rows_at_once
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.distributions import base_distribution
@@ -70,6 +71,7 @@ class InferenceGap(NamedTuple):
         )
 
 
+@checked
 def inference_gap(
     model: Program,
     guide: Program,

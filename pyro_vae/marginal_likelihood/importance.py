@@ -21,7 +21,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, evaluation, rows_at_once, split
+from pyro_vae.arguments import Count, Positive, checked
+from pyro_vae.blocks import (
+    Batch,
+    Columns,
+    by_blocks,
+    check_sizes,
+    check_whole,
+    evaluation,
+    rows_at_once,
+    split,
+)
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
 from pyro_vae.distributions import QuantizedPoint, base_distribution
@@ -29,6 +39,7 @@ from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
 from pyro_vae.traces import Program, draw, guide_distributions, log_weights
 
 
+@checked
 def importance_sampling(
     model: Program,
     guide: Program,
@@ -89,7 +100,9 @@ def importance_sampling(
                 log_weights(model, guide, *block, num_samples=1)
         sums = _RunningSums(len(block[0]), num_samples)
         for count in _counts(num_samples, block, rows):
-            sums.add(score(*block, count=count)[0]["log_weights"].T.cpu())
+            weights = score(*block, count=count)[0]["log_weights"].T.cpu()
+            check_whole(weights, block)
+            sums.add(weights)
             advance(len(block[0]) * count)
             if tolerance is not None and sums.is_enough(tolerance, num_data):
                 advance(len(block[0]) * (num_samples - sums.count))
@@ -254,6 +267,7 @@ class Bound(NamedTuple):
     kl: Float[Tensor, " batch"]
 
 
+@checked
 def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -> Bound:
     """The evidence lower bound of every datum, by Monte Carlo: unbiased for any pair.
 
@@ -276,6 +290,7 @@ def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -
                 draws = draw(model, guide, *block, num_samples=count)
                 kl = draws.log_guide - draws.log_joint.log_prior
                 parts = torch.stack([draws.log_joint.log_likelihood, kl])
+                check_whole(kl.T, block)
                 total += parts.double().sum(1).cpu()
             blocks.append(total / num_samples)
     log_likelihood, kl = torch.cat(blocks, 1)
@@ -293,8 +308,9 @@ def _counts(num_samples: int, block: Batch, rows: int) -> Iterator[int]:
         yield min(most, num_samples - start)
 
 
+@checked
 def bits_per_dim(
-    log_prob: Float[Tensor, "*batch"] | float, data_dim: int, bin_width: float
+    log_prob: Float[Tensor, "*batch"] | float, data_dim: Count, bin_width: Positive
 ) -> Float[Tensor, "*batch"] | float:
     r"""Log-densities in nats as bits per dimension of data in bins, :math:`-(\log p / D + \log h) / \log 2`.
 

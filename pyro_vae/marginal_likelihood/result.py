@@ -7,30 +7,48 @@ p(x) too high, by half the Monte Carlo variance while that is small.
 """
 
 import dataclasses
-import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae import diagnostics as stats
-from pyro_vae.blocks import Batch, Columns, checksum, programs_checksum
+from pyro_vae import records
+from pyro_vae.arguments import checked
+from pyro_vae.blocks import Batch, Columns, behaviour_of, checksum, programs_checksum
 from pyro_vae.distributions import scores_cross_entropy
 from pyro_vae.errors import UserError
-from pyro_vae.files import write_atomically
+from pyro_vae.files import locked
 from pyro_vae.traces import Program
-from pyro_vae.traces.sites import sample_sites, trace_of
+from pyro_vae.traces.running import trace_of
+from pyro_vae.traces.sites import sample_sites
 
 _BOUNDS = {
     "lower": "a lower bound in expectation",
     "upper": "an upper bound in expectation, if the draws are from the posterior",
     "exact": "exact but for the stated error",
 }
+SIMULATED = "simulated"  # in place of a checksum of data
 _ERROR_OF = {"quadrature": "quadrature"}  # what std_error is, where not of Monte Carlo
+
+
+class Doubt(NamedTuple):
+    """Why the mean of an estimate may be wrong by an unknown amount.
+
+    Attributes:
+        may_be_low: It may be too low.
+        may_be_high: It may be too high.
+        words: What says so.
+    """
+
+    may_be_low: bool
+    may_be_high: bool
+    words: str
 
 
 class EstimatesError(UserError, ValueError):
@@ -106,6 +124,45 @@ class LogMarginal:
         return (~(rhat <= 1.01)).double().mean().item()
 
     @property
+    def size(self) -> tuple[int, float]:
+        """Work: the data, and for each of them draws times steps and so on; of quadrature 1 / tolerance."""
+        if self.method == "quadrature":
+            return len(self.values), 1 / self.settings.get("tolerance", math.inf)
+        if "num_samples" in self.diagnostics:  # of importance sampling to a tolerance
+            return len(self.values), self.diagnostics["num_samples"].mean().item()
+        sizes = [v for name, v in self.settings.items() if name.startswith("num_") and name != "num_data"]
+        return len(self.values), float(math.prod(sizes))
+
+    @property
+    def doubts(self) -> list[Doubt]:
+        """What its diagnostics, or the lack of them, say against it; empty if it can be relied on."""
+        if self.is_of_codes:
+            return [Doubt(True, False, "the bound of one code a datum, which no draws can raise")]
+        low = self.bound == "lower"
+        found = []
+        if self.unreliable_share:
+            share = f"k-hat above 0.7 for {100 * self.unreliable_share:.1f} % of the data"
+            found.append(Doubt(low, not low, share))
+        elif self.khat is None and self.settings.get("num_samples", math.inf) < stats.MIN_SAMPLES_FOR_KHAT:
+            few = f"k-hat is not known with fewer than {stats.MIN_SAMPLES_FOR_KHAT} samples"
+            found.append(Doubt(low, not low, few))
+        if "rhat" in self.diagnostics and self.unmixed_share != 0:
+            share = "R-hat is not known of one chain"
+            if self.unmixed_share is not None:
+                share = f"R-hat above 1.01 for {100 * self.unmixed_share:.1f} % of the data"
+            found.append(Doubt(True, True, share))
+        converged = self.diagnostics.get("converged")
+        if converged is not None and (missed := (converged == 0).double().mean().item()):
+            found.append(Doubt(True, True, f"not converged for {100 * missed:.1f} % of the data"))
+        if self.method in ("ais", "bidirectional") and self.ess is not None:
+            # The weight of a datum is that of one chain, whose error is not known.
+            lone = (~(self.ess >= 2)).double().mean().item()
+            if lone:
+                words = f"one chain has most of the weight of {100 * lone:.1f} % of the data"
+                found.append(Doubt(low, not low, words))
+        return found
+
+    @property
     def is_of_codes(self) -> bool:
         """Whether the guide has one code for a datum: the bound of a VQ-VAE, which no draws can raise."""
         return self.settings.get("is_of_codes", False)
@@ -119,7 +176,11 @@ class LogMarginal:
         """The result in words: value, both errors, diagnostics, and what was measured."""
         what = self.settings["scores"]
         error = _ERROR_OF.get(self.method, "Monte Carlo")
-        how = f"{self.method.replace('_', ' ')}, {self.settings['effort']}: {_BOUNDS[self.bound]}"
+        bound = _BOUNDS[self.bound]
+        if self.bound == "exact" and (unknown := int(self.std_error.isinf().sum())):
+            known = len(self.values) - unknown
+            bound = f"not known for {unknown:,} data" + f", for the others {bound}" * (known > 0)
+        how = f"{self.method.replace('_', ' ')}, {self.settings['effort']}: {bound}"
         stated = f"{what} = {self.mean:.2f} nats per datum ± {self.monte_carlo_error:.2g} ({error})"
         if self.is_of_codes:
             how = "the bound of the one code that the guide has for a datum: more draws do not raise it"
@@ -221,7 +282,7 @@ def log_marginal(
         "data": data or "not said (nor how they were binarised)",
         "data_checksum": checksum(*batch),
         "model_checksum": programs_checksum(model),
-        "scores": _what_is_scored(model, *(argument[:1] for argument in batch)),
+        **_of_the_model(model, *(argument[:3] for argument in batch)),
         **settings,
     }
     return LogMarginal(
@@ -229,35 +290,126 @@ def log_marginal(
     )
 
 
-def _what_is_scored(model: Program, *batch: Tensor) -> str:
-    sites = sample_sites(trace_of(model, batch, 1))
-    if any(scores_cross_entropy(site["fn"]) for _, site in sites):
-        return "minus the cross-entropy of grey values (not a log-likelihood)"
-    return "log p(x)"
+def _of_the_model(model: Program, *batch: Tensor) -> dict[str, Any]:
+    """What is scored, and what tells models apart whose weights are no tensors: what they draw and score."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sites = [site for _, site in sample_sites(trace_of(model, batch, 1))]
+    scores = "log p(x)"
+    if any(scores_cross_entropy(site["fn"]) for site in sites):
+        scores = "minus the cross-entropy of grey values (not a log-likelihood)"
+    return {"scores": scores, "model_behaviour": behaviour_of(sites).tolist()}
 
 
 # ------------------------------------------------------------------------------------ files
 
+_Numbers = list[float | Literal["nan", "inf", "-inf"]]  # JSON has no such numbers: they are words
 
-def save_estimates(estimates: Mapping[str, LogMarginal], path: Path) -> None:
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """An estimate in a file; ``others`` are smaller ones by the same method, of other data."""
+
+    __pydantic_config__ = records.STRICT
+
+    values: _Numbers
+    std_error: _Numbers
+    method: str
+    bound: Literal["lower", "upper", "exact"]
+    settings: dict[str, Any]
+    diagnostics: dict[str, _Numbers]
+    curve: dict[str, _Numbers]
+    summary: list[str]
+    others: list["_Record"] = dataclasses.field(default_factory=list)
+    file_checksum: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("effort", "data", "data_checksum", "model_checksum", "scores"):
+            if not isinstance(self.settings.get(name), str):
+                raise ValueError(f"settings.{name} cannot be {self.settings.get(name)!r}")
+        columns = {"std_error": self.std_error, **self.diagnostics, **self.curve}
+        for name, column in columns.items():
+            if len(column) != len(self.values) or not column:
+                raise ValueError(f"{name} has {len(column)} numbers of {len(self.values)} data")
+        if not all(size.isdecimal() for size in self.curve):
+            raise ValueError(f"curve is by numbers of samples, not {sorted(self.curve)}")
+
+
+@checked
+def save_estimates(estimates: Mapping[str, LogMarginal], path: str | Path) -> None:
     """Write estimates by name as JSON; raises ``WriteError`` and keeps what was there if it cannot."""
-    record = {name: _encode(estimate) for name, estimate in estimates.items()}
-    write_atomically(json.dumps(record).encode(), Path(path))
+    _write({name: [estimate] for name, estimate in estimates.items()}, Path(path))
 
 
 def load_estimates(path: Path) -> dict[str, LogMarginal]:
-    """Read what :func:`save_estimates` wrote.
+    """Read what :func:`save_estimates` or :func:`merge_estimates` wrote: of every name that of most data.
 
     Raises:
-        EstimatesError: If it is no such file.
+        EstimatesError: If there is no such file, or it is damaged.
     """
+    return {name: estimates[0] for name, estimates in _read(Path(path)).items()}
+
+
+def load_estimates_by_data(path: Path) -> dict[str, dict[str, LogMarginal]]:
+    """All estimates of a file by their data's checksum, or ``"simulated"``, and name; raises the same."""
+    found: dict[str, dict[str, LogMarginal]] = {}
+    for name, estimates in _read(Path(path)).items():
+        for estimate in estimates:
+            found.setdefault(estimate.settings["data_checksum"], {})[name] = estimate
+    return found
+
+
+def merge_estimates(estimates: Mapping[str, LogMarginal], path: Path) -> dict[str, LogMarginal]:
+    """Add estimates by name to a file, in which a smaller one never takes the place of a larger one.
+
+    The file keeps, of every method and set of data, the estimate that took the most work
+    (:attr:`LogMarginal.size`), the latest of equal ones; first that of most data. Estimates of other weights
+    are of the past, and dropped. Other processes may do the same at the same time.
+
+    Returns:
+        What the file now has of the data of the last one, and of simulated data.
+
+    Raises:
+        EstimatesError: If the file is damaged.
+        WriteError: If it cannot be written; the old one is kept.
+    """
+    path = Path(path)
+    *_, latest = estimates.values()
+    weights = latest.settings["model_checksum"]
+    with locked(path.with_name(f"{path.name}.lock"), path, seconds=60.0):
+        stored = _read(path) if os.path.lexists(path) else {}
+        kept = {
+            name: [e for e in stored.get(name, []) if e.settings["model_checksum"] == weights]
+            for name in {**stored, **estimates}
+        }
+        for name, estimate in estimates.items():
+            data = estimate.settings["data_checksum"]
+            same = [e for e in kept[name] if e.settings["data_checksum"] == data]
+            larger = [e for e in same if e.size > estimate.size] or [estimate]
+            kept[name] = [e for e in kept[name] if e.settings["data_checksum"] != data] + larger
+        _write({name: found for name, found in kept.items() if found}, path)
+    of_data = load_estimates_by_data(path)
+    return of_data[latest.settings["data_checksum"]] | of_data.get(SIMULATED, {})
+
+
+def _write(estimates: Mapping[str, Sequence[LogMarginal]], path: Path) -> None:
+    record = {}
+    for name, found in estimates.items():
+        first, *others = sorted(found, key=lambda estimate: estimate.size, reverse=True)
+        record[name] = _encode(first) | ({"others": list(map(_encode, others))} if others else {})
+    records.write_json(record, path, in_parts=True)
+
+
+def _read(path: Path) -> dict[str, list[LogMarginal]]:
+    """By name, first that of most data."""
+    advice = "remove it and make them again with scripts/estimate.py"
     try:
-        return {name: _decode(record) for name, record in json.loads(Path(path).read_text()).items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise EstimatesError(
-            f"{path} does not hold estimates as this version writes them ({type(error).__name__}: {error}): "
-            "make them again with scripts/estimate.py"
-        ) from None
+        found = records.read_json(path, dict[str, _Record], EstimatesError, advice)
+    except FileNotFoundError:
+        raise EstimatesError(f"there are no estimates {path}: make them with scripts/estimate.py") from None
+    if not found:
+        raise EstimatesError(f"{path} is damaged (it holds nothing): {advice}")
+    return {name: [_decode(record), *map(_decode, record.others)] for name, record in found.items()}
 
 
 def _encode(result: LogMarginal) -> dict[str, Any]:
@@ -273,24 +425,21 @@ def _encode(result: LogMarginal) -> dict[str, Any]:
     }
 
 
-def _decode(record: dict[str, Any]) -> LogMarginal:
-    numbers = {name: _from_json(record[name]) for name in ("values", "std_error")}
-    diagnostics = {name: _from_json(values) for name, values in record["diagnostics"].items()}
-    curve = {int(size): _from_json(values) for size, values in record["curve"].items()}
+def _decode(record: _Record) -> LogMarginal:
     return LogMarginal(
-        **numbers,
-        method=record["method"],
-        bound=record["bound"],
-        settings=record["settings"],
-        diagnostics=diagnostics,
-        curve=curve,
+        _from_json(record.values),
+        _from_json(record.std_error),
+        record.method,
+        record.bound,
+        record.settings,
+        {name: _from_json(values) for name, values in record.diagnostics.items()},
+        {int(size): _from_json(values) for size, values in record.curve.items()},
     )
 
 
 def _to_json(numbers: Tensor) -> list[float | str]:
-    """JSON has neither nan nor infinity: they become words that ``float`` reads."""
     return [v if math.isfinite(v) else str(v) for v in numbers.tolist()]
 
 
-def _from_json(numbers: list[float | str]) -> Tensor:
+def _from_json(numbers: _Numbers) -> Tensor:
     return torch.tensor([float(v) for v in numbers], dtype=torch.float64)

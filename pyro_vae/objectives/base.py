@@ -14,7 +14,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.distributions import base_distribution, is_point_mass
-from pyro_vae.traces import Program, factors, guide_distributions, parameters_in_the_store
+from pyro_vae.traces import (
+    Program,
+    factors,
+    guide_distributions,
+    parameters_in_the_store,
+    training_step,
+    unmoved,
+)
 
 
 def loss_and_metrics(
@@ -31,9 +38,11 @@ def loss_and_metrics(
         as it is.
     """
     if isinstance(objective, Objective):
-        return objective.loss_and_metrics(model, guide, *batch)
+        with training_step():
+            return objective.loss_and_metrics(model, guide, *batch)
     watch = _Watch(len(batch[0]))
-    loss = objective.differentiable_loss(model, watch(guide), *batch)
+    with training_step():
+        loss = objective.differentiable_loss(model, watch(guide), *batch)
     factors = {name: torch.stack(runs).mean() for name, runs in watch.factors.items()}
     bound = -loss.detach() / len(batch[0]) + sum(factors.values())
     name = "log_joint" if watch.is_point_mass else "elbo"  # without a density there is no bound
@@ -67,7 +76,7 @@ class _Watch(Messenger):
 def check_reparameterised(guide: Program, *batch: Tensor) -> None:
     """Raise ``ValueError`` if draws have no gradient or the guide has factors (while Pyro validates)."""
     if pyro.settings.get("validate_poutine"):
-        with torch.random.fork_rng(), torch.no_grad():
+        with unmoved(guide), torch.random.fork_rng(), torch.no_grad():
             sites = guide_distributions(guide, *batch)
             extra = factors(guide, *batch)
         if extra:
@@ -106,7 +115,8 @@ class Objective(ELBO, abc.ABC):
 
     def differentiable_loss(self, model: Program, guide: Program, *batch: Tensor) -> Tensor:
         """Minus the objective, summed over the batch, in nats."""
-        return self.loss_and_metrics(model, guide, *batch)[0]
+        with training_step():
+            return self.loss_and_metrics(model, guide, *batch)[0]
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *batch: Tensor) -> float:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_vae.arguments import Count, Finite, checked
 from pyro_vae.objectives.base import Objective, check_reparameterised
 from pyro_vae.traces import (
     Program,
@@ -53,7 +54,8 @@ class ImportanceWeightedELBO(Objective):
         ValueError: If there is no such gradient; while running, if the guide's draws carry none.
     """
 
-    def __init__(self, num_particles: int = 50, gradient: str = "plain") -> None:
+    @checked
+    def __init__(self, num_particles: Count = 50, gradient: str = "plain") -> None:
         super().__init__(num_particles)
         if gradient not in _GRADIENTS:
             raise ValueError(f"gradient must be one of {', '.join(_GRADIENTS)}, not {gradient!r}")
@@ -106,7 +108,8 @@ class RenyiELBO(Objective):
     Metrics: ``renyi``, the bound, and ``elbo``, the mean of :math:`\log w`; nats per datum.
     """
 
-    def __init__(self, alpha: float = 0.5, num_particles: int = 50) -> None:
+    @checked
+    def __init__(self, alpha: Finite = 0.5, num_particles: Count = 50) -> None:
         super().__init__(num_particles)
         if not math.isfinite(alpha):
             raise ValueError(f"alpha must be finite, not {alpha}")
@@ -145,7 +148,8 @@ class ReweightedWakeSleep(Objective):
     Metrics: ``iwae``, the importance-weighted bound, and ``elbo``; nats per datum.
     """
 
-    def __init__(self, num_particles: int = 50) -> None:
+    @checked
+    def __init__(self, num_particles: Count = 50) -> None:
         super().__init__(num_particles)
 
     def loss_and_metrics(

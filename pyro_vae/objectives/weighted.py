@@ -6,6 +6,7 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_vae.arguments import Count, Weight, checked
 from pyro_vae.objectives.base import Objective, Wrapper, check_reparameterised, loss_and_metrics
 from pyro_vae.traces import Program, kl_by_dimension
 
@@ -26,7 +27,8 @@ class MAP(Wrapper):
     Metrics: those of ``bound``, and ``log_weight_prior`` :math:`= \log N(w; 0, I)` in nats.
     """
 
-    def __init__(self, num_data: int, bound: ELBO | None = None) -> None:
+    @checked
+    def __init__(self, num_data: Count, bound: ELBO | None = None) -> None:
         super().__init__(bound)
         if num_data < 1:
             raise ValueError(f"num_data must be at least 1, not {num_data}")
@@ -62,7 +64,8 @@ class BetaELBO(Wrapper):
         bound: The ELBO object of Pyro whose latent sites are weighted.
     """
 
-    def __init__(self, beta: float = 1.0, bound: ELBO | None = None) -> None:
+    @checked
+    def __init__(self, beta: Weight = 1.0, bound: ELBO | None = None) -> None:
         super().__init__(bound)
         if isinstance(bound, Objective):
             raise TypeError(
@@ -129,7 +132,8 @@ class FreeBitsELBO(Objective):
         ValueError: If ``free_nats`` is negative; while running, if the guide's draws carry no gradients.
     """
 
-    def __init__(self, free_nats: float = 0.5, num_particles: int = 1) -> None:
+    @checked
+    def __init__(self, free_nats: Weight = 0.5, num_particles: Count = 1) -> None:
         super().__init__(num_particles)
         if free_nats < 0:
             raise ValueError(f"free_nats must not be negative: {free_nats}")

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.arguments import Count, checked
 from pyro_vae.latents import along, posterior_mean, straight
 from pyro_vae.marginal_likelihood import importance_sampling
-from pyro_vae.traces import decode
+from pyro_vae.traces import Program, decode, unmoved
 
 
 class AnomalyScore(NamedTuple):
@@ -27,12 +28,13 @@ class AnomalyScore(NamedTuple):
     rank: Float[Tensor, " batch"]
 
 
+@checked
 def anomaly_score(
-    model: nn.Module,
-    guide: nn.Module,
+    model: Program,
+    guide: Program,
     *batch: Tensor,
     reference: Tensor | tuple[Tensor, ...] | None = None,
-    num_samples: int = 1000,
+    num_samples: Count = 1000,
     progress: bool = True,
 ) -> AnomalyScore:
     r""":math:`-\log p(x)` by importance sampling, and how many ordinary data are as strange.
@@ -59,10 +61,11 @@ def anomaly_score(
     return AnomalyScore(-found.values, found.std_error, rank)
 
 
+@checked
 @torch.no_grad()
 def interpolate(
-    model: nn.Module,
-    guide: nn.Module,
+    model: Program,
+    guide: Program,
     first: Float[Tensor, "batch data"],
     second: Tensor,
     *context: Tensor,
@@ -83,13 +86,15 @@ def interpolate(
     Raises:
         ValueError: If there are not as many of both, or fewer than two steps.
     """
-    codes = posterior_mean(guide, first, *context), posterior_mean(guide, second, *context)
-    return decode(model, {"z": along(path, *codes, num_steps)}, first, *context)
+    with unmoved(model, guide):
+        codes = posterior_mean(guide, first, *context), posterior_mean(guide, second, *context)
+        return decode(model, {"z": along(path, *codes, num_steps)}, first, *context)
 
 
+@checked
 @torch.no_grad()
 def mix(
-    model: nn.Module, guide: nn.Module, x: Float[Tensor, "batch data"], weights: Tensor
+    model: Program, guide: Program, x: Float[Tensor, "batch data"], weights: Tensor
 ) -> Float[Tensor, "mixes data"]:
     """Decode weighted sums of the codes of data; each row of weights, ``(mixes, batch)``, should sum to 1.
 

@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from pyro_vae.blocks import check_sizes, evaluation, split
 from pyro_vae.distributions import Observed, SupportError, base_distribution, bounds, check_support
 from pyro_vae.latents import posterior_mean
-from pyro_vae.traces import guide_distributions, likelihood, log_joint, sample
+from pyro_vae.traces import Program, guide_distributions, likelihood, log_joint, modules_of, sample
 
 _ROUNDS = 5  # of filling in what the encoder is to see
 _STARTS = 16
@@ -210,7 +210,7 @@ class DegradedModel(nn.Module):
         degradation: From p(x | z) to p(y | z).
     """
 
-    def __init__(self, model: nn.Module, degradation: Degradation) -> None:
+    def __init__(self, model: Program, degradation: Degradation) -> None:
         super().__init__()
         self.model, self.degradation = model, degradation
 
@@ -237,7 +237,7 @@ class DegradedGuide(nn.Module):
         guide: q(z | x).
     """
 
-    def __init__(self, guide: nn.Module) -> None:
+    def __init__(self, guide: Program) -> None:
         super().__init__()
         self.guide = guide
 
@@ -262,7 +262,7 @@ class DegradedPair(NamedTuple):
 
 @torch.no_grad()
 def degraded(
-    model: nn.Module, guide: nn.Module, degradation: Degradation, y: Tensor, *context: Tensor
+    model: Program, guide: Program, degradation: Degradation, y: Tensor, *context: Tensor
 ) -> DegradedPair:
     r"""The pair that observes y in place of x.
 
@@ -288,7 +288,7 @@ def degraded(
     if not isinstance(degradation, Degradation):
         raise TypeError(f"degradation must be an instance, as in Mask(), not {degradation!r}")
     check_sizes((y, *context))
-    parameter = next(model.parameters(), y)
+    parameter = next((p for module in modules_of(model) for p in module.parameters()), y)
     if y.dtype != parameter.dtype:
         raise SupportError(
             f"what was seen holds {y.dtype}, and the networks' weights {parameter.dtype}: use "
@@ -302,13 +302,12 @@ def degraded(
     with evaluation(model, guide), pyro.validation_enabled(False):
         blocks = split((y, *context), _DATA_AT_ONCE)
         x = torch.cat([_guess(model, guide, degradation, *block) for block in blocks])
-    seen = y if getattr(guide, "missing", False) and isinstance(degradation, Mask) else x
+    takes_missing = any(getattr(module, "missing", False) is True for module in modules_of(guide))
+    seen = y if takes_missing and isinstance(degradation, Mask) else x
     return DegradedPair(DegradedModel(model, degradation), DegradedGuide(guide), (y, seen, *context))
 
 
-def _guess(
-    model: nn.Module, guide: nn.Module, degradation: Degradation, y: Tensor, *context: Tensor
-) -> Tensor:
+def _guess(model: Program, guide: Program, degradation: Degradation, y: Tensor, *context: Tensor) -> Tensor:
     """The most probable of several guesses of x, one a datum."""
     count = len(y)
     y, *context = (part.repeat(_STARTS, *(1,) * (part.dim() - 1)) for part in (y, *context))

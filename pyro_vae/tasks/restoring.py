@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.arguments import Count, Positive, checked
 from pyro_vae.blocks import check_sizes, evaluation
 from pyro_vae.marginal_likelihood import LogMarginal, ais
 from pyro_vae.posterior import sample_posterior
@@ -34,18 +35,19 @@ class Restoration(NamedTuple):
     rhat: Float[Tensor, " batch"]
 
 
+@checked
 @torch.no_grad()
 def restore(
-    model: nn.Module,
-    guide: nn.Module,
+    model: Program,
+    guide: Program,
     degradation: Degradation,
     y: Float[Tensor, "batch observed"],
     *context: Tensor,
-    num_samples: int = 16,
-    num_chains: int = 8,
+    num_samples: Count = 16,
+    num_chains: Count = 8,
     num_draws: int = 48,
     num_warmup: int = 120,
-    num_leapfrog: int = 10,
+    num_leapfrog: Count = 10,
     progress: bool = True,
 ) -> Restoration:
     """What the data may have been, of which y is what was seen.
@@ -97,9 +99,10 @@ def restore(
     return Restoration(torch.cat(means), mean.to(y.dtype), variance.sqrt().to(y.dtype), draws.rhat)
 
 
+@checked
 def inpaint(
-    model: nn.Module,
-    guide: nn.Module,
+    model: Program,
+    guide: Program,
     x: Float[Tensor, "batch data"],
     observed: Tensor,
     *context: Tensor,
@@ -132,11 +135,12 @@ def _seen(x: Float[Tensor, "batch data"], observed: Tensor) -> Float[Tensor, "ba
     return torch.where(observed, x, math.nan)
 
 
+@checked
 def denoise(
-    model: nn.Module,
-    guide: nn.Module,
+    model: Program,
+    guide: Program,
     y: Float[Tensor, "batch data"],
-    noise_scale: float,
+    noise_scale: Positive,
     *context: Tensor,
     **settings: Any,
 ) -> Restoration:
@@ -144,14 +148,15 @@ def denoise(
     return restore(model, guide, Linear(None, noise_scale), y, *context, **settings)
 
 
+@checked
 def super_resolve(
-    model: nn.Module,
-    guide: nn.Module,
+    model: Program,
+    guide: Program,
     y: Float[Tensor, "batch observed"],
-    shape: Sequence[int],
+    shape: Sequence[Count],
     factor: int,
     *context: Tensor,
-    noise_scale: float = 0.02,
+    noise_scale: Positive = 0.02,
     **settings: Any,
 ) -> Restoration:
     """Images of ``shape`` of which y are the means of blocks of ``factor`` times ``factor`` pixels.
@@ -186,9 +191,10 @@ def annealed(model: Program, guide: Program, *batch: Tensor, **settings: Any) ->
     return ais(model, *batch, guide=guide, **({"num_temperatures": 200} | settings))
 
 
+@checked
 def log_missing(
-    model: nn.Module,
-    guide: nn.Module,
+    model: Program,
+    guide: Program,
     x: Float[Tensor, "batch data"],
     observed: Tensor,
     *context: Tensor,

@@ -40,10 +40,27 @@ from pyro_vae.traces.densities import (
     sample,
     simulate,
 )
-from pyro_vae.traces.sites import Program, local_parameters, parameters_in_the_store
-from pyro_vae.traces.unconstrained import Unconstrained, at_unconstrained, unconstrain
+from pyro_vae.traces.running import takes_samples
+from pyro_vae.traces.sites import Program
+from pyro_vae.traces.unconstrained import (
+    DrawUnconstrained,
+    Unconstrained,
+    at_unconstrained,
+    draw_unconstrained,
+    log_guide_at,
+    unconstrain,
+)
+from pyro_vae.traces.unmoved import (
+    local_parameters,
+    made_for_the_store,
+    modules_of,
+    parameters_in_the_store,
+    training_step,
+    unmoved,
+)
 
 __all__ = [
+    "DrawUnconstrained",
     "Draws",
     "LogJoint",
     "Program",
@@ -55,6 +72,7 @@ __all__ = [
     "draw",
     "draw_guide",
     "draw_latents",
+    "draw_unconstrained",
     "factors",
     "first_nonfinite",
     "guide_distributions",
@@ -62,11 +80,17 @@ __all__ = [
     "likelihood",
     "local_parameters",
     "log_guide",
+    "log_guide_at",
     "log_joint",
     "log_weights",
+    "made_for_the_store",
     "model_distributions",
+    "modules_of",
     "parameters_in_the_store",
     "sample",
     "simulate",
+    "takes_samples",
+    "training_step",
     "unconstrain",
+    "unmoved",
 ]

@@ -12,19 +12,22 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
+from pyro_vae.arguments import Count, checked
 from pyro_vae.distributions import QuantizedPoint, SupportError, base_distribution, is_point_mass
+from pyro_vae.distributions.unfolded import is_unfolded
+from pyro_vae.traces.running import trace_of
 from pyro_vae.traces.sites import (
     ENUMERATION_DIM,
     Program,
     check_known,
+    check_plates,
     check_proper,
-    enumerated,
+    conditioned,
     is_enumerated,
     latent_names,
     sample_count,
     sample_sites,
     sum_sites,
-    trace_of,
 )
 
 
@@ -54,6 +57,7 @@ class Draws(NamedTuple):
     log_guide: Float[Tensor, "samples batch"]
 
 
+@checked
 def log_joint(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> LogJoint:
     r""":math:`\log p(z)` and :math:`\log p(x \mid z)` at given latents, in nats.
 
@@ -68,14 +72,15 @@ def log_joint(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> Log
             ``"data"``.
     """
     num_samples = sample_count(latents, batch)
-    conditioned = enumerated(poutine.condition(model, data=latents))
-    return joint_of(trace_of(conditioned, batch, num_samples), latents, num_samples)
+    trace = trace_of(model, batch, num_samples, conditioned(latents))
+    return joint_of(trace, latents, num_samples)
 
 
+@checked
 def log_guide(guide: Program, latents: dict[str, Tensor], *batch: Tensor) -> Float[Tensor, "samples batch"]:
     r""":math:`\log q(z \mid x)` at given latents, in nats; as :func:`log_joint`."""
     num_samples = sample_count(latents, batch)
-    trace = trace_of(enumerated(poutine.condition(guide, data=latents)), batch, num_samples)
+    trace = trace_of(guide, batch, num_samples, conditioned(latents))
     names = [name for name, site in sample_sites(trace) if not site["infer"].get("is_auxiliary")]
     for name in names:
         fn = trace.nodes[name]["fn"]
@@ -115,11 +120,9 @@ def draw_latents(program: Program, *batch: Tensor, num_samples: int) -> dict[str
     Raises:
         ValueError: If there is none.
     """
-    sites = {
-        name: site
-        for name, site in sample_sites(trace_of(program, batch, num_samples))
-        if not site["is_observed"]
-    }
+    trace = trace_of(program, batch, num_samples)
+    sites = {name: trace.nodes[name] for name in latent_names(trace)}
+    check_plates(trace, list(sites), len(batch[0]))
     latents = {name: site["value"] for name, site in sites.items() if not site["fn"].support.is_discrete}
     if not latents:
         can = bool(sites) and all(
@@ -180,9 +183,20 @@ def _replayed(
         sums_out = site["name"] not in names and getattr(site["fn"], "has_enumerate_support", False)
         return {"enumerate": "parallel" if sums_out else None}
 
-    enumerated = enum(poutine.infer_config(model, config_fn=config))
-    model_trace = trace_of(poutine.replay(enumerated, trace=guide_trace), batch, num_samples)
+    def around(program: Program) -> Program:
+        return poutine.replay(enum(poutine.infer_config(program, config_fn=config)), trace=guide_trace)
+
+    model_trace = trace_of(model, batch, num_samples, around)
     check_proper(model_trace)
+    observed = [
+        {name for name, site in sample_sites(trace) if site["is_observed"]}
+        for trace in (model_trace, guide_trace)
+    ]
+    if observed[1] and not observed[0]:
+        raise ValueError(
+            f"the model observes nothing, and the guide {', '.join(sorted(observed[1]))}: they are swapped; "
+            "the model comes first"
+        )
     known = {name for name, site in sample_sites(model_trace) if is_enumerated(site)} | set(names)
     latents = set(latent_names(model_trace))
     if not set(names) <= latents <= known:
@@ -193,14 +207,16 @@ def _replayed(
     return model_trace
 
 
+@checked
 def log_weights(
-    model: Program, guide: Program, *batch: Tensor, num_samples: int
+    model: Program, guide: Program, *batch: Tensor, num_samples: Count
 ) -> Float[Tensor, "samples batch"]:
     r""":math:`\log p(x, z) - \log q(z \mid x)` for :math:`z \sim q(z \mid x)`, in nats.
 
     Their mean over samples is the ELBO, their log-mean-exp the importance-weighted bound (Burda, Grosse &
     Salakhutdinov 2016). Differentiable in the parameters of model and guide where the guide's sites are
-    reparameterised.
+    reparameterised. Like all of this module it is taken in evaluation mode and leaves buffers as they were,
+    except within a step of training (of ``SVI``, or of an objective of this package).
 
     Args:
         model: A Pyro program that keeps the contract.
@@ -210,9 +226,10 @@ def log_weights(
 
     Raises:
         ValueError: If a guide site is a point mass, the latent sites of the two programs differ, or a
-            site lies outside the plate ``"data"``.
+            site lies outside the plate ``"data"``; if what a network makes of a datum depends on the other
+            rows of its batch.
     """
-    guide_trace = trace_of(poutine.enum(guide, first_available_dim=ENUMERATION_DIM), batch, num_samples)
+    guide_trace = trace_of(guide, batch, num_samples, EnumMessenger(ENUMERATION_DIM))
     names = latent_names(guide_trace)
     enumerates = any(is_enumerated(guide_trace.nodes[name]) for name in names)
     enum = EnumMessenger(None if enumerates else ENUMERATION_DIM)  # the model goes on where the guide ended
@@ -221,8 +238,9 @@ def log_weights(
     return sum_sites([(model_trace, name) for name, _ in sample_sites(model_trace)], num_samples, minus=drawn)
 
 
+@checked
 def sample(
-    model: Program, *batch: Tensor, num_samples: int = 1
+    model: Program, *batch: Tensor, num_samples: Count = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draws from the model itself: (latents, observations), each ``(samples, batch, *event)`` by site.
 
@@ -235,7 +253,7 @@ def sample(
         ValueError: If a prior is flat, as an autoencoder's.
     """
     latents, observations = {}, {}
-    trace = trace_of(poutine.uncondition(model), batch, num_samples)
+    trace = trace_of(model, batch, num_samples, poutine.uncondition)
     check_proper(trace)
     for name, site in sample_sites(trace):
         values = observations if site["infer"].get("was_observed") else latents
@@ -258,8 +276,9 @@ def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[T
             density depends on the data that it shall draw.
     """
     latents, arguments, drawn = {}, list(batch), {}
-    trace = trace_of(poutine.uncondition(model), batch, 1)
+    trace = trace_of(model, batch, 1, poutine.uncondition)
     check_proper(trace)
+    check_plates(trace, [name for name, _ in sample_sites(trace)], len(batch[0]))
     for name, site in sample_sites(trace):
         drawn[name] = site["value"]
         if not site["infer"].get("was_observed"):
@@ -282,7 +301,9 @@ def _check_simulated(
     model: Program, trace: poutine.Trace, drawn: dict[str, Tensor], arguments: tuple[Tensor, ...]
 ) -> None:
     """Raise ``ValueError`` if, given the drawn data, the model would have drawn from another density."""
-    again = trace_of(poutine.condition(poutine.uncondition(model), data=drawn), arguments, 1)
+    again = trace_of(
+        model, arguments, 1, lambda program: poutine.condition(poutine.uncondition(program), data=drawn)
+    )
     for name, _ in sample_sites(trace):
         before, after = (t.nodes[name]["fn"].log_prob(drawn[name]) for t in (trace, again))
         if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -320,7 +341,7 @@ def likelihood(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> Di
     """
     num_samples = sample_count(latents, batch)
     with pyro.validation_enabled(False):  # the data do not matter here
-        trace = trace_of(poutine.condition(model, data=latents), batch, num_samples)
+        trace = trace_of(model, batch, num_samples, lambda p: poutine.condition(p, data=latents))
     check_known(trace, latents)
     observed = [site["fn"] for name, site in sample_sites(trace) if name not in latents]
     if len(observed) != 1:
@@ -351,8 +372,15 @@ def factors(program: Program, *batch: Tensor) -> list[str]:
 
 def model_distributions(model: Program, guide: Program, *batch: Tensor) -> dict[str, Distribution]:
     """The model's distribution of every site, batch shape (1, batch), at one draw from the guide."""
-    replayed = poutine.replay(model, trace=trace_of(guide, batch, 1))
-    return {name: site["fn"] for name, site in sample_sites(trace_of(replayed, batch, 1))}
+    return {name: site["fn"] for name, site in sample_sites(_at_a_draw(model, guide, batch)[1])}
+
+
+def _at_a_draw(
+    model: Program, guide: Program, batch: tuple[Tensor, ...]
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of guide and model at one draw from the guide."""
+    drawn = trace_of(guide, batch, 1)
+    return drawn, trace_of(model, batch, 1, lambda program: poutine.replay(program, trace=drawn))
 
 
 def kl_by_dimension(
@@ -376,7 +404,9 @@ def kl_by_dimension(
             model_trace.nodes[name]["fn"],
             guide_trace.nodes[name]["value"],
         )
-        each = _kl_of_numbers(base_distribution(q), base_distribution(p), z)
+        each = None
+        if not (is_unfolded(q) or is_unfolded(p)):
+            each = _kl_of_numbers(base_distribution(q), base_distribution(p), z)
         if each is None:
             each = (q.log_prob(z) - p.log_prob(z)).unsqueeze(-1)
         kl[name] = each.expand(num_samples, len(batch[0]), *each.shape[2:]).flatten(2)
@@ -397,8 +427,7 @@ def check_batch(model: Program, guide: Program, *batch: Tensor) -> None:
     """Raise ``SupportError`` if one of the programs says that this batch does not suit it."""
     with pyro.validation_enabled(True), torch.no_grad():
         try:
-            guide_trace = trace_of(guide, batch, 1)
-            trace_of(poutine.replay(model, trace=guide_trace), batch, 1)
+            _at_a_draw(model, guide, batch)
         except SupportError:
             raise
         except ValueError:  # Pyro's, of parameters that became nan
@@ -408,14 +437,12 @@ def check_batch(model: Program, guide: Program, *batch: Tensor) -> None:
 def first_nonfinite(model: Program, guide: Program, *batch: Tensor) -> str | None:
     """In words, the first sample site of guide or model that is not finite; None if all are."""
     with pyro.validation_enabled(False), torch.no_grad():
-        guide_trace = trace_of(guide, batch, 1)
-        model_trace = trace_of(poutine.replay(model, trace=guide_trace), batch, 1)
+        guide_trace, model_trace = _at_a_draw(model, guide, batch)
         for program, trace in ("guide", guide_trace), ("model", model_trace):
             for name, site in sample_sites(trace):
                 log_prob = site["fn"].log_prob(site["value"])
                 for what, numbers in ("value", site["value"]), ("log-probability", log_prob):
-                    bad = int((~torch.isfinite(numbers)).sum())
-                    if bad:
+                    if bad := int((~torch.isfinite(numbers)).sum()):
                         return (
                             f"the {what} of the {program}'s site {name!r} is not finite "
                             f"({bad} of {numbers.numel()} numbers)"

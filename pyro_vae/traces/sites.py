@@ -1,22 +1,22 @@
 """Traces of one program: its sites, what they add up to, and sums over those that are enumerated."""
 
 import contextlib
-import contextvars
-import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import opt_einsum
-import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
-from pyro.nn import PyroModule
 from pyro.ops.packed import pack
-from torch import Tensor, nn
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from pyro_vae.distributions import base_distribution
 
@@ -24,47 +24,68 @@ Program = Callable[..., object]
 ENUMERATION_DIM = -3  # left of the data and the samples
 
 
-_in_the_store = contextvars.ContextVar("in_the_store", default=False)
-
-
 @contextlib.contextmanager
-def parameters_in_the_store() -> Iterator[None]:
-    """Parameters are looked for in Pyro's store here, as ``pyro.infer.SVI`` expects of an objective."""
-    token = _in_the_store.set(True)
+def shapes_in_words(tracer: Any) -> Iterator[None]:
+    """Errors about shapes and plates that arise while a program is traced are said in its own terms."""
     try:
         yield
-    finally:
-        _in_the_store.reset(token)
+    except (IndexError, RuntimeError):  # of shapes, it may be, that the program does not expect of a site
+        check_plates(tracer.trace, [name for name, _ in sample_sites(tracer.trace)])
+        raise
+    except ValueError as error:
+        # Pyro 1.9 has no types for these, and no word of the way out.
+        message = str(error)
+        if collision := re.search(r'plates "(.*)" and "(.*)", collide', message):
+            names = sorted(set(collision.groups()) - {"samples"})
+            raise ValueError(
+                f"the plate {' or '.join(map(repr, names))} of the program is at dim=-2, which is kept for "
+                f"samples: the only plate must be 'data', at dim=-1. {_WAY_OUT}"
+            ) from None
+        if "inside plate" in message:
+            check_plates(tracer.trace, [name for name, _ in sample_sites(tracer.trace)])
+        if "subsample_size does not match" in message:
+            raise ValueError(f"{SUBSAMPLED} ({message.splitlines()[0]})") from None
+        raise
 
 
-@contextlib.contextmanager
-def local_parameters(*programs: Program) -> Iterator[None]:
-    """Parameters belong to their modules here, not to Pyro's store.
-
-    Except where a program holds a ``PyroModule`` that was made for the store. Pyro decides that when it is
-    made (``pyro.settings.set(module_local_params=True)`` before makes it local); it works in no other way.
-    """
-    modules = [m for program in programs if isinstance(program, nn.Module) for m in program.modules()]
-    made_for_the_store = any(
-        isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state")
-        for module in modules
-    )
-    with pyro.settings.context(module_local_params=not made_for_the_store):
-        yield
+_WAY_OUT = (
+    "What every datum has of its own is sampled in the plate 'data', several numbers by to_event; what all "
+    "data share is a parameter (pyro.param), or given to the program"
+)
+SUBSAMPLED = (
+    "a plate of the program draws some of the data that it is given, and log p(x) is wanted of all: leave "
+    "out its subsample_size, or let it be the number of rows that the program is given"
+)
 
 
-def trace_of(program: Program, batch: tuple[Tensor, ...], num_samples: int) -> poutine.Trace:
-    """A trace of the program with everything drawn ``num_samples`` times."""
-    local = contextlib.nullcontext() if _in_the_store.get() else local_parameters(_module_of(program))
-    with local, pyro.plate("samples", num_samples, dim=-2):
-        return poutine.trace(program).get_trace(*batch)
+class RowsAsGiven(Messenger):
+    """A plate whose ``subsample_size`` is the rows given takes any number of them, also above its size."""
+
+    def __init__(self, batch: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if not site_is_subsample(msg) or msg["value"] is not None or not self.batch:
+            return
+        size, rows = msg["fn"].size, msg["fn"].subsample_size
+        if rows is not None and rows > size and rows == len(self.batch[0]):
+            msg["value"] = torch.arange(rows, device=msg["fn"].device) % size
 
 
-def _module_of(program: Program) -> Program:
-    """What is inside of Pyro's handlers, which are partial applications."""
-    while isinstance(program, functools.partial):
-        program = program.args[-1] if program.args else program.func
-    return program
+def check_plates(trace: poutine.Trace, names: Sequence[str], count: int | None = None) -> None:
+    """Raise ``ValueError`` if one of these sites is not in the plate of data alone, with ``count`` data."""
+    for name in names:
+        frames = [f for f in trace.nodes[name]["cond_indep_stack"] if f.name != "samples"]
+        if [(f.name, f.dim) for f in frames] != [("data", -1)]:
+            found = ", ".join(f"{f.name!r}" + f" at dim={f.dim}" * f.vectorized for f in frames)
+            raise ValueError(
+                f"site {name!r} must lie in the plate 'data' at dim=-1 and in no other plate, but it lies in "
+                f"{found or 'none'}: log p(x) of a datum needs data that are independent given the "
+                f"parameters. {_WAY_OUT}"
+            )
+        if count not in (None, frames[0].size):
+            raise ValueError(f"{SUBSAMPLED}: of {count} it took {frames[0].size}")
 
 
 def sample_sites(trace: poutine.Trace) -> list[tuple[str, dict]]:
@@ -73,7 +94,7 @@ def sample_sites(trace: poutine.Trace) -> list[tuple[str, dict]]:
         (name, site)
         for name, site in trace.nodes.items()
         if site["type"] == "sample"
-        and not poutine.util.site_is_subsample(site)
+        and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
     ]
 
@@ -104,6 +125,11 @@ def sample_count(latents: dict[str, Tensor], batch: tuple[Tensor, ...]) -> int:
             f"two axes are {shapes}"
         )
     return num_samples
+
+
+def conditioned(latents: dict[str, Tensor]) -> Callable[[Program], Program]:
+    """What gives sites these values, and sums out the discrete ones that have none."""
+    return lambda program: enumerated(poutine.condition(program, data=latents))
 
 
 def enumerated(program: Program) -> Program:
@@ -138,15 +164,11 @@ def sum_sites(sites: _Sites, num_samples: int, minus: _Sites = ()) -> Float[Tens
     terms: list[Tensor] = []
     for trace, name in (*sites, *minus):
         site = trace.nodes[name]
-        plates = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
-        data = plates.get("data")
-        if set(plates) != {"samples", "data"} or data.dim != -1:
-            raise ValueError(
-                f"site {name!r} must lie in the plate 'data' at dim=-1 and in no other plate, but its "
-                f"plates are {sorted(set(plates) - {'samples'})}: log p(x) of a datum needs data that "
-                "are independent given the parameters"
-            )
-        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        check_plates(trace, [name])
+        data = next(frame for frame in site["cond_indep_stack"] if frame.name == "data")
+        log_prob = site["infer"].get("_log_prob")  # known better than from the value
+        if log_prob is None:
+            log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
         log_prob = scale_and_mask(log_prob, mask=site["mask"])
         if is_enumerated(site) and site["mask"] is not None:
             # Where it is masked the site is not there: its values must sum to 1, not to their number.

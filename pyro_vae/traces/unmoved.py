@@ -1,0 +1,176 @@
+"""What leaves a pair as it was, and where parameters are looked for.
+
+What is not a step of training is taken in evaluation mode and leaves parameters, buffers and modes as they
+were (:func:`unmoved`). In a step (:func:`training_step`) modes are those that the user set.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.nn.parameter import is_lazy
+
+from pyro_vae.compiled.survey import Survey
+from pyro_vae.traces.sites import Program
+
+
+class Known(NamedTuple):
+    """What was found out about a program.
+
+    Attributes:
+        in_the_store: It reaches a ``PyroModule`` that was made for Pyro's parameter store.
+        takes_samples: It may run in a plate of samples.
+    """
+
+    in_the_store: bool
+    takes_samples: bool
+
+
+class Scope:
+    """Programs that are unmoved at present, and what is known about them."""
+
+    def __init__(self, programs: tuple[Program, ...]) -> None:
+        self.programs = programs
+        self.known: dict[tuple, Known] = {}
+
+    def covers(self, programs: tuple[Program, ...]) -> bool:
+        """Whether all of these are among them."""
+        return all(any(program is one for one in self.programs) for program in programs)
+
+
+scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("scope", default=None)
+in_a_step = contextvars.ContextVar("in_a_step", default=False)
+decided = contextvars.ContextVar("decided", default=False)  # where parameters are looked for
+
+
+def modules_of(*programs: Program | None) -> list[nn.Module]:
+    """All modules that the programs can reach: in attributes, handlers, closures, ``pyro.module``."""
+    return list({id(m): m for root in Survey(programs).modules for m in root.modules()}.values())
+
+
+@contextlib.contextmanager
+def training_step() -> Iterator[None]:
+    """A step of training: modes are as the user set them, and buffers may move."""
+    token = in_a_step.set(True)
+    try:
+        yield
+    finally:
+        in_a_step.reset(token)
+
+
+@contextlib.contextmanager
+def unmoved(*programs: Program | None) -> Iterator[None]:
+    """Evaluation mode; afterwards modes and buffers of all modules that programs reach are as they were.
+
+    Raises:
+        ValueError: At the end, if a program has changed one of its parameters in place.
+    """
+    found = tuple(program for program in programs if program is not None)
+    around = scope.get()
+    if around is not None and around.covers(found):
+        yield
+        return
+    modules = modules_of(*found)
+    modes = [module.training for module in modules]
+    before = _Tensors(modules)
+    token = scope.set(Scope(found))
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        scope.reset(token)
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        before.restore()
+    before.check()
+
+
+class _Tensors:
+    """Buffers to be put back, and parameters that must not change."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        if get_proxy_mode() is not None:  # a graph is being made; around its calls this is done
+            modules = []
+        self._held = [(module, dict(module._buffers)) for module in modules]
+        buffers = {b for _, held in self._held for b in held.values() if b is not None and not is_lazy(b)}
+        self._values = [(b, b.detach().clone()) for b in buffers if not b.is_inference()]
+        named = [(n, p, m) for m in modules for n, p in m._parameters.items() if p is not None]
+        self._versions = [
+            (f"{name} of {type(module).__name__}", p, p._version)
+            for name, p, module in named
+            if not is_lazy(p) and not p.is_inference()
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for module, held in self._held:
+            for name, buffer in held.items():
+                if module._buffers.get(name) is not buffer:
+                    module._buffers[name] = buffer
+        for buffer, value in self._values:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+    def check(self) -> None:
+        for name, parameter, version in self._versions:
+            if parameter._version != version:
+                raise ValueError(
+                    f"running the programs in evaluation mode changes their parameter {name} in place: an "
+                    "estimate must not move what it judges. Change it in training mode only (if "
+                    "self.training), or make it a buffer, which is put back"
+                )
+
+
+# ------------------------------------------------------------------------------------ parameters
+
+
+@contextlib.contextmanager
+def parameters_in_the_store() -> Iterator[None]:
+    """Parameters are looked for in Pyro's store here, as ``pyro.infer.SVI`` expects of an objective."""
+    token = decided.set(True)
+    try:
+        yield
+    finally:
+        decided.reset(token)
+
+
+def made_for_the_store(*programs: object) -> bool:
+    """Whether one reaches a ``PyroModule`` that looks for its parameters in Pyro's store.
+
+    Pyro decides that when it is made (``pyro.settings.set(module_local_params=True)`` before makes it local);
+    it works in no other way.
+    """
+    return any(map(looks_in_the_store, modules_of(*programs)))
+
+
+def looks_in_the_store(module: nn.Module) -> bool:
+    """Whether it is a ``PyroModule`` that was made for the store."""
+    # _pyro_context is Pyro's own, as of 1.9.2: with local parameters it has param_state.
+    return isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state")
+
+
+@contextlib.contextmanager
+def local_parameters(*programs: object, in_the_store: bool | None = None) -> Iterator[None]:
+    """Parameters belong to their modules here, not to Pyro's store.
+
+    Except where a program reaches a ``PyroModule`` that was :func:`made_for_the_store`.
+
+    Args:
+        *programs: Model, guide, objective.
+        in_the_store: That, if it is known.
+    """
+    if in_the_store is None:
+        in_the_store = made_for_the_store(*programs)
+    token = decided.set(True)
+    try:
+        with pyro.settings.context(module_local_params=not in_the_store):
+            yield
+    finally:
+        decided.reset(token)
