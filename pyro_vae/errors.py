@@ -7,6 +7,14 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something outside the program is wrong; the message says what, where, and what to do."""
 
+    def __init__(self, *args: object) -> None:
+        # Pyro raises errors of a program again with a table of shapes behind the message.
+        super().__init__(*(a.split("\nTrace Shapes:")[0].strip() if isinstance(a, str) else a for a in args))
+
+
+class NetworkError(UserError, ValueError, RuntimeError):
+    """A network that does not fit what it is given, or what is made of its outputs."""
+
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that ``name`` is no ``kind``, which one was probably meant, and which there are."""

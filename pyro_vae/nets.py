@@ -17,6 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pyro_vae.arguments import Count, NonNegative, check, checked
+from pyro_vae.errors import NetworkError
+
 
 @torch.no_grad()
 def glorot(layer: nn.Linear) -> None:
@@ -35,6 +38,20 @@ def small_normal(layer: nn.Linear) -> None:
     nn.init.normal_(layer.bias, std=0.01)
 
 
+def _check_inputs(net: nn.Module, inputs: Tensor, size: int, of: str = "") -> None:
+    """Raise ``NetworkError`` unless these are vectors of ``size`` numbers of the type of the weights."""
+    check("inputs", inputs, Tensor)
+    name = f"this {type(net).__name__} takes vectors of {size} numbers{of}"
+    if inputs.dim() == 0 or inputs.shape[-1] != size:
+        raise NetworkError(
+            f"{name}, but was given shape {tuple(inputs.shape)}: flatten the data, give the programs all of "
+            "their arguments (such as a context) and no others, or build the network for this size"
+        )
+    dtype = next(net.parameters()).dtype
+    if inputs.dtype != dtype:
+        raise NetworkError(f"{name}, {dtype} as its weights, but was given {inputs.dtype}: use x.to({dtype})")
+
+
 class MLP(nn.Module):
     r"""A multilayer perceptron, :math:`(*, \text{inputs}) \to (*, \text{outputs})`, linear at the end.
 
@@ -49,15 +66,16 @@ class MLP(nn.Module):
             ``family.bias(x.mean(0))``, with which every output starts at the mean of the data.
 
     Raises:
-        ValueError: If ``output_bias`` does not have ``outputs`` numbers; in ``forward``, if the last
-            axis of the input does not have ``inputs``.
+        ValueError: If ``output_bias`` does not have ``outputs`` numbers.
+        NetworkError: In ``forward``, if the last axis of the input does not have ``inputs``.
     """
 
+    @checked
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
-        hidden: Sequence[int] = (500,),
+        inputs: Count,
+        outputs: Count,
+        hidden: Sequence[Count] = (500,),
         *,
         activation: Callable[[], nn.Module] = nn.Tanh,
         init: Callable[[nn.Linear], None] = glorot,
@@ -82,12 +100,7 @@ class MLP(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Outputs for every vector along the last axis."""
-        if inputs.shape[-1] != self.inputs:
-            raise ValueError(
-                f"this MLP takes vectors of {self.inputs} numbers, but was given shape "
-                f"{tuple(inputs.shape)}: flatten the data, give the programs all of their arguments "
-                "(such as a context) and no others, or build the network for this size"
-            )
+        _check_inputs(self, inputs, self.inputs)
         return self.layers(inputs)
 
 
@@ -177,17 +190,19 @@ class ConvEncoder(nn.Module):
         context_dim: Further numbers behind the image (labels, covariates), for the linear map.
 
     Raises:
-        ValueError: If ``shape`` is not that of images; in ``forward``, if the input has another size.
+        ValueError: If ``shape`` is not that of images.
+        NetworkError: In ``forward``, if the input has another size.
     """
 
+    @checked
     def __init__(
         self,
-        shape: Sequence[int],
-        outputs: int,
-        channels: Sequence[int] = (32, 64),
+        shape: Sequence[Count],
+        outputs: Count,
+        channels: Sequence[Count] = (32, 64),
         *,
-        blocks: int = 0,
-        context_dim: int = 0,
+        blocks: NonNegative = 0,
+        context_dim: NonNegative = 0,
     ) -> None:
         super().__init__()
         height, width, colours = _image_shape(shape)
@@ -199,11 +214,8 @@ class ConvEncoder(nn.Module):
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Outputs for every image along the last axis."""
         size = math.prod(self.shape)
-        if inputs.shape[-1] != size + self.context_dim:
-            raise ValueError(
-                f"this ConvEncoder takes {size} numbers of an image of shape {self.shape} and "
-                f"{self.context_dim} of a context, but was given shape {tuple(inputs.shape)}"
-            )
+        of = f" of an image of shape {self.shape} and {self.context_dim} of a context"
+        _check_inputs(self, inputs, size + self.context_dim, of)
         rows = inputs.reshape(-1, inputs.shape[-1])
         images, context = rows.split([size, self.context_dim], 1)
         hidden = self.layers(images.unflatten(1, self.shape).movedim(3, 1)).flatten(1)
@@ -225,14 +237,15 @@ class ConvDecoder(nn.Module):
         ValueError: If ``shape`` is not that of images, or ``output_bias`` has another size.
     """
 
+    @checked
     def __init__(
         self,
-        inputs: int,
-        shape: Sequence[int],
-        params_per_dim: int = 1,
-        channels: Sequence[int] = (32, 64),
+        inputs: Count,
+        shape: Sequence[Count],
+        params_per_dim: Count = 1,
+        channels: Sequence[Count] = (32, 64),
         *,
-        blocks: int = 0,
+        blocks: NonNegative = 0,
         output_bias: Float[Tensor, " outputs"] | None = None,
     ) -> None:
         super().__init__()
@@ -246,6 +259,7 @@ class ConvDecoder(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Parameters, one kind after another, of the pixels row by row."""
+        _check_inputs(self, inputs, self.head.in_features)
         hidden = self.head(inputs.reshape(-1, inputs.shape[-1])).unflatten(1, self.smallest)
         outputs = _by_kind(self.layers(hidden), self.params_per_dim) + self.bias
         return outputs.reshape(*inputs.shape[:-1], -1)
@@ -264,8 +278,14 @@ class GridEncoder(nn.Module):
         blocks: Residual blocks after each halving.
     """
 
+    @checked
     def __init__(
-        self, shape: Sequence[int], code_dim: int, channels: Sequence[int] = (32, 64), *, blocks: int = 0
+        self,
+        shape: Sequence[Count],
+        code_dim: Count,
+        channels: Sequence[Count] = (32, 64),
+        *,
+        blocks: NonNegative = 0,
     ) -> None:
         super().__init__()
         height, width, colours = _image_shape(shape)
@@ -276,6 +296,7 @@ class GridEncoder(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """``places`` vectors, side by side, for every image along the last axis."""
+        _check_inputs(self, inputs, math.prod(self.shape), f" of an image of shape {self.shape}")
         images = inputs.reshape(-1, *self.shape).movedim(3, 1)
         return self.head(self.layers(images)).flatten(2).mT.reshape(*inputs.shape[:-1], -1)
 
@@ -292,14 +313,15 @@ class GridDecoder(nn.Module):
         output_bias: As of :class:`MLP`.
     """
 
+    @checked
     def __init__(
         self,
-        code_dim: int,
-        shape: Sequence[int],
-        params_per_dim: int = 1,
-        channels: Sequence[int] = (32, 64),
+        code_dim: Count,
+        shape: Sequence[Count],
+        params_per_dim: Count = 1,
+        channels: Sequence[Count] = (32, 64),
         *,
-        blocks: int = 0,
+        blocks: NonNegative = 0,
         output_bias: Float[Tensor, " outputs"] | None = None,
     ) -> None:
         super().__init__()
@@ -312,7 +334,9 @@ class GridDecoder(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Parameters, one kind after another, of the pixels row by row."""
-        rows = inputs.reshape(-1, math.prod(self.smallest), self.head.in_channels)
+        places, numbers = math.prod(self.smallest), self.head.in_channels
+        _check_inputs(self, inputs, places * numbers, f", {numbers} at each of {places} places")
+        rows = inputs.reshape(-1, places, numbers)
         hidden = self.head(rows.mT.unflatten(2, self.smallest))
         outputs = _by_kind(self.layers(hidden), self.params_per_dim) + self.bias
         return outputs.reshape(*inputs.shape[:-1], -1)
@@ -332,7 +356,10 @@ class CausalTransformer(nn.Module):
         heads: Of the attention; they share the width.
     """
 
-    def __init__(self, num_codes: int, length: int, width: int = 64, layers: int = 2, heads: int = 4) -> None:
+    @checked
+    def __init__(
+        self, num_codes: Count, length: Count, width: Count = 64, layers: Count = 2, heads: Count = 4
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads cannot share a width of {width}: it must be a multiple")
@@ -371,6 +398,7 @@ class WithMissing(nn.Module):
         net: Takes twice as many numbers: the data, then 1 for each that was observed and 0 for others.
     """
 
+    @checked
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
@@ -388,6 +416,7 @@ class Log1p(nn.Module):
         net: Takes the logarithms.
     """
 
+    @checked
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net

@@ -584,7 +584,7 @@ def test_batches_come_with_their_context():
             place = (digits.x == datum).all(1).nonzero()[0, 0]
             assert torch.equal(context[place], labels)
     assert seen == len(digits)
-    with pytest.raises(ValueError, match="context has 5 rows"):
+    with pytest.raises(ValueError, match=r"context is a tensor of shape \(5, 10\), but must have a row"):
         batches(digits, 100, context=context[:5])
 
 
@@ -600,3 +600,159 @@ def test_missing_numbers_are_kept_where_they_are_announced():
         from_array(np.where(np.isnan(x), np.inf, x), missing=True)
     with pytest.raises(DataError, match="taken as they are"):
         from_array(x, missing=True, binarization="dynamic")
+
+
+# --------------------------------------------------------------- what says that a number is missing
+
+NUMBERS = np.random.RandomState(0).randint(-5, 300, (30, 3)).astype(float)
+GAPS = np.random.RandomState(1).rand(30, 3) < 0.3
+WITH_NONE = [
+    [None if gap else x for x, gap in zip(*rows, strict=True)] for rows in zip(NUMBERS, GAPS, strict=True)
+]
+
+
+def with_gaps():
+    """The same numbers and gaps in everything that people hold numbers in."""
+    pandas = pytest.importorskip("pandas")
+    masked = np.ma.array(np.where(GAPS, -999.0, NUMBERS), mask=GAPS)
+    frame = pandas.DataFrame(WITH_NONE, columns=list("abc"), dtype=float)
+    fields = np.ma.array(np.zeros(30, [("a", float), ("b", int), ("c", float)]))
+    for column, field in enumerate("abc"):
+        fields[field] = masked[:, column]
+        fields[field].mask = GAPS[:, column]
+    yield from {
+        "nan": np.where(GAPS, np.nan, NUMBERS),
+        "masked": masked,
+        "hard mask": np.ma.array(masked, hard_mask=True),
+        "masked integers": masked.astype(int),
+        "masked float32": masked.astype(np.float32),
+        "masked objects": masked.astype(object),
+        "masked images": masked.reshape(30, 3, 1),
+        "masked rows": list(masked),
+        "masked fields": fields,
+        "masked constants": [[np.ma.masked if x is None else x for x in row] for row in WITH_NONE],
+        "MaskedTensor": torch.masked.masked_tensor(torch.tensor(NUMBERS), torch.tensor(~GAPS)),
+        "None": WITH_NONE,
+        "DataFrame": frame,
+        "Int64": frame.astype("Int64"),
+        "Float64": frame.astype("Float64"),
+        "objects with NA": frame.astype(object).where(~GAPS, pandas.NA),
+        "objects with NaT": frame.astype(object).where(~GAPS, pandas.NaT),
+        "dictionary": {name: frame[name].tolist() for name in "abc"},
+        "xarray": pytest.importorskip("xarray").DataArray(frame.to_numpy()),
+    }.items()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+def test_what_is_missing_is_nan_wherever_it_is_said():
+    expected = from_array(np.where(GAPS, np.nan, NUMBERS), missing=True).train.x
+    for kind, x in with_gaps():
+        found = from_array(x, missing=True).train.x
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True, msg=kind)
+        with pytest.raises(DataError, match=f"missing, as {GAPS.sum()} of 90 numbers are"):
+            from_array(x)
+
+
+def test_null_of_polars_and_arrow_is_missing():
+    columns = {"a": [1, None, 300] * 10, "b": [0.5, None, 2.0] * 10}
+    expected = from_array(np.array([[1, 0.5], [np.nan] * 2, [300, 2]] * 10), missing=True).train.x
+    for module, table in ("polars", "DataFrame"), ("pyarrow", "table"):
+        x = getattr(pytest.importorskip(module), table)(columns)
+        torch.testing.assert_close(from_array(x, missing=True).train.x, expected, equal_nan=True)
+
+
+def test_bits_may_be_missing_and_bytes_may_not():
+    masked = np.ma.array(NUMBERS > 100, mask=GAPS)
+    assert from_array(masked, missing=True).train.x.nan_to_num(7).unique().tolist() == [0, 1, 7]
+    with pytest.raises(DataError, match="grey values k / 255"):
+        from_array(np.ma.array(NUMBERS.clip(0, 255).astype(np.uint8), mask=GAPS), missing=True)
+    with pytest.raises(DataError, match="all 90 numbers of array are missing"):
+        from_array(np.ma.masked_all((30, 3)), missing=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.ma.array([0, 1, 2] * 10, mask=[0, 0, 1] * 10), "10 of 30 labels .* are missing"),
+        ([0, None, 1] * 10, "10 of 30 labels .* are missing"),
+        (["a", "b", "c"] * 10, "text, such as 'a'"),
+    ],
+)
+def test_labels_that_are_missing_are_counted(labels, message):
+    with pytest.raises(DataError, match=message):
+        from_array(NUMBERS, labels)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.array([[1, 2, "red"]] * 9, dtype=object), r"column 2 \('red'\)"),
+        (np.array([[1, "blue", "3"]] * 9), r"column 1 \('blue'\)"),
+        (np.array([["1", "2"]] * 9), r"x\.astype\(float\)"),
+        ({"size": [1.0] * 9, "colour": ["red"] * 9}, r"array\['colour'\] holds text, such as 'red'"),
+        (np.array([["2020-01-01"] * 2] * 9, dtype="datetime64[D]"), "dates as numbers"),
+        (torch.eye(9).to_sparse(), "x.to_dense"),
+        ([[1, len]] * 9, r"array\[0\]\[1\] is .* not a number"),
+        (None, "at least two axes"),
+    ],
+)
+def test_what_is_no_number_is_named(x, message):
+    with pytest.raises(DataError, match=message):
+        from_array(x)
+
+
+# -------------------------------------------------------------------------- types and whole numbers
+
+LARGE = 2**24 + 1
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.array([[LARGE, 1]] * 9),
+        np.array([[LARGE, 1]] * 9, dtype=np.uint64),
+        np.array([[float(LARGE), 1.0]] * 9),
+        np.array([[float(LARGE), 0.5]] * 9),  # a column of counts beside one of reals
+        torch.tensor([[LARGE, 1]] * 9),
+        [[LARGE, 0.5]] * 9,
+        {"count": [LARGE] * 9, "real": [0.5] * 9},
+    ],
+)
+def test_whole_numbers_are_not_rounded(x):
+    with pytest.raises(DataError, match=r"16777217, a whole number that a 32-bit float rounds.*dtype="):
+        from_array(x)
+    kept = from_array(x, dtype=torch.float64)
+    assert kept.train.x.dtype == torch.float64
+    assert kept.train.x[0, 0] == LARGE
+    assert next(iter(batches(kept.train)))[0][0, 0] == LARGE
+
+
+def test_what_no_float_holds_is_refused():
+    for x in ([[2**53 + 1, 0]] * 9, np.array([[2**63 + 1, 0]] * 9, np.uint64), [[2**53 + 1, 0.5]] * 9):
+        with pytest.raises(DataError, match="64-bit float rounds"):
+            from_array(x, dtype=torch.float64)
+    assert from_array([[2**24, 3]] * 9).train.x.max() == 2**24
+    reals = np.random.RandomState(0).randn(9, 2) * 1e20  # of which each is a whole number
+    assert from_array(reals).train.x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("binarization", BINARIZATIONS)
+def test_data_have_the_type_that_is_asked_for(binarization):
+    for dataset in load("digits", binarization=binarization, dtype=torch.float64), None:
+        if dataset is None:
+            torch.set_default_dtype(torch.float64)
+            dataset = load("digits", binarization=binarization)
+        assert dataset.test.x.dtype == torch.float64
+        assert next(iter(batches(dataset.train)))[0].dtype == torch.float64
+    if binarization == "none":
+        assert dataset.train.x.mul(16).frac().abs().max() == 0
+
+
+def test_the_last_smaller_batch_can_be_dropped():
+    split = from_array(np.arange(2, 202.0).reshape(100, 2)).train
+    kept, dropped = (list(batches(split, 30, drop_last=drop)) for drop in (False, True))
+    assert [len(x) for (x,) in kept] == [30, 30, 20]
+    assert [len(x) for (x,) in dropped] == [30, 30] == [30] * len(batches(split, 30, drop_last=True))
+    assert all(torch.equal(a, b) for (a,), (b,) in zip(kept, dropped, strict=False))
+    with pytest.raises(ValueError, match="there would be no batch"):
+        batches(split, 81, drop_last=True)

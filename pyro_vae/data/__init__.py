@@ -31,6 +31,9 @@ your own             80 %/10 %/10 %        any                after a seeded shu
 
 from pathlib import Path
 
+import torch
+
+from pyro_vae.arguments import checked
 from pyro_vae.data.arrays import DataError
 from pyro_vae.data.files import from_path
 from pyro_vae.data.published import SOURCES, from_source, read_digits
@@ -42,6 +45,7 @@ from pyro_vae.data.splits import (
     batches,
     build,
     check_binarization,
+    check_dtype,
     from_array,
 )
 from pyro_vae.errors import unknown
@@ -59,12 +63,14 @@ __all__ = [
 ]
 
 
+@checked
 def load(
     name: str | Path,
     *,
     binarization: str,
     data_dir: str | Path | None = None,
     missing: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Dataset:
     """A data set by its name, or from a file or folder of your own.
 
@@ -78,12 +84,14 @@ def load(
         data_dir: Where the files are, by default the environment variable ``PYRO_VAE_DATA`` or else
             ``~/.cache/pyro_vae``. It may be read-only; what is not there is downloaded into it.
         missing: A file of your own may hold nan where a number is missing (as of :func:`from_array`).
+        dtype: Of x: as of :func:`from_array`.
 
     Raises:
         DataError: If there is no such data set, it cannot be downloaded, a file is missing, truncated or
             fails its checksum, or the data are not what the binarisation needs.
     """
     check_binarization(binarization, missing=missing)
+    dtype = check_dtype(dtype)
     levels = None
     if str(name) == "digits":
         (splits, shape), levels = read_digits(), 16.0
@@ -91,9 +99,9 @@ def load(
     elif str(name) in SOURCES:
         splits, shape, provenance = from_source(str(name), data_dir)
     elif Path(name).exists():
-        (splits, shape), provenance = from_path(Path(name), missing=missing), str(name)
+        (splits, shape), provenance = from_path(Path(name), missing=missing, dtype=dtype), str(name)
     elif Path(name).suffix or len(Path(name).parts) > 1:
         raise DataError(f"there is no file or folder {name}")
     else:
         raise DataError(unknown("data set", str(name), ["digits", *SOURCES]))
-    return build(str(name), splits, shape, provenance, binarization, levels)
+    return build(str(name), splits, shape, provenance, binarization, levels, dtype=dtype)

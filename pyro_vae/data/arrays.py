@@ -1,13 +1,16 @@
 """From what users give to checked numpy arrays, split the same way everywhere."""
 
-from collections.abc import Callable, Mapping
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import found
 from pyro_vae.errors import UserError
 
 SPLIT_SEED = 0
@@ -15,27 +18,26 @@ SPLIT_SEED = 0
 T = TypeVar("T")
 Arrays = dict[str, tuple[np.ndarray, np.ndarray | None]]  # split name -> data, labels
 
+_TEXT = "number its categories, as pandas.factorize does (for a family such as Categorical), or leave it out"
+_BYTES_WITH_GAPS = (
+    "bytes are read as grey values k / 255, and here some are missing: give floats, x.astype(float) / 255 "
+    "for grey values or x.astype(float) for other numbers"
+)
+
 
 class DataError(UserError, ValueError):
     """Data that cannot be found, read or used; the message says what to do."""
 
 
-def as_array(x: object, name: str, *, missing: bool = False) -> np.ndarray:
+def as_array(x: object, name: str, *, missing: bool = False, dtype: torch.dtype | None = None) -> np.ndarray:
     """A non-empty array of bytes or finite floats, first axis the data; DataError if it cannot be one.
 
-    If ``missing``, floats may be nan.
+    Floats may be nan if ``missing``, which they then are wherever ``x`` says that a number is missing: by a
+    mask, None, NA, null or nan. They have the type ``dtype``, by default torch's default; whole numbers are
+    not rounded to it.
     """
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # which numpy does not know
-    try:
-        x = np.asarray(x)
-    except ValueError as error:
-        raise DataError(f"{name} is no array: its rows differ in length ({error})") from error
-    if x.dtype == bool:
-        x = x.astype(np.uint8)
-    if not (np.issubdtype(x.dtype, np.integer) or np.issubdtype(x.dtype, np.floating)):
-        raise DataError(f"{name} holds {x.dtype}, not numbers: give bytes, 0/1 or floats")
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    x = _numbers(x, name)
     if x.ndim < 2 or x.size == 0:
         raise DataError(
             f"{name} has shape {x.shape}; it needs at least two axes, (data, numbers of a datum...), and "
@@ -43,27 +45,280 @@ def as_array(x: object, name: str, *, missing: bool = False) -> np.ndarray:
         )
     if x.dtype == np.uint8 or ((x == 0) | (x == 1)).all():
         return x.astype(np.uint8)
+    _check_finite(x, name, dtype, missing=missing)
+    _check_whole(x, name, dtype)
     with np.errstate(over="ignore"):
-        x = x.astype(np.float32)
-    bad = np.argwhere(np.isinf(x) if missing else ~np.isfinite(x))
-    if len(bad):
-        where = ", ".join(map(str, bad[0]))
+        return x.astype(stored_type(dtype))
+
+
+def stored_type(dtype: torch.dtype) -> type[np.floating]:
+    """What floats are stored as: numpy has no shorter types that torch has."""
+    return np.float64 if dtype == torch.float64 else np.float32
+
+
+def _check_finite(x: np.ndarray, name: str, dtype: torch.dtype, *, missing: bool) -> None:
+    gaps = np.isnan(x)
+    if gaps.any() and (not missing or gaps.all()):
+        where = ", ".join(map(str, np.argwhere(gaps)[0]))
         raise DataError(
-            f"{name}[{where}] is {x[tuple(bad[0])]} as a 32-bit float ({len(bad)} of {x.size} numbers are "
-            "not finite): remove these data or fill them in"
+            f"all {x.size:,} numbers of {name} are missing (nan): there is nothing to learn from"
+            if gaps.all()
+            else f"{name}[{where}] is nan, so missing, as {gaps.sum():,} of {x.size:,} numbers are: remove "
+            "these data, fill them in, or learn from the rest by missing=True here and vae(..., missing=True)"
+        )
+    with np.errstate(over="ignore"):
+        bad = np.argwhere(np.abs(x) > torch.finfo(dtype).max)
+        if len(bad):
+            where, value = ", ".join(map(str, bad[0])), x[tuple(bad[0])].astype(stored_type(dtype))
+            raise DataError(
+                f"{name}[{where}] is {value} as a {torch.finfo(dtype).bits}-bit float ({len(bad):,} of "
+                f"{x.size:,} numbers are not finite): remove these data, fill them in, or give them in a "
+                "larger unit"
+            )
+
+
+def _check_whole(x: np.ndarray, name: str, dtype: torch.dtype) -> None:
+    """Refuse to round whole numbers: counts, or columns of floats that hold nothing else."""
+    if x.dtype == stored_type(dtype):
+        return
+    large = np.abs(x.astype(np.float64, copy=False)) >= largest_whole(dtype)
+    if not large.any():
+        return
+    kept = x.astype(stored_type(dtype))
+    if x.dtype.kind == "f":
+        is_whole = (np.isnan(x) | (np.floor(x) == x)).all(0)
+        rounded = large & is_whole & (kept.astype(x.dtype) != x) & (np.abs(x) <= largest_whole(torch.float64))
+    else:
+        rounded = _is_rounded(x, kept)
+    if rounded.any():
+        first = tuple(np.argwhere(rounded)[0])
+        where, bits = ", ".join(map(str, first)), torch.finfo(dtype).bits
+        raise DataError(
+            f"{name}[{where}] is {int(x[first])}, a whole number that a {bits}-bit float rounds, as it does "
+            f"{rounded.sum():,} of {x.size:,} numbers: "
             + (
-                ""
-                if missing
-                else "; or, where nan says that a number is missing, from_array(x, missing=True)"
+                "subtract an offset, or count in a larger unit"
+                if dtype == torch.float64
+                else "keep them by dtype=torch.float64 here and model.double(), guide.double(); or divide "
+                "them by a unit"
             )
         )
-    return x
+
+
+def largest_whole(dtype: torch.dtype) -> float:
+    """Up to which all whole numbers are floats of this type: 2^24 for 32 bits, 2^53 for 64."""
+    return 2 / torch.finfo(dtype).eps
+
+
+def _is_rounded(whole: np.ndarray, floats: np.ndarray) -> np.ndarray:
+    """Which whole numbers the floats differ from."""
+    info = np.iinfo(whole.dtype)
+    inside = (floats >= info.min) & (floats < float(info.max) + 1)  # or the way back would be undefined
+    back = np.where(inside, floats, 0).astype(whole.dtype)
+    return ~inside | (back != whole)
+
+
+# ------------------------------------------------------------------ what users hold numbers in
+
+
+def _numbers(x: Any, name: str) -> np.ndarray:
+    """An array of bytes, whole numbers or floats; nan wherever ``x`` says that a number is missing."""
+    if isinstance(x, Tensor):
+        x = _of_tensor(x, name)
+    if hasattr(x, "toarray") and hasattr(x, "nnz"):
+        raise DataError(f"{name} is a sparse {type(x).__name__}: give x.toarray()")
+    if (columns := _columns(x)) is not None:
+        if not columns:
+            raise DataError(f"{name} is a {type(x).__name__} without columns")
+        parts = [_numbers(column, f"{name}[{key!r}]") for key, column in columns]
+        return _join([part.reshape(len(part), -1) if part.ndim else part for part in parts], name, np.hstack)
+    if isinstance(x, list | tuple):
+        if any(map(_is_array, x)):
+            return _join([_numbers(row, f"{name}[{i}]") for i, row in enumerate(x)], name, np.stack)
+        x = _of_row(x)
+    if (masked := _masked(x)) is not None:
+        return _filled(masked, name)
+    x = np.asarray(x)
+    if x.dtype.kind == "O":
+        return _of_objects(x, name)
+    if x.dtype.kind in "US":
+        raise DataError(_where_text(x, name))
+    if x.dtype.kind not in "biuf":
+        advice = {"M": "dates as numbers, such as days since the first", "c": "real and imaginary parts"}
+        raise DataError(
+            f"{name} holds {x.dtype}, not numbers: give {advice.get(x.dtype.kind, 'bytes, 0/1 or floats')}"
+        )
+    return x.astype(np.uint8) if x.dtype == bool else x
+
+
+def _of_tensor(x: Tensor, name: str) -> np.ndarray:
+    if torch.masked.is_masked_tensor(x):
+        return np.ma.MaskedArray(_of_tensor(x.get_data(), name), ~x.get_mask().cpu().numpy())
+    for is_so, kind, advice in (
+        (x.is_nested, "nested", "rows of one length"),
+        (x.layout is not torch.strided, "sparse", "x.to_dense()"),
+        (x.is_quantized, "quantised", "x.dequantize()"),
+        (x.is_meta, "meta", "a tensor that has values"),
+    ):
+        if is_so:
+            raise DataError(f"{name} is a {kind} tensor: give {advice}")
+    x = x.detach().cpu().resolve_conj().resolve_neg()
+    return (x.float() if x.is_floating_point() and x.itemsize < 4 else x).numpy()  # numpy lacks bfloat16
+
+
+def _columns(x: Any) -> list[tuple[Any, Any]] | None:
+    """Names and columns of a table: of pandas, polars, Arrow, a structured array, a dictionary."""
+    if isinstance(x, np.ndarray | np.void) and x.dtype.names:
+        return [(key, x[key]) for key in x.dtype.names]
+    if isinstance(x, Mapping) or (hasattr(x, "items") and getattr(x, "ndim", 0) == 2):
+        return list(x.items())
+    if hasattr(x, "column_names") or (hasattr(x, "columns") and hasattr(x, "get_columns")):
+        return [(key, x[key]) for key in getattr(x, "column_names", x.columns)]
+    return None
+
+
+def _is_array(x: Any) -> bool:
+    return x is not np.ma.masked and (
+        isinstance(x, list | tuple | Mapping) or (hasattr(x, "__array__") and not isinstance(x, np.generic))
+    )
+
+
+def _of_row(x: Sequence[Any]) -> np.ndarray:
+    """Plain numbers as numpy takes them, if it does not round them; else objects."""
+    if all(issubclass(kind, float | int | np.number | np.bool_) for kind in set(map(type, x))):
+        array = np.asarray(x)
+        if array.dtype.kind in "biu" or not (np.abs(array) >= largest_whole(torch.float64)).any():
+            return array
+    objects = np.empty(len(x), object)
+    objects[:] = x
+    return objects
+
+
+def _masked(x: Any) -> np.ma.MaskedArray | None:
+    """A masked array of what has missing numbers by other means than nan: numpy, pandas, polars, Arrow."""
+    if isinstance(x, np.ma.MaskedArray):
+        return x
+    for is_missing, without in ("isna", "dropna"), ("is_null", "drop_nulls"), ("is_null", "drop_null"):
+        if hasattr(x, is_missing) and hasattr(x, without):
+            mask = np.asarray(getattr(x, is_missing)()).astype(bool)
+            if not mask.any():
+                return None
+            values = np.asarray(getattr(x, without)())
+            masked = np.ma.masked_all(mask.shape, values.dtype)
+            masked[~mask] = values
+            return masked
+    return None
+
+
+def _filled(x: np.ma.MaskedArray, name: str) -> np.ndarray:
+    """The numbers of a masked array, nan where they are masked."""
+    mask = np.ma.getmaskarray(x)
+    values = np.asarray(x.data)
+    if not mask.any():
+        return _numbers(values, name)
+    if values.dtype.kind in "OUS":
+        values = values.astype(object)
+        values[mask] = None
+        return _numbers(values, name)
+    known = _numbers(values[~mask], name)
+    if values.dtype == np.uint8 and (known > 1).any():
+        raise DataError(f"{name} holds bytes: {_BYTES_WITH_GAPS}")
+    filled = np.full(mask.shape, np.nan, known.dtype if known.dtype.kind == "f" else np.float64)
+    filled[~mask] = known
+    if known.dtype.kind != "f":
+        _check_kept(known, filled[~mask], name)
+    return filled
+
+
+def _join(parts: Sequence[np.ndarray], name: str, join: Callable[..., np.ndarray]) -> np.ndarray:
+    """Rows or columns as one array."""
+    try:
+        joined = join(parts)
+    except ValueError as error:
+        raise DataError(f"{name} is no array: its rows differ in length ({error})") from error
+    for part in parts:
+        if joined.dtype.kind == "f" and part.dtype.kind in "iu":
+            _check_kept(part, part.astype(joined.dtype), name)
+    return joined
+
+
+def _check_kept(whole: np.ndarray, floats: np.ndarray, name: str) -> None:
+    """Raise unless whole numbers are still what they were beside floats, or with gaps."""
+    if (rounded := _is_rounded(whole, floats)).any():
+        raise DataError(
+            f"{name} holds {whole[rounded][0]}, a whole number that a 64-bit float rounds: subtract an "
+            "offset, or count in a larger unit"
+        )
+
+
+def _of_objects(x: np.ndarray, name: str) -> np.ndarray:
+    """Floats of Python's objects."""
+    floats = np.empty(x.shape)
+    for index, value in np.ndenumerate(x):
+        where = f"{name}[{', '.join(map(str, index))}]" if index else name
+        if isinstance(value, Tensor) and value.dim() == 0:
+            value = value.item()
+        if _is_array(value):
+            raise DataError(
+                f"{where} is a {type(value).__name__}, not a number: do its rows differ in length?"
+            )
+        if isinstance(value, str | bytes):
+            raise DataError(_where_text(x, name))
+        if _is_gap(value):
+            floats[index] = np.nan
+            continue
+        if not isinstance(value, numbers.Real | np.bool_ | Decimal):
+            raise DataError(f"{where} is {found(value)}, not a number")
+        try:
+            floats[index] = number = float(value)
+        except OverflowError:
+            number = None
+        if number is None or (isinstance(value, numbers.Integral) and number != int(value)):
+            raise DataError(
+                f"{where} is {value}, a whole number that a 64-bit float rounds: subtract an offset, or "
+                "count in a larger unit"
+            )
+    return floats
+
+
+def _is_gap(value: Any) -> bool:
+    """Whether a value says that there is none: None, nan, NaT, pandas' NA, numpy's masked."""
+    if isinstance(value, float | Decimal | np.generic):
+        return bool(value != value)
+    return value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _where_text(x: np.ndarray, name: str) -> str:
+    """Which columns hold text that is no number."""
+    columns = np.moveaxis(x, -1, 0) if x.ndim == 2 else [x]
+    found = {i: text for i, column in enumerate(columns) if (text := next(_text(column), None)) is not None}
+    if not found:
+        return f"{name} holds numbers that are written as text, such as {x.flat[0]!r}: give x.astype(float)"
+    if x.ndim != 2:
+        return f"{name} holds text, such as {found[0]!r}, not numbers: {_TEXT}"
+    which = ", ".join(f"column {i} ({text!r})" for i, text in list(found.items())[:5])
+    return f"{name} holds text, not numbers, in {which}{' and others' if len(found) > 5 else ''}: {_TEXT}"
+
+
+def _text(column: np.ndarray) -> Iterator[str]:
+    """Its values that no number can be read from."""
+    for value in column.flat:
+        if isinstance(value, str | bytes):
+            try:
+                float(value)
+            except ValueError:
+                yield value if isinstance(value, bytes) else str(value)
 
 
 def as_labels(labels: object, name: str) -> np.ndarray:
     """Whole numbers, one a datum; DataError if they are something else."""
-    labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    labels = _numbers(labels, f"the labels of {name}")
+    if labels.dtype.kind == "f" and (gaps := np.isnan(labels)).any():
+        raise DataError(
+            f"{gaps.sum():,} of {gaps.size:,} labels of {name} are missing: leave these data out, or number "
+            "them as a class of their own"
+        )
+    if labels.ndim != 1 or (labels != np.floor(labels)).any():
         raise DataError(
             f"the labels of {name} must be whole numbers, one a datum, not {labels.dtype} of shape "
             f"{labels.shape}"
@@ -96,7 +351,9 @@ def shuffled(
     }
 
 
-def check_splits(splits: Arrays, name: str) -> tuple[Arrays, tuple[int, ...]]:
+def check_splits(
+    splits: Arrays, name: str, dtype: torch.dtype | None = None
+) -> tuple[Arrays, tuple[int, ...]]:
     """Splits that fit each other, and the shape of a datum; DataError if they do not."""
     shapes = {part: x.shape[1:] for part, (x, _) in splits.items()}
     if len(set(shapes.values())) > 1:
@@ -107,7 +364,8 @@ def check_splits(splits: Arrays, name: str) -> tuple[Arrays, tuple[int, ...]]:
     if len({x.dtype for x, _ in splits.values()}) > 1:
         if any(x.dtype == np.uint8 and x.max() > 1 for x, _ in splits.values()):
             raise DataError(f"some splits of {name} hold bytes and others floats: give all in one unit")
-        splits = {part: (x.astype(np.float32), labels) for part, (x, labels) in splits.items()}
+        floats = stored_type(dtype or torch.get_default_dtype())
+        splits = {part: (x.astype(floats), labels) for part, (x, labels) in splits.items()}
     return splits, shapes["train"]
 
 

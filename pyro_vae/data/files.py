@@ -3,17 +3,21 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pyro_vae.data.arrays import Arrays, DataError, as_array, as_labels, check_splits, reading, shuffled
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def from_path(path: Path, *, missing: bool = False) -> tuple[Arrays, tuple[int, ...]]:
+def from_path(
+    path: Path, *, missing: bool = False, dtype: torch.dtype | None = None
+) -> tuple[Arrays, tuple[int, ...]]:
     """Splits in a ``.npy`` or ``.npz`` file or a folder of images, and the shape of a datum.
 
-    If ``missing``, files may hold nan.
+    If ``missing``, files may hold nan. Floats are read as ``dtype``.
     """
+    options = {"missing": missing, "dtype": dtype}
     if path.is_dir():
         parts = {part: path / part for part in ("train", "valid", "test") if (path / part).is_dir()}
         if {"train", "test"} <= set(parts):
@@ -30,16 +34,19 @@ def from_path(path: Path, *, missing: bool = False) -> tuple[Arrays, tuple[int, 
         x, names = _read_images(path)
         return shuffled(x, _numbered(names, sorted(set(names))), str(path)), x.shape[1:]
     if path.suffix not in (".npy", ".npz"):
-        raise DataError(f"{path} is neither .npy nor .npz nor a folder of images")
+        raise DataError(
+            f"{path} is neither .npy nor .npz nor a folder of images: give what reads it (pandas.read_csv, "
+            "say) to pyro_vae.from_array, or save that by numpy.save"
+        )
     content = reading(path, "a numpy file without pickled objects", lambda: _read_numpy(path))
     if isinstance(content, np.ndarray):
-        x = as_array(content, str(path), missing=missing)
+        x = as_array(content, str(path), **options)
         return shuffled(x, None, str(path)), x.shape[1:]
     if {"train", "test"} <= set(content):
         return check_splits(
             {
                 part: (
-                    as_array(content[part], f"{path}:{part}", missing=missing),
+                    as_array(content[part], f"{path}:{part}", **options),
                     as_labels(content[f"{part}_labels"], f"{path}:{part}")
                     if f"{part}_labels" in content
                     else None,
@@ -48,9 +55,10 @@ def from_path(path: Path, *, missing: bool = False) -> tuple[Arrays, tuple[int, 
                 if part in content
             },
             str(path),
+            dtype,
         )
     if "x" in content:
-        x = as_array(content["x"], f"{path}:x", missing=missing)
+        x = as_array(content["x"], f"{path}:x", **options)
         labels = as_labels(content["y"], f"{path}:y") if "y" in content else None
         return shuffled(x, labels, str(path)), x.shape[1:]
     raise DataError(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pyro_vae.data.arrays import Arrays, DataError, as_array, reading, shuffled
 
@@ -169,7 +170,7 @@ def _read_caltech(paths: list[Path]) -> tuple[Arrays, tuple[int, ...]]:
 def _read_omniglot(paths: list[Path]) -> tuple[Arrays, tuple[int, ...]]:
     mat = _loadmat(paths[0])
     return {
-        part: (as_array(_upright(mat[key].T), f"omniglot:{key}"), None)
+        part: (as_array(_upright(mat[key].T), f"omniglot:{key}", dtype=torch.float64), None)
         for part, key in (("train", "data"), ("test", "testdata"))
     }, (28, 28)
 

@@ -4,13 +4,15 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from pyro_vae.data.arrays import Arrays, DataError, as_array, as_labels, shuffled
+from pyro_vae.arguments import Count, check_device, checked, found
+from pyro_vae.data.arrays import Arrays, DataError, as_array, as_labels, shuffled, stored_type
 from pyro_vae.errors import unknown
 
 BINARIZATIONS = ("dynamic", "fixed", "threshold", "dequantize", "none")
@@ -27,6 +29,7 @@ class Split:
         binarization: One of ``BINARIZATIONS``; under "fixed" and "threshold" ``stored`` holds the bits.
         seed: Of the draw that ``x`` shows of data that are binarised or dequantised anew for every batch.
         description: Which data these are and how they were binarised, for reports.
+        dtype: Floating-point type of x.
     """
 
     stored: Shaped[Tensor, "split data"]
@@ -35,6 +38,7 @@ class Split:
     binarization: str
     seed: int
     description: str
+    dtype: torch.dtype = torch.float32
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -48,7 +52,7 @@ class Split:
             drawn = _draw_in_bins(self.stored.cpu().numpy(), self.levels, self.seed)
         else:
             return self._convert(self.stored)
-        return torch.from_numpy(drawn).to(self.stored.device, torch.float32)
+        return torch.from_numpy(drawn).to(self.stored.device, self.dtype)
 
     @property
     def bin_width(self) -> float:
@@ -68,13 +72,14 @@ class Split:
         # torch.bernoulli draws the same distribution in four times the time on a CPU.
         return noise.lt_(x)
 
-    def to(self, device: torch.device | str) -> "Split":
-        """The same data on another device."""
+    def to(self, device: Any) -> "Split":
+        """The same data on another device; raises as ``arguments.check_device``."""
+        device = check_device(device)
         labels = None if self.labels is None else self.labels.to(device)
         return dataclasses.replace(self, stored=self.stored.to(device), labels=labels)
 
     def _convert(self, stored: Tensor) -> Tensor:
-        return stored.to(torch.float32) / self.levels
+        return stored.to(self.dtype) / self.levels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,12 +109,13 @@ class Dataset:
         """Numbers in a datum."""
         return self.train.stored.shape[1]
 
-    def to(self, device: torch.device | str) -> "Dataset":
-        """The same data on another device."""
+    def to(self, device: Any) -> "Dataset":
+        """The same data on another device; raises as ``arguments.check_device``."""
         valid = None if self.valid is None else self.valid.to(device)
         return dataclasses.replace(self, train=self.train.to(device), valid=valid, test=self.test.to(device))
 
 
+@checked
 def from_array(
     x: object,
     labels: object = None,
@@ -117,51 +123,69 @@ def from_array(
     binarization: str = "none",
     name: str = "array",
     missing: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Dataset:
     """A data set of your own: shuffled with a fixed seed and split 80/10/10.
 
     Args:
-        x: Array or tensor, first axis the data; other axes are flattened. Bytes are read as grey values
-            0..255, 0 and 1 as bits, anything else as it is.
+        x: Array, tensor, table (of pandas, polars, Arrow) or rows, first axis the data; other axes are
+            flattened. Bytes are read as grey values 0..255, 0 and 1 as bits, anything else as it is.
         labels: Whole numbers, one a datum.
         binarization: One of ``BINARIZATIONS``.
         name: What to call it in reports.
-        missing: x may hold nan where a number is missing, for a pair that takes it
-            (``vae(..., missing=True)``).
+        missing: Numbers of x may be missing, for a pair that takes it (``vae(..., missing=True)``): by nan, a
+            mask (``numpy.ma``), None, NA or null. They are nan in the data set.
+        dtype: Floating-point type of x, by default torch's default dtype (float32). Reals are rounded to it;
+            whole numbers are not: above 2^24 they need ``torch.float64``, above 2^53 there is no type.
 
     Raises:
-        DataError: If ``x`` is empty, not numeric, not finite, or not what the binarisation needs.
+        DataError: If ``x`` is empty, not numeric, not finite, not what the binarisation needs, or holds whole
+            numbers that would be rounded.
     """
     check_binarization(binarization, missing=missing)
-    x, labels = as_array(x, name, missing=missing), None if labels is None else as_labels(labels, name)
-    return build(name, shuffled(x, labels, name), x.shape[1:], "an array", binarization)
+    dtype = check_dtype(dtype)
+    x = as_array(x, name, missing=missing, dtype=dtype)
+    labels = None if labels is None else as_labels(labels, name)
+    return build(name, shuffled(x, labels, name), x.shape[1:], "an array", binarization, dtype=dtype)
 
 
 class Batches:
     """Shuffled minibatches of a split, drawn and converted on its device; see :func:`batches`."""
 
     def __init__(
-        self, split: object, batch_size: int, seed: int, context: Tensor | None, epoch_size: int | None
+        self,
+        split: object,
+        batch_size: int,
+        seed: int,
+        context: Tensor | None,
+        epoch_size: int | None,
+        drop_last: bool = False,
     ) -> None:
         if not isinstance(split, Split):
             raise TypeError(
                 f"batches takes a split of a data set, such as load(...).train or from_array(x).train, not a "
                 f"{type(split).__name__}"
             )
-        for name, size in ("batch_size", batch_size), ("epoch_size", epoch_size):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, not {size}")
-        if context is not None and len(context) != len(split):
-            raise ValueError(f"context has {len(context)} rows, but there are {len(split)} data")
+        if context is not None and context.shape[:1] != (len(split),):
+            raise ValueError(
+                f"context is {found(context)}, but must have a row for each of {len(split)} data"
+            )
+        if drop_last and batch_size > (epoch_size or len(split)):
+            raise ValueError(
+                f"batch_size {batch_size} is more than the {epoch_size or len(split)} data of an epoch: with "
+                "drop_last there would be no batch"
+            )
         self.split = split
         self.batch_size = batch_size
+        self.drop_last = drop_last
         self.epoch_size = epoch_size
         self.context = None if context is None else context.to(split.stored.device)
         self.generator = torch.Generator(split.stored.device)
         self.generator.manual_seed(seed)
 
     def __len__(self) -> int:
-        return math.ceil((self.epoch_size or len(self.split)) / self.batch_size)
+        number = (self.epoch_size or len(self.split)) / self.batch_size
+        return math.floor(number) if self.drop_last else math.ceil(number)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return map(self.draw, self.indices())
@@ -173,7 +197,7 @@ class Batches:
             order = torch.randperm(len(self.split), **options)
         else:
             order = torch.randint(len(self.split), (self.epoch_size,), **options)
-        return order.split(self.batch_size)
+        return order.split(self.batch_size)[: len(self)]
 
     def draw(self, index: Int[Tensor, " batch"]) -> tuple[Tensor, ...]:
         """The minibatch of these positions: (x,), or (x, c)."""
@@ -189,13 +213,15 @@ class Batches:
         self.generator.set_state(state["generator"].cpu())
 
 
+@checked
 def batches(
     split: object,
-    batch_size: int = 100,
+    batch_size: Count = 100,
     *,
     seed: int = 0,
-    context: Shaped[Tensor, "split ..."] | None = None,
-    epoch_size: int | None = None,
+    context: Tensor | None = None,
+    epoch_size: Count | None = None,
+    drop_last: bool = False,
 ) -> Batches:
     """An epoch of minibatches ``(x,)`` at every iteration, in a new order; the last may be smaller.
 
@@ -206,8 +232,13 @@ def batches(
         context: What the programs are given besides x, a row for every datum, such as
             ``one_hot(split.labels).float()``: minibatches are then ``(x, c)``.
         epoch_size: Draw data with replacement, so many in an epoch; by default every datum comes once.
+        drop_last: Leave the last minibatch of an epoch out if it is smaller.
+
+    Raises:
+        TypeError: If an argument is of another kind.
+        ValueError: If a size is below 1, the context has another number of rows, or no batch is left.
     """
-    return Batches(split, batch_size, seed, context, epoch_size)
+    return Batches(split, batch_size, seed, context, epoch_size, drop_last)
 
 
 def check_binarization(binarization: str, *, missing: bool = False) -> None:
@@ -218,6 +249,14 @@ def check_binarization(binarization: str, *, missing: bool = False) -> None:
         raise DataError(f"data with missing numbers are taken as they are, not binarised ({binarization!r})")
 
 
+def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The floating-point type, by default torch's; ``TypeError`` if it is another."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point type, such as torch.float64, not {dtype!r}")
+    return dtype
+
+
 def build(
     name: str,
     splits: Arrays,
@@ -225,8 +264,15 @@ def build(
     provenance: str,
     binarization: str,
     levels: float | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Dataset:
     """The data set of checked arrays; x is ``stored / levels``, by default 255 for bytes and 1 otherwise."""
+    floats = stored_type(dtype)
+    splits = {
+        part: (x if x.dtype == np.uint8 else x.astype(floats, copy=False), labels)
+        for part, (x, labels) in splits.items()
+    }
     levels = levels or _levels([x for x, _ in splits.values()])
     bits = levels == 1 and all(x.dtype == np.uint8 for x, _ in splits.values())
     if bits and binarization == "dequantize":
@@ -250,6 +296,7 @@ def build(
             binarization=binarization,
             seed=seed,
             description=f"{name} {part}, {len(x):,} data, {how}",
+            dtype=dtype,
         )
     return Dataset(
         name=name,
@@ -293,7 +340,7 @@ def _binarize(
 
 def _draw_in_bins(stored: np.ndarray, levels: float, seed: int) -> np.ndarray:
     noise = np.random.RandomState(seed).random_sample(stored.shape)
-    return ((stored + noise) / (levels + 1)).astype(np.float32)
+    return (stored + noise) / (levels + 1)
 
 
 def _draw_bits(stored: np.ndarray, levels: float, seed: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from pyro_vae.distributions.base import (
     bounds,
     check_support,
     is_point_mass,
+    outputs_of,
     same_support,
     soft_clamp,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "inverse_autoregressive",
     "is_point_mass",
     "masked_autoregressive",
+    "outputs_of",
     "perplexity",
     "planar",
     "same_support",

@@ -2,6 +2,7 @@
 
 import abc
 import math
+import re
 
 import pyro.distributions as dist
 import torch
@@ -10,15 +11,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F  # noqa: N812
 
-from pyro_vae.errors import UserError
+from pyro_vae.arguments import Count, check, checked, found
+from pyro_vae.distributions.unfolded import Unfolded
+from pyro_vae.errors import NetworkError, UserError
 
 
 class SupportError(UserError, ValueError):
     """Data that a density does not cover."""
-
-    def __init__(self, message: str) -> None:
-        # Pyro raises errors of a program again with a table of shapes behind the message.
-        super().__init__(message.split("\nTrace Shapes:")[0].strip())
 
 
 _STORED_AS_BYTES = (
@@ -54,7 +53,8 @@ _WAYS_OUT = {
 
 def base_distribution(distribution: Distribution) -> Distribution:
     """The distribution of one number, without the ``to_event`` and ``expand`` around it."""
-    while isinstance(distribution, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+    around = dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution | Unfolded
+    while isinstance(distribution, around):
         distribution = distribution.base_dist
     return distribution
 
@@ -75,10 +75,16 @@ def check_support(distribution: Distribution, x: Tensor, site: str = "x") -> Non
         x: Data, shape ``(*, *event_shape)``.
         site: What to call ``x`` in the message.
     """
+    check(site, x, Tensor)
     event = tuple(distribution.event_shape)
     base = base_distribution(distribution)
     name = type(base).__name__.lstrip("_").removeprefix("Whole")
     shape = tuple(x.shape)
+    if len(shape) <= len(event):
+        raise SupportError(
+            f"{site} has {len(shape)} axes, but programs take a batch, (data, numbers of a datum): a single "
+            f"datum is the batch {site}[None]"
+        )
     if shape[len(shape) - len(event) :] != event:
         raise SupportError(
             f"{site} has shape {shape}, but {name} is a density of data of shape {event}: flatten "
@@ -87,7 +93,17 @@ def check_support(distribution: Distribution, x: Tensor, site: str = "x") -> Non
     if hasattr(base, "check_support"):  # a table, whose columns have families of their own
         base.check_support(x, site)
         return
+    if not x.is_floating_point():
+        raise SupportError(
+            f"{site} holds {x.dtype}, but programs take floating-point data: {site}.to(torch.float32)"
+        )
     support = _of_numbers(base.support)
+    if support.is_discrete and (x > (most := 2 / torch.finfo(x.dtype).eps)).any():
+        raise SupportError(
+            f"{site} holds counts up to {x.max():.0f}, but {x.dtype} rounds whole numbers above {most:.0f}: "
+            "use from_array(x, dtype=torch.float64), model.double() and guide.double(); or count in a larger "
+            "unit"
+        )
     inside = support.check(x) & ~x.isinf()  # to torch, infinity is a real number
     if bool(inside.all()):
         return
@@ -214,18 +230,66 @@ class Conditional(nn.Module):
     r"""A conditional density, :math:`p(\cdot \mid c) = \mathrm{family}(\mathrm{net}(c))`.
 
     Args:
-        net: Any module, ``(*batch, context) -> (*batch, params)``, for any leading shape.
+        net: Any module, ``(*batch, context) -> (*batch, params)``; estimators fold samples into the batch for
+            one that takes (batch, context) only.
         family: What the network's outputs are the parameters of.
+        dim: Numbers in a datum of the family, if the number of outputs is to be checked.
+        role: What to call the network in messages.
+
+    Raises:
+        NetworkError: In ``forward``, if the network does not take ``c``, or its outputs are no parameters of
+            the family.
     """
 
-    def __init__(self, net: nn.Module, family: Family) -> None:
+    @checked
+    def __init__(
+        self, net: nn.Module, family: Family, dim: Count | None = None, *, role: str = "network"
+    ) -> None:
         super().__init__()
         self.net = net
         self.family = family
+        self.outputs = None if dim is None else family.num_params(dim)
+        self.role = role
 
     def forward(self, c: Float[Tensor, "*batch context"]) -> Distribution:
         """The distribution given ``c``, of batch shape ``(*batch,)``."""
-        return self.family(self.net(c))
+        return self.family(outputs_of(self.net, c, self.outputs, self.role, type(self.family).__name__))
+
+
+# What torch says of tensors that do not fit each other, rather than of memory, devices or bugs.
+_OF_SHAPES = re.compile(
+    r"shape|size|dtype|dimension|channels|Expected .*input|scalar type|same device|on the same"
+)
+
+
+def outputs_of(net: nn.Module, c: Tensor, size: int | None, role: str, of: str) -> Tensor:
+    """The network's outputs; :class:`NetworkError` unless it takes ``c`` and gives ``size`` numbers.
+
+    Args:
+        net: The network.
+        c: What it is given.
+        size: Numbers along the last axis; None if nobody knows.
+        role: What the network is: encoder, decoder.
+        of: What is made of the numbers.
+    """
+    name = f"the {role} ({type(net).__name__})"
+    try:
+        outputs = net(c)
+    except (RuntimeError, IndexError) as error:
+        if isinstance(error, UserError) or not _OF_SHAPES.search(reason := str(error).strip()):
+            raise
+        raise NetworkError(
+            f"{name} does not take {c.dtype} of shape {tuple(c.shape)} ({reason.splitlines()[0]}): build it "
+            f"for vectors of {c.shape[-1]} numbers, of the same dtype and device"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.dim() == 0:
+        raise NetworkError(f"{name} must give a tensor with an axis of numbers, not {found(outputs)}")
+    if size is not None and outputs.shape[-1] != size:
+        raise NetworkError(
+            f"{name} gives {outputs.shape[-1]} numbers for a datum, but {of} takes {size} here: let its last "
+            f"layer have {size} outputs"
+        )
+    return outputs
 
 
 class Unconditional(nn.Module):
@@ -240,7 +304,8 @@ class Unconditional(nn.Module):
         learned: Make :math:`\eta`, which starts at 0, a parameter.
     """
 
-    def __init__(self, family: Family, dim: int, *, learned: bool = False) -> None:
+    @checked
+    def __init__(self, family: Family, dim: Count, *, learned: bool = False) -> None:
         super().__init__()
         self.family = family
         eta = torch.zeros(family.num_params(dim))

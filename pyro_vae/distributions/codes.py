@@ -21,6 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_vae.arguments import checked
+
 _RESTART_BELOW = 0.03  # of an even share of the encodings
 _JITTER = 0.01  # of their standard deviations
 
@@ -44,6 +46,7 @@ class Codebook(nn.Module):
             :math:`|\mathrm{sg}(z_e) - e|^2`, without restarts.
     """
 
+    @checked
     def __init__(self, num_codes: int, code_dim: int, decay: float | None = 0.99) -> None:
         super().__init__()
         if min(num_codes, code_dim) < 1:
@@ -214,6 +217,7 @@ class CodePrior(nn.Module):
             1 / K.
     """
 
+    @checked
     def __init__(self, codebook: Codebook, length: int, net: nn.Module | None = None) -> None:
         super().__init__()
         if length < 1:

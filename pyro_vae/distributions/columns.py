@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_vae.arguments import checked
 from pyro_vae.distributions.base import Family, base_distribution, check_support
 from pyro_vae.distributions.grey import BernoulliCrossEntropy
 
@@ -28,6 +29,7 @@ class Columns(Family):
         families: One for every column.
     """
 
+    @checked
     def __init__(self, families: Sequence[Family]) -> None:
         super().__init__()
         if not families or not all(isinstance(family, Family) for family in families):
@@ -175,6 +177,7 @@ class Missing(Family):
         family: Of complete data; its numbers must be independent given z, and 0 among what it covers.
     """
 
+    @checked
     def __init__(self, family: Family) -> None:
         super().__init__()
         self.family = family

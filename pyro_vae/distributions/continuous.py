@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn import functional as F  # noqa: N812
 
+from pyro_vae.arguments import Count, Positive, checked
 from pyro_vae.distributions.base import Family, ScaleBounds, inverse_softplus, logit
 
 
@@ -43,7 +44,10 @@ class DiagNormal(_LocationFamily):
 
     params_per_dim = 2
 
-    def __init__(self, *, squash_loc: bool = False, min_scale: float = 1e-3, max_scale: float = 1e3) -> None:
+    @checked
+    def __init__(
+        self, *, squash_loc: bool = False, min_scale: Positive = 1e-3, max_scale: Positive = 1e3
+    ) -> None:
         super().__init__(squash_loc=squash_loc)
         self.scale = ScaleBounds(min_scale, max_scale)
 
@@ -62,7 +66,8 @@ class FixedScaleNormal(_LocationFamily):
 
     params_per_dim = 1
 
-    def __init__(self, scale: float = 1.0) -> None:
+    @checked
+    def __init__(self, scale: Positive = 1.0) -> None:
         super().__init__(squash_loc=False)
         if not 0 < scale < math.inf:
             raise ValueError(f"scale must be positive and finite, not {scale}")
@@ -89,13 +94,14 @@ class SharedScaleNormal(_LocationFamily):
 
     params_per_dim = 1
 
+    @checked
     def __init__(
         self,
         *,
         squash_loc: bool = False,
-        scale: float = 1.0,
-        min_scale: float = 1e-3,
-        max_scale: float = 1e3,
+        scale: Positive = 1.0,
+        min_scale: Positive = 1e-3,
+        max_scale: Positive = 1e3,
     ) -> None:
         super().__init__(squash_loc=squash_loc)
         self.scale = ScaleBounds(min_scale, max_scale)
@@ -121,8 +127,14 @@ class LowRankNormal(_LocationFamily):
         max_scale: Upper bound of :math:`\sigma`.
     """
 
+    @checked
     def __init__(
-        self, rank: int = 5, *, squash_loc: bool = False, min_scale: float = 1e-3, max_scale: float = 1e3
+        self,
+        rank: Count = 5,
+        *,
+        squash_loc: bool = False,
+        min_scale: Positive = 1e-3,
+        max_scale: Positive = 1e3,
     ) -> None:
         super().__init__(squash_loc=squash_loc)
         if rank < 1:
@@ -152,7 +164,8 @@ class FullNormal(Family):
         max_scale: Upper bound of the diagonal of L.
     """
 
-    def __init__(self, *, min_scale: float = 1e-3, max_scale: float = 1e3) -> None:
+    @checked
+    def __init__(self, *, min_scale: Positive = 1e-3, max_scale: Positive = 1e3) -> None:
         super().__init__()
         self.scale = ScaleBounds(min_scale, max_scale)
 
@@ -187,7 +200,10 @@ class Laplace(_LocationFamily):
 
     params_per_dim = 2
 
-    def __init__(self, *, squash_loc: bool = False, min_scale: float = 1e-3, max_scale: float = 1e3) -> None:
+    @checked
+    def __init__(
+        self, *, squash_loc: bool = False, min_scale: Positive = 1e-3, max_scale: Positive = 1e3
+    ) -> None:
         super().__init__(squash_loc=squash_loc)
         self.scale = ScaleBounds(min_scale, max_scale)
 
@@ -212,13 +228,14 @@ class StudentT(_LocationFamily):
 
     params_per_dim = 2
 
+    @checked
     def __init__(
         self,
-        df: float = 5.0,
+        df: Positive = 5.0,
         *,
         squash_loc: bool = False,
-        min_scale: float = 1e-3,
-        max_scale: float = 1e3,
+        min_scale: Positive = 1e-3,
+        max_scale: Positive = 1e3,
     ) -> None:
         super().__init__(squash_loc=squash_loc)
         if not 1 < df < math.inf:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F  # noqa: N812
 
+from pyro_vae.arguments import checked
 from pyro_vae.distributions.base import Family, soft_clamp
 from pyro_vae.distributions.grey import WholeCategorical
 
@@ -141,6 +142,7 @@ class Categorical(Family):
         categories: How many there are.
     """
 
+    @checked
     def __init__(self, categories: int) -> None:
         super().__init__()
         if categories < 2:

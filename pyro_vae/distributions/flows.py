@@ -25,6 +25,7 @@ sylvester               1        none        van den Berg et al. 2018
 import copy
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pyro.distributions as dist
 import pyro.distributions.transforms as T  # noqa: N812
@@ -32,10 +33,11 @@ import torch
 from jaxtyping import Float
 from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
-from pyro.nn import ConditionalAutoRegressiveNN
+from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_vae.arguments import Count, NonNegative, Positive, checked
 from pyro_vae.distributions.base import Family
 from pyro_vae.distributions.continuous import DiagNormal
 from pyro_vae.distributions.splines import ConditionalSplineAutoregressive, SplineCoupling
@@ -52,11 +54,12 @@ class Flow(Family):
         inverted: Send the base distribution through the transforms' inverses, the last one first.
     """
 
+    @checked
     def __init__(
         self,
         transforms: Sequence[nn.Module],
         *,
-        context_dim: int = 0,
+        context_dim: NonNegative = 0,
         base: Family | None = None,
         inverted: bool = False,
     ) -> None:
@@ -142,12 +145,20 @@ class ConditionalAffineAutoregressive(ConditionalTransformModule):
         return T.AffineAutoregressive(net, stable=True)
 
 
+class _MaskedNet(AutoRegressiveNN):
+    """Pyro's, for weights of any dtype: inverses begin with zeros of torch's default dtype (Pyro 1.9.2)."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.to(self.layers[0].weight.dtype))
+
+
 def _check_dim(dim: int, least: int = 2) -> None:
     if dim < least:
         raise ValueError(f"this flow needs at least {least} dimensions, not {dim}")
 
 
-def affine_coupling(dim: int, *, depth: int = 4, hidden: Sequence[int] = (64, 64)) -> Flow:
+@checked
+def affine_coupling(dim: Count, *, depth: Count = 4, hidden: Sequence[Count] = (64, 64)) -> Flow:
     """RealNVP: half of the dimensions are shifted and scaled by functions of the other half, in turns.
 
     Args:
@@ -159,8 +170,9 @@ def affine_coupling(dim: int, *, depth: int = 4, hidden: Sequence[int] = (64, 64
     return Flow(_with_reversals([T.affine_coupling(dim, list(hidden)) for _ in range(depth)]))
 
 
+@checked
 def spline_coupling(
-    dim: int, *, depth: int = 2, hidden: Sequence[int] = (64, 64), bound: float = 5.0
+    dim: Count, *, depth: Count = 2, hidden: Sequence[Count] = (64, 64), bound: Positive = 5.0
 ) -> Flow:
     """As :func:`affine_coupling`, with monotone rational splines on ``[-bound, bound]``."""
     _check_dim(dim)
@@ -168,15 +180,17 @@ def spline_coupling(
     return Flow(_with_reversals(transforms))
 
 
-def masked_autoregressive(dim: int, *, depth: int = 3, hidden: Sequence[int] = (64,)) -> Flow:
+@checked
+def masked_autoregressive(dim: Count, *, depth: Count = 3, hidden: Sequence[Count] = (64,)) -> Flow:
     """Every dimension is shifted and scaled by functions of those before: density in one pass, for priors."""
     _check_dim(dim)
-    transforms = [T.affine_autoregressive(dim, _at_least(dim, hidden)) for _ in range(depth)]
+    transforms = [T.AffineAutoregressive(_MaskedNet(dim, _at_least(dim, hidden))) for _ in range(depth)]
     return Flow(_with_reversals(transforms), inverted=True)
 
 
+@checked
 def inverse_autoregressive(
-    dim: int, *, depth: int = 2, hidden: Sequence[int] = (320,), context_dim: int = 32
+    dim: Count, *, depth: Count = 2, hidden: Sequence[Count] = (320,), context_dim: NonNegative = 32
 ) -> Flow:
     """IAF: draws in one pass, for posteriors; the encoder gives the base distribution and a context.
 
@@ -193,8 +207,14 @@ def inverse_autoregressive(
     return Flow(_with_reversals(transforms), context_dim=context_dim)
 
 
+@checked
 def spline_autoregressive(
-    dim: int, *, depth: int = 1, hidden: Sequence[int] = (64,), context_dim: int = 32, bound: float = 5.0
+    dim: Count,
+    *,
+    depth: Count = 1,
+    hidden: Sequence[Count] = (64,),
+    context_dim: NonNegative = 32,
+    bound: Positive = 5.0,
 ) -> Flow:
     """As :func:`inverse_autoregressive`, with monotone rational splines on ``[-bound, bound]``."""
     _check_dim(dim)
@@ -209,13 +229,17 @@ def _at_least(dim: int, hidden: Sequence[int]) -> list[int]:
     return [max(dim, units) for units in hidden]
 
 
-def planar(dim: int, *, depth: int = 4, hidden: Sequence[int] = (32,), context_dim: int = 32) -> Flow:
+@checked
+def planar(
+    dim: Count, *, depth: Count = 4, hidden: Sequence[Count] = (32,), context_dim: NonNegative = 32
+) -> Flow:
     """Each transform expands or contracts along one direction, which a network computes from the context."""
     transforms = [T.conditional_planar(dim, context_dim, list(hidden)) for _ in range(depth)]
     return Flow(transforms, context_dim=context_dim)
 
 
-def sylvester(dim: int, *, depth: int = 4) -> Flow:
+@checked
+def sylvester(dim: Count, *, depth: Count = 4) -> Flow:
     """Each transform bends along ``dim`` orthogonal directions, the same ones for all data."""
     _check_dim(dim)
     return Flow([T.sylvester(dim, dim) for _ in range(depth)])

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F  # noqa: N812
 
+from pyro_vae.arguments import Positive, checked
 from pyro_vae.distributions.base import Family, ScaleBounds, logit
 
 
@@ -44,6 +45,7 @@ class Bernoulli(Family):
 
     params_per_dim = 1
 
+    @checked
     def __init__(self, *, cross_entropy: bool = False) -> None:
         super().__init__()
         self.cross_entropy = cross_entropy
@@ -272,13 +274,14 @@ class DiscretizedLogistic(Family):
         max_scale: Upper bound of s.
     """
 
+    @checked
     def __init__(
         self,
         levels: int = 256,
         components: int = 1,
         *,
-        min_scale: float = 1e-3,
-        max_scale: float = 10.0,
+        min_scale: Positive = 1e-3,
+        max_scale: Positive = 10.0,
     ) -> None:
         super().__init__()
         if components < 1:
@@ -312,6 +315,7 @@ class GreyCategorical(Family):
         levels: Grey levels of the data: 256 for bytes.
     """
 
+    @checked
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
         self.params_per_dim = self.levels = _check_levels(levels)
@@ -335,6 +339,7 @@ class BetaBinomial(Family):
 
     params_per_dim = 2
 
+    @checked
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
         self.levels = _check_levels(levels)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import AffineTransform, SigmoidTransform
 
+from pyro_vae.arguments import Finite, Positive, checked
 from pyro_vae.distributions.base import Family, ScaleBounds, soft_clamp
 
 
@@ -108,7 +109,8 @@ class NormalMixture(Family):
         max_scale: Upper bound of every scale.
     """
 
-    def __init__(self, components: int = 3, *, min_scale: float = 1e-3, max_scale: float = 1e3) -> None:
+    @checked
+    def __init__(self, components: int = 3, *, min_scale: Positive = 1e-3, max_scale: Positive = 1e3) -> None:
         super().__init__()
         if components < 2:
             raise ValueError(f"a mixture posterior has at least 2 components, not {components}")
@@ -151,7 +153,8 @@ class LogitNormal(Family):
 
     params_per_dim = 2
 
-    def __init__(self, low: float = 0.0, high: float = 1.0, *, min_scale: float = 1e-3) -> None:
+    @checked
+    def __init__(self, low: Finite = 0.0, high: Finite = 1.0, *, min_scale: Positive = 1e-3) -> None:
         super().__init__()
         if not low < high:
             raise ValueError(f"low must be below high, not {low} and {high}")

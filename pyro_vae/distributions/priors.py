@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_vae.arguments import Count, Finite, Positive, checked, found
 from pyro_vae.distributions.base import Conditional
 from pyro_vae.distributions.continuous import DiagNormal
 
@@ -17,7 +18,8 @@ from pyro_vae.distributions.continuous import DiagNormal
 class StandardNormal(nn.Module):
     r"""The prior of the paper, :math:`p(z) = N(0, I)`; batch shape (), event shape ``(latent_dim,)``."""
 
-    def __init__(self, latent_dim: int) -> None:
+    @checked
+    def __init__(self, latent_dim: Count) -> None:
         super().__init__()
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
@@ -35,7 +37,8 @@ class Flat(nn.Module):
     of log p(x) refuse.
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    @checked
+    def __init__(self, latent_dim: Count) -> None:
         super().__init__()
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
 
@@ -70,7 +73,8 @@ class UniformBox(nn.Module):
         high: h.
     """
 
-    def __init__(self, latent_dim: int, low: float = 0.0, high: float = 1.0) -> None:
+    @checked
+    def __init__(self, latent_dim: Count, low: Finite = 0.0, high: Finite = 1.0) -> None:
         super().__init__()
         if not low < high:
             raise ValueError(f"low must be below high, not {low} and {high}")
@@ -94,13 +98,14 @@ class MixtureOfNormals(nn.Module):
         max_scale: Upper bound of every :math:`\sigma_k`.
     """
 
+    @checked
     def __init__(
         self,
-        latent_dim: int,
+        latent_dim: Count,
         components: int = 20,
         *,
-        min_scale: float = 1e-2,
-        max_scale: float = 1e2,
+        min_scale: Positive = 1e-2,
+        max_scale: Positive = 1e2,
     ) -> None:
         super().__init__()
         if components < 1:
@@ -178,10 +183,15 @@ class VampPrior(nn.Module):
         ValueError: If the posterior does not take such inputs, as one that is given a context besides.
     """
 
+    @checked
     def __init__(
         self, posterior: Conditional, inputs: Float[Tensor, "components data"], *, learned: bool = True
     ) -> None:
         super().__init__()
+        if inputs.dim() != 2 or len(inputs) == 0:
+            raise ValueError(
+                f"inputs must be pseudo-inputs, (components, numbers of a datum), not {found(inputs)}"
+            )
         if inputs.isnan().any():
             raise ValueError(
                 "pseudo-inputs start at data, and in these numbers are missing (nan): fill them in"

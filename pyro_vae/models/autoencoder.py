@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from pyro_vae.arguments import Count, Weight, checked
 from pyro_vae.distributions import (
     Bernoulli,
     Codebook,
@@ -32,6 +33,7 @@ from pyro_vae.distributions import (
     Flat,
     PointMass,
     QuantizedPoint,
+    outputs_of,
     perplexity,
 )
 from pyro_vae.models.program import check_data, register, validating
@@ -39,11 +41,12 @@ from pyro_vae.models.vae import VAEGuide, VAEModel, vae
 from pyro_vae.nets import MLP
 
 
+@checked
 def autoencoder(
-    data_dim: int,
-    latent_dim: int,
+    data_dim: Count,
+    latent_dim: Count,
     *,
-    hidden: Sequence[int] = (500,),
+    hidden: Sequence[Count] = (500,),
     family: Family | None = None,
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
@@ -92,13 +95,18 @@ class VQGuide(nn.Module):
         encoder: From x to :math:`z_e`, L vectors side by side.
         codebook: The model's own; it is the model that has its parameters.
         commitment: :math:`\beta`.
+        length: L, if the number of outputs of the encoder is to be checked.
     """
 
-    def __init__(self, encoder: nn.Module, codebook: Codebook, commitment: float = 0.25) -> None:
+    @checked
+    def __init__(
+        self, encoder: nn.Module, codebook: Codebook, commitment: Weight = 0.25, length: Count | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self._codebook = (codebook,)  # in a tuple, which nn.Module does not look into
         self.commitment = commitment
+        self.outputs = None if length is None else length * codebook.code_dim
 
     @property
     def codebook(self) -> Codebook:
@@ -111,7 +119,9 @@ class VQGuide(nn.Module):
         if validating():
             check_data(self, x)
         codebook = self.codebook
-        encoding = self.encoder(x)
+        encoding = outputs_of(
+            self.encoder, x, self.outputs, "encoder", f"a Codebook of {codebook.code_dim} numbers"
+        )
         learns = self.training and torch.is_grad_enabled()
         if learns and codebook.decay is not None:
             codebook.follow(encoding)
@@ -127,17 +137,18 @@ class VQGuide(nn.Module):
             pyro.factor("commitment", cost, has_rsample=True)
 
 
+@checked
 def vq_vae(
-    data_dim: int,
+    data_dim: Count,
     *,
     num_codes: int = 64,
     code_dim: int = 8,
     length: int = 16,
-    hidden: Sequence[int] = (500,),
+    hidden: Sequence[Count] = (500,),
     family: Family | None = None,
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
-    commitment: float = 0.25,
+    commitment: Weight = 0.25,
     decay: float | None = 0.99,
 ) -> tuple[VAEModel, VQGuide]:
     r"""A VQ-VAE's model and guide, with an even prior over codes; train it by ``SVI`` with ``Trace_ELBO``.
@@ -169,15 +180,11 @@ def vq_vae(
         TypeError: If the family is something else, such as a class instead of an instance.
         ValueError: If a size is below 1, or the decay no number in [0, 1).
     """
-    if data_dim < 1:
-        raise ValueError(f"data_dim must be at least 1, not {data_dim}")
     family = Bernoulli() if family is None else family
-    if not isinstance(family, Family):
-        raise TypeError(f"family must be an instance, as in family=Bernoulli(), not {family!r}")
     prior = CodePrior(Codebook(num_codes, code_dim, decay), length)
     if encoder is None:
         encoder = MLP(data_dim, length * code_dim, hidden)
     if decoder is None:
         decoder = MLP(length * code_dim, family.num_params(data_dim), tuple(reversed(hidden)))
-    model = VAEModel(prior, Conditional(decoder, family))
-    return model, VQGuide(encoder, prior.codebook, commitment)
+    model = VAEModel(prior, Conditional(decoder, family, data_dim, role="decoder"))
+    return model, VQGuide(encoder, prior.codebook, commitment, length)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call
 
+from pyro_vae.arguments import Count, Positive, checked
 from pyro_vae.distributions import ScaleBounds
 from pyro_vae.models.program import register
 
@@ -125,8 +126,9 @@ class BayesianGuide(nn.Module):
         return to_arviz({"posterior": draws})
 
 
+@checked
 def bayesian(
-    model: Any, guide: Any, num_data: int, *, scale: float = 0.01
+    model: Any, guide: Any, num_data: Count, *, scale: Positive = 0.01
 ) -> tuple[BayesianModel, BayesianGuide]:
     r"""The pair of full variational Bayes of any pair of modules; train it by ``SVI`` as any other.
 
@@ -157,6 +159,7 @@ def bayesian(
     return model, BayesianGuide(guide, model, scale)
 
 
+@checked
 @torch.no_grad()
 def draw(model: BayesianModel, guide: BayesianGuide) -> tuple[nn.Module, nn.Module]:
     r"""An ordinary pair with :math:`\theta \sim q(\theta)`; the guide is the trained one itself.

@@ -9,8 +9,10 @@ import itertools
 import weakref
 
 import pyro
+import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import check
 from pyro_vae.distributions import SupportError
 
 _counter = itertools.count()
@@ -37,11 +39,28 @@ def validating() -> bool:
     return pyro.settings.get("validate_poutine")
 
 
+def _check_dtype(name: str, value: Tensor, wanted: torch.dtype) -> None:
+    """Raise ``SupportError`` unless they are numbers of this type, as which nothing need be rounded."""
+    if value.dtype == wanted and wanted.is_floating_point:
+        return
+    wanted = wanted if wanted.is_floating_point else torch.get_default_dtype()
+    if not value.is_complex() and not torch.equal(value.to(wanted).double(), value.double()):
+        way = f"{name}.double(), model.double() and guide.double(), or numbers that {wanted} does not round"
+    else:
+        way = f"{name}.to({wanted})"
+    raise SupportError(
+        f"{name} holds {value.dtype}, but the programs take {wanted}, as their weights: use {way}. The x of "
+        "a data split, and what pyro_vae.batches yields, have the type that the data set was made with"
+    )
+
+
 def check_data(module: nn.Module, x: Tensor, c: Tensor | None = None, *, missing: bool = False) -> None:
     """Raise ``SupportError`` unless ``x`` is a batch of finite numbers of the type of the parameters.
 
     If ``missing``, they may be nan. A context ``c`` must have as many rows.
     """
+    check("x", x, Tensor)
+    check("c", c, Tensor | None)
     if x.dim() < 2 or len(x) == 0:
         raise SupportError(
             f"x has shape {tuple(x.shape)}; programs take a batch of at least one datum, (data, numbers of a "
@@ -51,15 +70,10 @@ def check_data(module: nn.Module, x: Tensor, c: Tensor | None = None, *, missing
         raise SupportError(
             f"c has shape {tuple(c.shape)}, but a context is one row of numbers for each of {len(x)} data"
         )
-    if not x.is_floating_point():
-        raise SupportError(
-            f"x holds {x.dtype}; programs take floating-point data. The x of a data split, and what "
-            "pyro_vae.batches yields, are converted already; else use x.float()"
-        )
     parameter = next(module.parameters(), x)
-    if x.dtype != parameter.dtype:
-        kind = str(parameter.dtype).removeprefix("torch.")
-        raise SupportError(f"x holds {x.dtype}, but the networks' weights are {kind}: use x.to(torch.{kind})")
+    for name, value in ("x", x), ("c", c):
+        if value is not None and (value.is_floating_point() or name == "x"):
+            _check_dtype(name, value, parameter.dtype)
     bad = int((x.isinf() if missing else ~x.isfinite()).sum())
     if bad:
         kind = "infinite" if missing else "nan or infinite"

@@ -13,7 +13,9 @@ import pyro
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
+from pyro_vae.arguments import Count, NonNegative, checked
 from pyro_vae.distributions import (
     Bernoulli,
     Conditional,
@@ -37,6 +39,7 @@ class VAEModel(nn.Module):
             c, from (z, c) side by side.
     """
 
+    @checked
     def __init__(self, prior: nn.Module, likelihood: nn.Module) -> None:
         super().__init__()
         self.prior = prior
@@ -66,6 +69,7 @@ class VAEGuide(nn.Module):
         missing: x may hold nan, where a number is missing.
     """
 
+    @checked
     def __init__(self, posterior: nn.Module, *, missing: bool = False) -> None:
         super().__init__()
         self.posterior = posterior
@@ -89,17 +93,18 @@ def beside(
     return torch.cat([values, c.expand(*values.shape[:-1], -1)], -1)
 
 
+@checked
 def vae(
     data_dim: int,
     latent_dim: int,
     *,
-    hidden: Sequence[int] = (500,),
+    hidden: Sequence[Count] = (500,),
     prior: nn.Module | None = None,
     family: Family | None = None,
     posterior: Family | None = None,
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
-    context_dim: int = 0,
+    context_dim: NonNegative = 0,
     missing: bool = False,
 ) -> tuple[VAEModel, VAEGuide]:
     """A VAE's model and guide, sized to fit each other.
@@ -137,13 +142,6 @@ def vae(
     prior = StandardNormal(latent_dim) if prior is None else prior
     family = Bernoulli() if family is None else family
     posterior = DiagNormal() if posterior is None else posterior
-    for name, value, kind in (
-        ("prior", prior, nn.Module),
-        ("family", family, Family),
-        ("posterior", posterior, Family),
-    ):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be an instance, as in {name}={_EXAMPLES[name]}, not {value!r}")
     sizes = posterior.num_params(latent_dim), family.num_params(data_dim)
     _check_prior(prior, posterior, latent_dim)
     if encoder is None:
@@ -153,17 +151,34 @@ def vae(
     if missing:
         encoder, family = WithMissing(encoder), Missing(family)
     return (
-        VAEModel(prior, Conditional(decoder, family)),
-        VAEGuide(Conditional(encoder, posterior), missing=missing),
+        VAEModel(prior, Conditional(decoder, family, data_dim, role="decoder")),
+        VAEGuide(Conditional(encoder, posterior, latent_dim, role="encoder"), missing=missing),
     )
 
 
-_EXAMPLES = {"prior": "StandardNormal(5)", "family": "Bernoulli()", "posterior": "inverse_autoregressive(5)"}
+_NO_PRIOR = (
+    "prior must be a module whose forward() takes nothing and returns a distribution, such as "
+    "StandardNormal(5), not a {}; of a family Unconditional(DiagNormal(), 5) makes a prior"
+)
 
 
 def _check_prior(prior: nn.Module, posterior: Family, latent_dim: int) -> None:
     """Raise ``ValueError`` unless prior and posterior are of the same vectors."""
-    of_prior, of_posterior = prior(), posterior(torch.zeros(posterior.num_params(latent_dim)))
+    try:
+        of_prior = prior()
+    except TypeError as error:
+        raise TypeError(_NO_PRIOR.format(type(prior).__name__)) from error
+    if not isinstance(of_prior, Distribution):
+        raise TypeError(_NO_PRIOR.format(type(prior).__name__))
+    of_posterior = posterior(torch.zeros(posterior.num_params(latent_dim)))
+    try:
+        with torch.random.fork_rng():
+            of_posterior.sample()
+    except RuntimeError as error:
+        raise ValueError(
+            f"posterior ({type(posterior).__name__}) is not one of latent_dim = {latent_dim} numbers, as "
+            f"inverse_autoregressive({latent_dim}) is"
+        ) from error
     if (shape := tuple(of_prior.event_shape)) != (latent_dim,):
         raise ValueError(f"the prior is one of data of shape {shape}, but latent_dim is {latent_dim}")
     if not same_support(of_prior, of_posterior):
