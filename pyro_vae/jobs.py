@@ -1,4 +1,4 @@
-"""Long work one after another or several at once, each in a process of its own."""
+"""Long work one after another or several at once, each in a process of its own that ends with the first."""
 
 import functools
 import os
@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Protocol, runtime_checkable
 
 from pyro_vae.errors import UserError
@@ -61,8 +61,15 @@ def _start_job(cores: int) -> None:
     from tqdm import tqdm
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own would be missed when the process is ended
     torch.set_num_threads(cores)
+
+
+def _end_with_parent() -> None:
+    """Nobody would wait for this process, which may have hours to go, if its parent was killed."""
+    parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _attempt(work: Callable[..., str], common: Common, setting: Setting) -> tuple[Setting, str, str]:

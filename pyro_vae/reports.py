@@ -1,9 +1,9 @@
 """What a run's folder says about it: numbers in words, and figures."""
 
-import contextlib
 import dataclasses
 import io
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,16 +16,14 @@ from matplotlib.figure import Figure
 from pyro_vae import experiment, plots
 from pyro_vae.blocks import evaluation
 from pyro_vae.data import Split
-from pyro_vae.files import write_atomically
+from pyro_vae.files import WriteError, write_atomically
 from pyro_vae.latents import active_units, code_usage, fitted_mixture, posterior_mean
 from pyro_vae.marginal_likelihood import (
-    EstimatesError,
     LogMarginal,
     best_estimate,
     bits_per_dim,
     elbo,
-    load_estimates,
-    save_estimates,
+    load_estimates_by_data,
 )
 from pyro_vae.models.vae import beside
 from pyro_vae.runs import Run
@@ -42,7 +40,7 @@ class Quality:
         text: All of it in words.
     """
 
-    row: dict[str, float]
+    row: dict[str, int | float]
     text: str
 
 
@@ -75,7 +73,7 @@ def assess(run: Run, split: Split, limit: int | None = None) -> Quality:
     return Quality(row | used, text)
 
 
-def _latents(run: Run, batch: tuple[torch.Tensor, ...]) -> tuple[dict[str, float], str]:
+def _latents(run: Run, batch: tuple[torch.Tensor, ...]) -> tuple[dict[str, int | float], str]:
     """What of the latents is in use, as metrics and in words."""
     if run.config.has_codes:
         usage = code_usage(run.guide, *batch)
@@ -119,25 +117,6 @@ def estimate(
     return result
 
 
-def keep(estimates: Mapping[str, LogMarginal], path: Path) -> dict[str, LogMarginal]:
-    """Write estimates, with those of the same data and weights by other methods that the file has."""
-    earlier: dict[str, LogMarginal] = {}
-    if path.exists():
-        with contextlib.suppress(EstimatesError):  # of another version, whose place these take
-            earlier = load_estimates(path)
-    *_, latest = estimates.values()
-    data = {latest.settings["data_checksum"], "simulated"}
-    kept = {
-        name: estimate
-        for name, estimate in earlier.items()
-        if estimate.settings["model_checksum"] == latest.settings["model_checksum"]
-        and (estimate.settings["data_checksum"] in data or data == {"simulated"})
-    }
-    merged = kept | dict(estimates)
-    save_estimates(merged, path)
-    return merged
-
-
 def bits(run: Run, split: Split, result: LogMarginal) -> str | None:
     """Bits per dimension in words; None for bits, counts and tables."""
     family, data_dim = run.config.family, run.dataset.data_dim
@@ -158,8 +137,8 @@ def bits(run: Run, split: Split, result: LogMarginal) -> str | None:
 def figures(folder: Path, run: Run) -> dict[str, Figure]:
     """All figures that the run folder and the kind of data allow, by name."""
     drawn = {"learning_curves": plots.learning_curves(read_metrics(folder))}
-    if (folder / "log_marginal.json").exists():
-        drawn |= _estimates(load_estimates(folder / "log_marginal.json"))
+    if os.path.lexists(folder / "log_marginal.json"):
+        drawn |= _estimates(load_estimates_by_data(folder / "log_marginal.json"))
     pyro.set_rng_seed(run.config.seed)
     with torch.no_grad():
         if plots.is_image(run.dataset.shape):
@@ -170,17 +149,19 @@ def figures(folder: Path, run: Run) -> dict[str, Figure]:
     return drawn
 
 
-def _estimates(estimates: Mapping[str, LogMarginal]) -> dict[str, Figure]:
+def _estimates(by_data: Mapping[str, Mapping[str, LogMarginal]]) -> dict[str, Figure]:
     drawn = {}
-    if any(estimate.settings["data_checksum"] != "simulated" for estimate in estimates.values()):
-        best = best_estimate(estimates)
+    given = [estimates for data, estimates in by_data.items() if data != "simulated"]
+    given.sort(key=lambda estimates: max(estimate.size[0] for estimate in estimates.values()))
+    if given:
+        best, most = best_estimate(given[-1]), max(reversed(given), key=len)
         drawn["log_marginal"] = plots.log_marginal(best)
         if not best.is_of_codes:  # one bound, the same for any number of samples
-            drawn["sandwich"] = plots.sandwich(estimates)
-    sampled, simulated = estimates.get("importance_sampling"), estimates.get("bidirectional")
-    if sampled is not None and sampled.khat is not None:
-        drawn["khat"] = plots.khat(sampled)
-    if simulated is not None:
+            drawn["sandwich"] = plots.sandwich(most)
+        sampled = given[-1].get("importance_sampling")
+        if sampled is not None and sampled.khat is not None:
+            drawn["khat"] = plots.khat(sampled)
+    for simulated in by_data.get("simulated", {}).values():
         drawn["certificate"] = plots.certificate(simulated)
     return drawn
 
@@ -216,10 +197,20 @@ def _images(run: Run) -> dict[str, Figure]:
     return drawn
 
 
+def check_files(folder: Path) -> None:
+    """Raise ``UserError`` if metrics or estimates of a run are damaged: before long work that needs them."""
+    read_metrics(folder)
+    for path in folder.glob("log_marginal*.json"):
+        load_estimates_by_data(path)
+
+
 def save_figures(folder: Path, run: Run) -> Path:
     """Write all figures as PNG files; returns the folder they are in."""
     target = folder / "figures"
-    target.mkdir(exist_ok=True)
+    try:
+        target.mkdir(exist_ok=True)
+    except OSError as error:
+        raise WriteError(target, error) from error
     for name, figure in figures(folder, run).items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)

@@ -4,16 +4,16 @@
 lie the metrics and checkpoints of :mod:`pyro_vae.training`. A folder holds one run: resumed, never replaced.
 """
 
+import contextlib
 import dataclasses
-import json
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae import experiment
+from pyro_vae import experiment, records
 from pyro_vae.experiment import Config, ConfigError
-from pyro_vae.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,31 @@ _NETWORKS = (
     *("data", "binarization", "condition_on_labels", "missing", "latent_dim", "net", "hidden", "channels"),
     *("family", "columns", "scale", "rank", "num_codes", "code_dim"),
 )
-_EXTENSIBLE = ("epochs", "test_samples")
+_CHANGEABLE = ("patience", "test_samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What a run was trained on."""
+
+    __pydantic_config__ = records.STRICT
+
+    checksum: str
+    provenance: str
+    shape: list[int]
+    binarization: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What ``config.json`` holds."""
+
+    __pydantic_config__ = records.STRICT
+
+    config: Config
+    data: _Data
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    file_checksum: str | None = None
 
 
 def free_folder(config: Config) -> Path:
@@ -48,8 +72,7 @@ def start_run(folder: Path, config: Config, dataset: "Dataset") -> None:
     Raises:
         ConfigError: If the folder holds a run already.
     """
-    path = folder / "config.json"
-    if path.exists():
+    if os.path.lexists(folder / "config.json"):
         other = load_config(folder)
         differing = differences(other, config)
         raise ConfigError(
@@ -61,24 +84,34 @@ def start_run(folder: Path, config: Config, dataset: "Dataset") -> None:
         raise ConfigError(
             f"{folder} holds what a run left, but no config.json: put that back, or choose another --out"
         )
-    record = {
-        "config": config.to_dict(),
-        "data": {
-            "checksum": dataset.checksum,
-            "provenance": dataset.provenance,
-            "shape": list(dataset.shape),
-            "binarization": dataset.train.binarization,
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("pyro_vae", "pyro-ppl", "torch")},
+    data = _Data(dataset.checksum, dataset.provenance, list(dataset.shape), dataset.train.binarization)
+    versions = {"python": platform.python_version()} | {
+        name: version(name) for name in ("pyro_vae", "pyro-ppl", "torch")
     }
+    _make(folder)
+    _write(_Record(config, data, versions), folder)
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"cannot make the folder {folder} ({error.strerror}); choose another --out"
         ) from error
-    write_atomically(json.dumps(record, indent=2).encode(), path)
+
+
+def claim(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a run folder, made if need be, against other processes that would start or resume a run in it.
+
+    Raises:
+        ConfigError: If it cannot be made.
+        InUseError: If another process has it.
+    """
+    from pyro_vae.training import lock_run
+
+    _make(folder)
+    return lock_run(folder)
 
 
 def load_config(folder: Path) -> Config:
@@ -87,31 +120,42 @@ def load_config(folder: Path) -> Config:
     Raises:
         ConfigError: If the folder holds no run, or its ``config.json`` is damaged.
     """
-    return Config.from_dict(_record(folder)["config"])
+    return _read(folder).config
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> _Record:
     path = folder / "config.json"
+    advice = (
+        "put back a copy of it, or start anew in another folder; if you changed it yourself, remove the "
+        "line file_checksum"
+    )
     try:
-        record = json.loads(path.read_text())
+        return records.read_json(path, _Record, ConfigError, advice)
     except FileNotFoundError:
         raise ConfigError(f"{folder} is not a run folder: there is no {path}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error})") from error
-    if not isinstance(record, dict) or not {"config", "data"} <= set(record):
-        raise ConfigError(f"{path} is not the configuration of a run")
-    return record
+
+
+def _write(record: _Record, folder: Path) -> None:
+    plain = {
+        "config": record.config.to_dict(),
+        "data": dataclasses.asdict(record.data),
+        "versions": record.versions,
+    }
+    records.write_json(plain, folder / "config.json", indent=2)
 
 
 def check_continuation(folder: Path, config: Config, dataset: "Dataset") -> None:
     """Raise :class:`ConfigError` unless the run in ``folder`` can go on with this configuration and data."""
-    may_differ = _PLACE + (_EXTENSIBLE if config.schedule == "constant" else ())
-    differing = differences(load_config(folder), config, may_differ)
+    before = _read(folder)
+    may_differ = _PLACE + _CHANGEABLE + (("epochs",) if config.schedule == "constant" else ())
+    differing = differences(before.config, config, may_differ)
     if differing:
         raise ConfigError(f"a run keeps its configuration when it is resumed, but {differing}")
-    if config.epochs < (before := load_config(folder).epochs):
-        raise ConfigError(f"the run in {folder} is one of {before} epochs, which may be raised, not lowered")
-    if _record(folder)["data"].get("checksum") != dataset.checksum:
+    if config.epochs < before.config.epochs:
+        raise ConfigError(
+            f"the run in {folder} is one of {before.config.epochs} epochs, which may be raised, not lowered"
+        )
+    if before.data.checksum != dataset.checksum:
         raise ConfigError(
             f"the data are not those that {folder} was trained on: their checksum differs. Put the old data "
             "back, or start a new run"
@@ -119,14 +163,15 @@ def check_continuation(folder: Path, config: Config, dataset: "Dataset") -> None
 
 
 def continue_run(folder: Path, config: Config, dataset: "Dataset") -> None:
-    """Check that the run can go on with this configuration, and write it down: it may have more epochs.
+    """Check that the run can go on with this configuration, and write it down.
+
+    It may have more epochs (unless its schedule counts them), another patience, other samples at the test.
 
     Raises:
         ConfigError: As :func:`check_continuation`.
     """
     check_continuation(folder, config, dataset)
-    record = _record(folder) | {"config": config.to_dict()}
-    write_atomically(json.dumps(record, indent=2).encode(), folder / "config.json")
+    _write(dataclasses.replace(_read(folder), config=config), folder)
 
 
 def differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> str:
@@ -146,7 +191,7 @@ def take_networks(folder: Path, config: Config, model: "VAEModel", guide: "VAEGu
     Raises:
         ConfigError: If the other run differs in more than the prior and its training.
     """
-    from pyro_vae.training import load_checkpoint
+    from pyro_vae.training import load_checkpoint, load_parameters
 
     other = load_config(folder)
     fields = {field.name for field in dataclasses.fields(Config)} - set(_NETWORKS)
@@ -156,21 +201,23 @@ def take_networks(folder: Path, config: Config, model: "VAEModel", guide: "VAEGu
             f"refit_prior takes encoder and decoder of {folder}, so all but the prior and its training must "
             f"be as there, but {differing or 'the posterior differs'}"
         )
-    state = load_checkpoint(_best(folder))["algorithm"]
+    path = _best(folder)
+    state = load_checkpoint(path)
+    load_parameters(state, path, None, guide)
     parts = {"likelihood.": model.likelihood}
     if config.has_codes:
         parts["prior.codebook."] = guide.codebook
+    weights = state["algorithm"].get("model")
+    weights = weights.items() if isinstance(weights, dict) else ()
     for prefix, part in parts.items():
-        part.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
-        )
-    guide.load_state_dict(state["guide"])
+        own = {name.removeprefix(prefix): weight for name, weight in weights if name.startswith(prefix)}
+        load_parameters({"algorithm": {"model": own}}, path, part, None)
 
 
 def _best(folder: Path) -> Path:
     """The checkpoint with the best bound on validation data, else the last."""
     best = folder / "best.pt"
-    return best if best.exists() else folder / "checkpoint.pt"
+    return best if os.path.lexists(best) else folder / "checkpoint.pt"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,8 @@
     python scripts/estimate.py runs/mnist --method all --limit 100
 
 Writes log_marginal.json (log_marginal_train.json, ... for other splits), with a value and an error for every
-datum and method, and figures into the run folder. Estimates of the same data by other methods are kept.
+datum and method, and figures into the run folder. Estimates of other data (--limit) are kept beside each
+other; of the same data by the same method the one that took more work stays.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from typing import Literal
 import tyro
 
 from pyro_vae import command_line, experiment, runs
+from pyro_vae.files import locked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Arguments:
     """Estimate log p(x) of a trained run in one or several ways, with errors, bounds and a verdict.
 
     Writes log_marginal.json (log_marginal_train.json, ... for other splits), with a value and an error for
-    every datum and method, and figures into the run folder. Interrupted, it goes on when started again.
+    every datum and method, and figures into the run folder. Estimates of other data (--limit) are kept beside
+    each other; of the same data by the same method the one that took more work stays. Interrupted, it goes on
+    when started again.
     """
 
     run: tyro.conf.Positional[Path]
@@ -77,6 +81,7 @@ def main() -> None:
             "there is no log p(x) to estimate. plot.py draws it"
         )
     methods = chosen(arguments, run.config)
+    reports.check_files(arguments.run)
     print(f"{arguments.run}, weights of epoch {run.epoch}")
     print(reports.assess(run, split, arguments.limit).text, flush=True)
 
@@ -86,17 +91,22 @@ def main() -> None:
     for method in methods:
         partial = arguments.run / f"{name}.{method}.partial"
         limit = arguments.limit if method != "bidirectional" else arguments.num_simulated
-        try:
-            result = reports.estimate(run, split, method, limit, partial, **settings(arguments, run, method))
-        except KeyboardInterrupt:
-            again = f"python {shlex.join(sys.argv)}"
-            print(f"\ninterrupted; go on by the same command:\n    {again}", file=sys.stderr)
-            sys.exit(command_line.INTERRUPTED)
-        estimates = reports.keep({method: result}, path)
-        partial.unlink(missing_ok=True)
+        with locked(arguments.run / f"{name}.{method}.lock", f"{method} of {arguments.run}"):
+            try:
+                result = reports.estimate(
+                    run, split, method, limit, partial, **settings(arguments, run, method)
+                )
+            except KeyboardInterrupt:
+                again = f"python {shlex.join(sys.argv)}"
+                print(f"\ninterrupted; go on by the same command:\n    {again}", file=sys.stderr)
+                sys.exit(command_line.INTERRUPTED)
+            estimates = ml.merge_estimates({method: result}, path)
+            partial.unlink(missing_ok=True)
         print(f"\n{result.summary()}", flush=True)
         if (text := reports.bits(run, split, result)) is not None:
             print(text)
+        if (kept := estimates[method]).size > result.size:
+            print(f"{path} keeps what took more work: {kept.settings['effort']}, mean {kept.mean:.2f}")
 
     print(f"\n{ml.table(estimates)}\n")
     print(ml.verdict(estimates))

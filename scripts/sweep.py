@@ -11,7 +11,6 @@ The first trains every combination, the second lets Optuna search for the best b
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -23,10 +22,10 @@ from typing import Any
 
 import tyro
 
-from pyro_vae import command_line, experiment, runs
-from pyro_vae.errors import unknown
+from pyro_vae import command_line, experiment, records, runs
+from pyro_vae.errors import UserError, unknown
 from pyro_vae.experiment import Config, ConfigError
-from pyro_vae.files import write_atomically
+from pyro_vae.files import locked, write_atomically
 from pyro_vae.progress import progress_bar
 
 Choices = dict[str, list[Any] | tuple[float, float]]  # setting -> values, or a range
@@ -45,7 +44,8 @@ class Arguments:
     vary: tuple[str, ...] = ()
     """What differs: setting=value,value,... or, for a search, setting=low..high (on a logarithmic scale)."""
     trials: int = 0
-    """Configurations that Optuna tries, by the best bound on validation data; 0: all combinations."""
+    """Configurations that Optuna tries, by the best bound on validation data; 0: all combinations. With one
+    job they are the same whether it is interrupted or not; with more they depend on which run ends first."""
     jobs: int = 1
     """Runs at once; on a CPU they share its cores."""
     config: tyro.conf.OmitArgPrefixes[Config] = dataclasses.field(default_factory=Config)
@@ -64,13 +64,14 @@ def main() -> None:
     if arguments.jobs < 1 or arguments.trials < 0:
         raise ConfigError("jobs must be at least 1, and trials not negative")
     sweep = Sweep(arguments.sweep, experiment.with_absolute_paths(arguments.config), choices, arguments.jobs)
-    write_atomically(json.dumps(record(arguments), indent=2).encode(), arguments.sweep / "sweep.json")
-    try:
-        sweep.search(arguments.trials) if arguments.trials else sweep.grid()
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; go on by\n    python {sys.argv[0]} {arguments.sweep}", file=sys.stderr)
-        sys.exit(command_line.INTERRUPTED)
-    report(arguments.sweep, sweep.finished, sweep.failed)
+    with locked(arguments.sweep / ".lock", arguments.sweep):
+        records.write_json(record(arguments), arguments.sweep / "sweep.json", indent=2)
+        try:
+            sweep.search(arguments.trials) if arguments.trials else sweep.grid()
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; go on by\n    python {sys.argv[0]} {arguments.sweep}", file=sys.stderr)
+            sys.exit(command_line.INTERRUPTED)
+        report(arguments.sweep, sweep.finished, sweep.failed)
 
 
 # ------------------------------------------------------------------------------------- what to train
@@ -107,31 +108,42 @@ def record(arguments: Arguments) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What :func:`record` wrote."""
+
+    __pydantic_config__ = records.STRICT
+
+    vary: list[str]
+    trials: int
+    config: Config
+    file_checksum: str | None = None
+
+
 def resumed(arguments: Arguments) -> Arguments:
     """The arguments; if the folder holds a sweep, those that it was started with."""
     path = arguments.sweep / "sweep.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         if not arguments.vary:
             raise ConfigError(f"{arguments.sweep} holds no sweep to go on with: say what differs by --vary")
         arguments.sweep.mkdir(parents=True, exist_ok=True)
         return arguments
-    try:
-        saved = json.loads(path.read_text())
-        earlier = Arguments(
-            sweep=arguments.sweep,
-            vary=tuple(saved["vary"]),
-            trials=max(saved["trials"], arguments.trials),
-            jobs=arguments.jobs,
-            config=Config.from_dict(saved["config"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no description of a sweep ({error}): choose another folder") from error
+    saved = records.read_json(path, Saved, ConfigError, "put back a copy of it, or choose another folder")
+    earlier = Arguments(
+        sweep=arguments.sweep,
+        vary=tuple(saved.vary),
+        trials=max(saved.trials, arguments.trials),
+        jobs=arguments.jobs,
+        config=saved.config,
+    )
     if arguments.vary == () and arguments.config not in (Config(), earlier.config):
         raise ConfigError(
             f"{arguments.sweep} goes on with the settings it was started with: leave out the others, "
             "or choose another folder and say what differs by --vary"
         )
-    if arguments.vary and (arguments.vary != earlier.vary or record(arguments)["config"] != saved["config"]):
+    if arguments.vary and (
+        arguments.vary != earlier.vary or record(arguments)["config"] != record(earlier)["config"]
+    ):
         raise ConfigError(
             f"{arguments.sweep} holds another sweep, of {' '.join(earlier.vary)}: choose another folder, or "
             "give the folder alone to go on with it"
@@ -244,26 +256,42 @@ class Sweep:
                 "a search cannot rank autoencoders (prior flat) among others: they have no bound"
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        journal = optuna.storages.journal.JournalFileBackend(str(self.folder / "optuna.log"))
-        study = optuna.create_study(
-            storage=optuna.storages.JournalStorage(journal),
-            study_name="sweep",
-            direction="maximize",
-            load_if_exists=True,
-        )
-        # One seed for all would propose again, when a search goes on, what it proposed first.
-        study.sampler = optuna.samplers.TPESampler(seed=self.base.seed + len(study.trials))
-        done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
+        path = self.folder / "optuna.log"
+        mend_journal(path)
+        try:
+            study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path))),
+                study_name="sweep",
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except Exception as error:  # Optuna raises whatever the content leads it to
+            raise ConfigError(
+                f"{path} is damaged ({type(error).__name__}): put back a copy of it, or choose another folder"
+            ) from None
+        states, again = optuna.trial.TrialState, {}
+        known = {trial.user_attrs.get("again") for trial in study.trials}
         for trial in study.trials:
-            if trial.state == optuna.trial.TrialState.COMPLETE:
+            if trial.state == states.COMPLETE:
                 self.finished.append(self.folder / trial.user_attrs["run"])
-            elif trial.state not in done:  # interrupted
-                study.enqueue_trial(trial.params)
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        left = trials - len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
+            elif trial.state == states.RUNNING:  # interrupted
+                if trial.number not in known:
+                    study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+                study.tell(trial.number, state=states.FAIL)
+            elif (
+                trial.state == states.FAIL
+                and trial.number not in known
+                and "left_out" not in trial.user_attrs
+            ):
+                again[trial.number] = trial.params
 
-        def attempt(_: int) -> None:
+        def attempt(number: int | None) -> None:
             with self._lock:
+                if number is not None:  # failed before
+                    study.enqueue_trial(again[number], user_attrs={"again": number})
+                # By number, so that a search that was interrupted proposes what it would have proposed.
+                asked = sum("again" not in trial.user_attrs for trial in study.trials)
+                study.sampler = optuna.samplers.TPESampler(seed=self.base.seed + asked)
                 trial = study.ask()
                 change = {key: suggest(trial, key, values) for key, values in self.choices.items()}
             trial.set_user_attr("run", name(change))
@@ -272,12 +300,15 @@ class Sweep:
                 value = self.train(name(change), dataclasses.replace(self.base, **change))
             except ConfigError as error:
                 print(f"left out {name(change)}: {error}", file=sys.stderr)
+                trial.set_user_attr("left_out", str(error))
             if self._interrupted:  # it stays as it is, for the next time
                 return
             with self._lock:
-                study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
+                study.tell(trial, value, state=None if value is not None else states.FAIL)
 
-        self._each(attempt, range(max(0, left)))
+        waiting = len(study.get_trials(states=(states.WAITING,)))
+        asked = sum("again" not in trial.user_attrs for trial in study.trials)
+        self._each(attempt, [None] * (waiting + max(0, trials - asked)) + list(again))
 
     def _each(self, work: Any, todo: Any) -> None:
         with (
@@ -298,22 +329,34 @@ class Sweep:
     def train(self, run: str, config: Config) -> float | None:
         """Train one configuration, or go on with it; its best bound on validation data, None if it failed."""
         folder = self.folder / run
-        if not is_finished(folder, config):
-            resume = (folder / "config.json").exists()
+        try:
+            finished = is_finished(folder, config)
+        except UserError as error:  # damaged, or another run
+            with self._lock:
+                self.failed[folder] = str(error)
+            return None
+        if not finished:
+            resume = os.path.lexists(folder / "config.json")
             target = ["--resume", str(folder)] if resume else ["--out", str(folder), *flags(config)]
             script = Path(__file__).with_name("train.py")
             cores = max(1, (os.cpu_count() or 1) // self.jobs)
-            environment = os.environ | {"OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "PASSIVE"}
+            environment = os.environ | {
+                "OMP_NUM_THREADS": str(cores),
+                "OMP_WAIT_POLICY": "PASSIVE",
+                command_line.ENDS_WITH_INPUT: "yes",
+            }
             log = self.folder / f"{run}.log"
             with log.open("w") as output:
                 child = subprocess.Popen(
                     [sys.executable, str(script), *target],
+                    stdin=subprocess.PIPE,  # ends when this process does, however it does
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=environment,
                 )
                 self._children.add(child)
                 code = child.wait()
+                child.stdin.close()
                 self._children.discard(child)
             if code:
                 last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
@@ -324,6 +367,15 @@ class Sweep:
             if folder not in self.finished:
                 self.finished.append(folder)
         return best_bound(folder, config)
+
+
+def mend_journal(path: Path) -> None:
+    """Remove what a killed search may have left: Optuna's lock, and half a line, which nobody acted on."""
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    if path.is_file():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            write_atomically(content[: content.rfind(b"\n") + 1], path)
 
 
 def name(change: Mapping[str, Any]) -> str:
@@ -345,8 +397,13 @@ def suggest(trial: Any, key: str, values: list[Any] | tuple[float, float]) -> An
 
 def is_finished(folder: Path, config: Config) -> bool:
     """Whether this run has been trained and tested."""
-    last = "metrics.jsonl" if config.is_autoencoder else "log_marginal.json"
-    if not (folder / last).exists():
+    from pyro_vae.marginal_likelihood import load_estimates
+
+    if not config.is_autoencoder:
+        if not os.path.lexists(folder / "log_marginal.json"):
+            return False
+        load_estimates(folder / "log_marginal.json")
+    if not os.path.lexists(folder / "config.json"):
         return False
     if differing := runs.differences(runs.load_config(folder), config):
         raise ConfigError(f"{folder} holds a run of another configuration: {differing}")
@@ -385,7 +442,10 @@ def report(folder: Path, finished: list[Path], failed: Mapping[Path, str]) -> No
         first = next(iter(estimates.values()))
         texts.append(f"{first.settings['scores']} of {first.settings['data']}, importance sampling")
         if len(estimates) == 1:
-            texts.append(f"{next(iter(estimates))}: {first.mean:.2f} (nothing else is of the same data)")
+            doubts = "".join(f"; {doubt.words}" for doubt in first.doubts)
+            texts.append(
+                f"{next(iter(estimates))}: {first.mean:.2f} (nothing else is of the same data{doubts})"
+            )
         else:
             texts += [str(compare(estimates)), "", "ArviZ (leave-one-out):", arviz_comparison(estimates)]
         texts.append("")

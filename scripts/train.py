@@ -32,7 +32,8 @@ class Arguments:
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder; default: runs/DATA, or the first of runs/DATA-2, ... that is free."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Go on with the run in this folder; its configuration is kept, only --epochs may be raised."""
+    """Go on with the run in this folder; its configuration is kept, but --epochs may be raised and --patience
+    and --test-samples be others. It then goes on as if it had been started so."""
     config: tyro.conf.OmitArgPrefixes[Config] = dataclasses.field(default_factory=Config)
 
 
@@ -62,38 +63,41 @@ def main() -> None:
     experiment.check_data(model, config, dataset)
     run = runs.Run(config, dataset.to(device), model.to(device), guide.to(device))
     algorithm, callbacks = experiment.build_training(config, run.model, run.guide, run.dataset, folder)
-    if arguments.resume:
-        runs.continue_run(folder, config, dataset)
-    else:
-        runs.start_run(folder, config, dataset)
-    print(f"{dataset.train.description}; on {device}; run folder {folder}")
-    try:
-        train_and_test(run, algorithm, callbacks, folder, resume=bool(arguments.resume))
-    except KeyboardInterrupt:
-        again = f"python {sys.argv[0]} --resume {folder}"
-        print(f"\ninterrupted; go on from the last whole epoch by\n    {again}", file=sys.stderr)
-        sys.exit(command_line.INTERRUPTED)
+    with runs.claim(folder):
+        if arguments.resume:
+            runs.continue_run(folder, config, dataset)
+        else:
+            runs.start_run(folder, config, dataset)
+        print(f"{dataset.train.description}; on {device}; run folder {folder}")
+        try:
+            train_and_test(run, algorithm, callbacks, folder, resume=bool(arguments.resume))
+        except KeyboardInterrupt:
+            again = f"python {sys.argv[0]} --resume {folder}"
+            print(f"\ninterrupted; go on from the last whole epoch by\n    {again}", file=sys.stderr)
+            sys.exit(command_line.INTERRUPTED)
 
 
 def train_and_test(
     run: runs.Run, algorithm: "Algorithm", callbacks: "list[Callback]", folder: Path, *, resume: bool
 ) -> None:
     """Train, look at the test data once, and draw."""
-    from pyro_vae import batches, fit, reports, training
+    from pyro_vae import batches, fit, marginal_likelihood, reports, training
 
     # Training
+    reports.check_files(folder)
     config, dataset = run.config, run.dataset
     checkpoint = training.Checkpoint(folder, resume=resume, monitor=f"valid/{config.bound}")
     context = experiment.context(config, dataset, dataset.train)
     minibatches = batches(dataset.train, config.batch_size, seed=config.seed, context=context)
-    history = fit(algorithm, minibatches, config.epochs, [*callbacks, checkpoint])
+    fit(algorithm, minibatches, config.epochs, [*callbacks, checkpoint])
+    last = training.load_checkpoint(folder / "checkpoint.pt")
     epoch = runs.load_weights(folder, run.model, run.guide)
-    print(f"{len(history)} epochs in {history[-1]['seconds']:.0f} s; weights of epoch {epoch}")
+    print(f"{last['epoch']} epochs in {int(last['seconds'])} s of training; weights of epoch {epoch}")
 
     # Test
     quality = reports.assess(run, dataset.test)
     print(f"test {quality.text}")
-    row = {"epoch": epoch, "samples": history[-1]["samples"], **quality.row}
+    row = {"epoch": epoch, "samples": last["samples"], **quality.row}
     if not config.is_autoencoder:
         result = reports.estimate(
             run, dataset.test, "importance_sampling", num_samples=config.chosen_test_samples
@@ -106,7 +110,7 @@ def train_and_test(
             "test/data": dataset.test.description,
             "test/scores": result.settings["scores"],
         }
-        result.save(folder / "log_marginal.json")
+        marginal_likelihood.merge_estimates({result.method: result}, folder / "log_marginal.json")
         for text in (result.summary(), reports.bits(run, dataset.test, result)):
             if text is not None:
                 print(text)

@@ -43,6 +43,7 @@ from pyro_vae import (
     spline_coupling,
     sylvester,
 )
+from pyro_vae import distributions as d
 from pyro_vae.distributions import Missing, check_support, same_support, soft_clamp
 from pyro_vae.distributions.posteriors import DiagNormalMixture
 from pyro_vae.distributions.splines import RationalQuadratic
@@ -657,3 +658,34 @@ def test_an_inverted_flow_is_the_base_density_where_its_transforms_lead():
     eta = torch.zeros(8)
     expected = flow.base(eta).log_prob(at) + log_det
     torch.testing.assert_close(flow(eta).log_prob(z), expected)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *(d.Bernoulli(), d.Poisson(), d.NegativeBinomial(), d.ZeroInflatedNegativeBinomial()),
+        *(d.DiagNormal(), d.SharedScaleNormal(scale=0.3), d.LowRankNormal(2), d.FullNormal(), d.StudentT()),
+        *(d.Laplace(), d.FixedScaleNormal(0.3), d.Categorical(3), d.BetaBinomial(3), d.GreyCategorical(3)),
+        *(d.NormalMixture(2), d.DiscretizedLogistic(3), d.Missing(d.DiagNormal())),
+        *(d.masked_autoregressive(4), d.inverse_autoregressive(4), d.spline_coupling(4)),
+    ],
+    ids=lambda family: type(family).__name__,
+)
+def test_double_precision_is_kept_whatever_the_default_is(family):
+    """The same numbers as where all of torch has it: nothing in between is rounded to 32 bits."""
+    family = family.double()
+    eta = torch.randn(5, family.num_params(4), dtype=torch.float64)
+    x = torch.randint(2, (5, 4)).double()
+    found, drawn = family(eta).log_prob(x.clone()), family(eta).sample()
+    torch.set_default_dtype(torch.float64)
+    expected = family(eta).log_prob(x.clone())
+    assert found.dtype == drawn.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_counts_that_float_rounds_are_refused():
+    poisson = d.Poisson()(torch.zeros(1, 2))
+    d.check_support(poisson, torch.tensor([[2.0**24, 1.0]]))
+    with pytest.raises(d.SupportError, match=r"above 16777216: use from_array.*float64"):
+        d.check_support(poisson, torch.tensor([[2.0**24 + 2, 1.0]]))
+    d.check_support(poisson, torch.tensor([[2.0**24 + 2, 1.0]], dtype=torch.float64))

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_names_choose_what_they_say():
 def test_evaluation_during_training_is_on_validation_data(tmp_path):
     dataset = load_data(SMALL)
     _, callbacks = build_training(SMALL, *build_pair(SMALL, dataset), dataset, tmp_path)
-    (evaluate,) = callbacks
+    evaluate, _ = callbacks
     assert torch.equal(evaluate.batch[0], dataset.valid.x)
 
 
@@ -107,7 +108,8 @@ def test_settings_of_training_do_what_they_say(tmp_path):
     assert type(svi.loss) is TraceMeanField_ELBO
     assert type(svi.optimizer) is torch.optim.Adam
     assert svi.optimizer.param_groups[0]["lr"] == 1e-3
-    assert set(callbacks) == {"Evaluate"}
+    assert set(callbacks) == {"Evaluate", "EarlyStopping"}
+    assert callbacks["EarlyStopping"].patience == math.inf  # which may be another one when it goes on
 
     svi, callbacks = built(
         tmp_path, objective="elbo", num_particles=7, optimizer="adagrad", learning_rate=0.5
@@ -278,6 +280,10 @@ def test_default_binarization_follows_the_family():
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"seed": -1}, "seed must not be negative"),
         ({"alpha": float("inf")}, "alpha must be finite"),
+        ({"learning_rate": float("nan")}, r"not nan \(--learning-rate\)"),
+        ({"beta": float("nan")}, r"beta must be finite, not nan \(--beta\)"),
+        ({"missing": True}, "bernoulli, which is the default, binarises them: name the --family"),
+        ({"missing": True, "binarization": "fixed"}, "binarization must be none, not fixed"),
         ({"kl_warmup": 9}, "does not end"),
         ({"family": "diag_normal", "binarization": "fixed"}, "makes bits"),
     ],
@@ -403,8 +409,9 @@ def test_free_folder_takes_the_first_number(tmp_path, monkeypatch):
 def test_a_device_that_is_not_there_is_explained():
     with pytest.raises(ConfigError, match="try --device auto"):
         choose_device(dataclasses.replace(SMALL, device="cuda:99"))
-    with pytest.raises(ConfigError, match="try --device auto"):
-        choose_device(dataclasses.replace(SMALL, device="gpu"))
+    for name in ("gpu", "mps:9"):
+        with pytest.raises(ConfigError, match=r"this machine has cpu.*: try --device auto"):
+            choose_device(dataclasses.replace(SMALL, device=name))
 
 
 def test_data_that_the_family_does_not_cover_are_found_before_training():

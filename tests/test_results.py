@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ import torch
 from pyro_vae import LogMarginal, ais, compare, importance_sampling, quadrature, sample_posterior
 from pyro_vae.blocks import ResumeError
 from pyro_vae.diagnostics import arviz
-from pyro_vae.marginal_likelihood import EstimatesError, best_estimate, bidirectional, hmc, table, verdict
+from pyro_vae.marginal_likelihood import (
+    EstimatesError,
+    average,
+    best_estimate,
+    bidirectional,
+    hmc,
+    table,
+    verdict,
+)
 from pyro_vae.oracles import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -151,6 +160,59 @@ def test_paired_differences_vary_far_less_than_the_values():
         f"{second.mean:.2f}",
         f"{second.difference:.2f}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "words", "of_other", "of_best"),
+    [  # where the interval has no end, if it is the other's or the best's
+        ({"khat": 0.9}, "too low, .*k-hat above 0.7 for 100.0 %", (0, 1), (1, 0)),
+        ({"khat": 0.9, "bound": "upper"}, "too high, .*k-hat above 0.7", (1, 0), (0, 1)),
+        ({"rhat": 1.2}, "too low or too high, .*R-hat above 1.01", (1, 1), (1, 1)),
+        (
+            {"converged": 0.0, "bound": "exact"},
+            "too low or too high, .*not converged for 100.0 %",
+            (1, 1),
+            (1, 1),
+        ),
+        ({"ess": 1.0, "method": "ais"}, "too low, .*one chain has most", (0, 1), (1, 0)),
+        ({"khat": 0.1, "ess": 50.0}, None, (0, 0), (0, 0)),
+    ],
+)
+def test_a_ranking_carries_the_doubts_of_its_parts(doubtful, words, of_other, of_best):
+    values = torch.randn(20)
+    known = {key: doubtful[key] for key in ("bound", "method") if key in doubtful}
+    columns = {key: torch.full_like(values, v) for key, v in doubtful.items() if key not in known}
+    result = estimates(values, **known, **columns)
+    result.settings["num_chains"] = 4
+    for is_best, ends in (True, of_best), (False, of_other):
+        shift = 1.0 if is_best else -1.0
+        comparison = compare({"a": result, "b": estimates(values - shift, khat=values * 0)})
+        assert [math.isinf(end) for end in comparison.rows[1].interval] == [bool(end) for end in ends]
+        assert (words is None) == ("nobody knows by how much" not in str(comparison))
+        if words:
+            assert re.search(f"^a may be (?:{words})", str(comparison), re.MULTILINE)
+    # An average of models is as doubtful as the worst of them.
+    if result.bound != "upper":
+        assert bool(average([result, result]).doubts) == (words is not None)
+
+
+def test_estimates_of_one_model_are_known_to_be():
+    oracle = LinearGaussian.random(4, 2)
+    x, (model, guide) = oracle.sample(20), oracle.pair()
+    other, _ = LinearGaussian.random(4, 2).pair()
+
+    def found(one, proposal):
+        return importance_sampling(one, proposal, x, num_samples=30, progress=False)
+
+    # Also of functions, which have no weights that could tell.
+    results = {
+        "A": found(_function(model), guide),
+        "B": found(_function(model), oracle.pair(1.5)[1]),
+        "C": found(_function(other), guide),
+    }
+    assert "A and B are estimates of one model" in str(compare(results))
+    del results["B"]
+    assert "one model" not in str(compare(results))
 
 
 def test_what_cannot_be_compared():

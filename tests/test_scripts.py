@@ -125,13 +125,16 @@ def test_estimate_by_all_methods(finished):
     for name, tolerance in ("importance_sampling", 0.5), ("ais", 0.5), ("hmc", 0.5):
         np.testing.assert_allclose(record[name]["values"], exact, atol=tolerance)
     assert not list(folder.glob("*.partial"))
-    # Another method of the same data joins them; one of other data takes their place.
+    # What took more work stays, and so do estimates of other data.
     run("estimate", folder, "--limit", 10, "--split", "train", "--num-samples", 50, cwd=folder)
     record = json.loads(path.read_text())
     assert set(record) == methods
-    assert record["importance_sampling"]["settings"]["num_samples"] == 50
+    assert record["importance_sampling"]["settings"]["num_samples"] == 200
     run("estimate", folder, "--limit", 11, "--split", "train", "--num-samples", 50, cwd=folder)
-    assert set(json.loads(path.read_text())) == {"importance_sampling", "bidirectional"}
+    record = json.loads(path.read_text())
+    assert set(record) == methods
+    assert len(record["importance_sampling"]["values"]) == 11
+    assert len(record["quadrature"]["values"]) == 10
 
 
 def test_an_interrupted_estimate_goes_on(finished):
@@ -447,6 +450,28 @@ def test_an_interrupted_trial_is_the_first_to_go_on(tmp_path):
     assert finished == {path.parent for path in tmp_path.glob("sweep/*/config.json")}
     assert len(finished) == 2
     assert begun[0].parent in finished
+
+
+def test_a_search_that_is_killed_proposes_what_it_would_have_and_leaves_no_run(tmp_path):
+    small = ("--hidden", 4, "--latent-dim", 2, "--test-samples", 2, "--epochs")
+    search = ("--vary", "learning_rate=1e-4..1e-2", "latent_dim=2..9", "--trials", 2, *small)
+    run("sweep", "whole", *search, 2, cwd=tmp_path)
+    process = subprocess.Popen(command("sweep", "parts", *search, 2), cwd=tmp_path, stderr=subprocess.PIPE)
+    while len(begun := list(tmp_path.glob("parts/*/checkpoint.pt"))) < 1:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    locks = [path.parent / ".lock" for path in begun]
+    for _ in range(300):  # the run ends with the sweep, and with it goes its lock
+        if not any(lock.exists() for lock in locks):
+            break
+        time.sleep(0.1)
+    assert not any(lock.exists() for lock in locks)
+    run("sweep", "parts", cwd=tmp_path)
+    found = [{path.parent.name for path in tmp_path.glob(f"{n}/*/config.json")} for n in ("whole", "parts")]
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
 
 
 def test_a_sweep_over_data_goes_on_from_relative_paths(tmp_path):

@@ -26,8 +26,10 @@ from pyro_vae import (
     elbo,
     fit,
     load,
+    progress,
     vae,
 )
+from pyro_vae.compiled import function
 from pyro_vae.files import WriteError, write_atomically
 from pyro_vae.training import CheckpointError, load_checkpoint, read_metrics
 
@@ -429,3 +431,66 @@ def test_rows_are_json(tmp_path):
     train(make(), 2, [Evaluate(DIGITS.valid.x), Checkpoint(tmp_path)])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {"epoch", "samples", "train/elbo", "valid/elbo", "seconds"} <= set(rows[-1])
+
+
+# ------------------------------------------------------------------------------ streams, and compiling
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return ((x,) for x in DIGITS.train.x[:50])
+
+
+def a_function():
+    yield from ((x,) for x in DIGITS.train.x[:50].split(20))
+
+
+class Own:
+    def __iter__(self):
+        return a_function()
+
+
+@pytest.mark.parametrize(
+    "batches", [a_function, Own(), torch.utils.data.DataLoader(Stream(), batch_size=20)], ids=repr
+)
+def test_epochs_end_when_a_stream_does(batches, tmp_path, capsys):
+    """With the numbers of a list of the same batches, and of a run without an interruption."""
+    same = (
+        batches if isinstance(batches, torch.utils.data.DataLoader) else list(a_function())
+    )  # it draws seeds
+    expected = fit(make(), same, 3, [Evaluate(DIGITS.valid.x)], progress=False)
+    assert [row["samples"] for row in expected] == [50, 100, 150]
+    parts = [Evaluate(DIGITS.valid.x), EarlyStopping(5), Checkpoint(tmp_path, resume=True)]
+    algorithm = make()
+    algorithm.expect(0)  # of a training before, which says nothing of this one
+    with pytest.raises(KeyboardInterrupt):
+        fit(algorithm, batches, 3, [*parts, Kill(2)])
+    assert "step [" in capsys.readouterr().err  # and no total
+    assert algorithm._compiled.function.planned_calls is None
+    history = fit(make(), batches, 3, parts, progress=False)
+    for row, other in zip(history, expected, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_what_can_be_iterated_once_is_refused():
+    with pytest.raises(ValueError, match=r"batches is a generator: .*the function that makes"):
+        fit(make(), a_function(), 2, progress=False)
+    assert fit(make(), a_function(), 1, progress=False)[0]["samples"] == 50
+    with pytest.raises(ValueError, match="empty in epoch 2: an iterator gives one epoch only"):
+        fit(make(), map(tuple, list(a_function())), 2, progress=False)
+
+
+def test_the_bar_says_that_it_compiles(capsys):
+    """And does not take the seconds for those of a step."""
+    bar = progress.progress_bar(100, "training", "step")
+    with bar:
+        bar.update(1)
+        with function.while_compiling():
+            bar.start_t -= 50  # as if it had taken so long
+            bar._time, now = lambda: now() + 1000, bar._time
+            shown = str(bar)
+        assert "compiling" in shown
+        assert "step/s" not in shown
+        assert "s/step" not in shown
+        assert bar._time() - bar.last_print_t < 500
+        assert "compiling" not in str(bar)

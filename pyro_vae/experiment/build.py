@@ -1,6 +1,7 @@
 """What a configuration builds: data, pairs, objectives, trainings. Nothing heavy is imported before."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,15 +46,15 @@ def device(config: Config) -> "torch.device":
     """The device; raises :class:`ConfigError` if it is not there."""
     import torch
 
+    from pyro_vae.arguments import check_device
+
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        message = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({message}): try --device auto") from error
-    return torch.device(name)
+        return check_device(name)
+    except ValueError as error:
+        raise ConfigError(f"{error}: try --device auto") from error
 
 
 # ------------------------------------------------------------------------------------------- pairs
@@ -70,7 +71,7 @@ def context(config: Config, dataset: "Dataset", split: "Split") -> "Tensor | Non
 
     if not config.condition_on_labels:
         return None
-    return torch.nn.functional.one_hot(split.labels, num_classes(config, dataset)).float()
+    return torch.nn.functional.one_hot(split.labels, num_classes(config, dataset)).to(split.dtype)
 
 
 def build_pair(config: Config, dataset: "Dataset") -> "tuple[VAEModel, VAEGuide]":
@@ -341,10 +342,10 @@ def build_training(
         callbacks.append(
             training.Evaluate(*arguments(config, dataset, dataset.valid), num_samples=num_samples)
         )
-    if config.patience:
-        if dataset.valid is None:
-            raise ConfigError(f"--patience needs validation data, and {dataset.name} has none")
-        callbacks.append(training.EarlyStopping(config.patience, f"valid/{config.bound}"))
+        # Without patience, too: a run that goes on with another one knows how long it has waited.
+        callbacks.append(training.EarlyStopping(config.patience or math.inf, f"valid/{config.bound}"))
+    elif config.patience:
+        raise ConfigError(f"--patience needs validation data, and {dataset.name} has none")
     if config.tensorboard:
         callbacks.append(training.TensorBoard(folder / "tensorboard"))
     if config.algorithm == "wake_sleep":

@@ -1,6 +1,7 @@
 """A configuration of plain values, and which of them go together."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from pyro_vae import records
 from pyro_vae.errors import UserError, unknown
 from pyro_vae.experiment.names import (
     ALGORITHMS,
@@ -47,6 +49,8 @@ class Config:
     Raises:
         ConfigError: If a name is unknown, a number out of range, or the parts do not go together.
     """
+
+    __pydantic_config__ = records.STRICT
 
     data: Annotated[str, _help("What to learn.", DATA)] = "digits"
     data_dir: Annotated[
@@ -133,7 +137,8 @@ class Config:
     epochs: int = 500
     """Passes through the training data."""
     patience: int = 0
-    """Stop after so many epochs without a better bound on the validation data; 0: never."""
+    """Stop after so many epochs without a better bound on the validation data; 0: never. A run that
+    stopped goes on when it is resumed with more."""
     test_samples: int = 1000
     """Importance samples for log p(x) of every test datum, at the end."""
 
@@ -189,15 +194,20 @@ class Config:
                 raise ConfigError(unknown(field, value, names))
         for field in _AT_LEAST_1:
             if getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 1, not {getattr(self, field)}")
+                raise ConfigError(f"{field} must be at least 1, not {getattr(self, field)} ({flag(field)})")
         for field in ("kl_warmup", "patience", "seed", "free_nats", "beta"):
-            if not 0 <= getattr(self, field) < float("inf"):
-                raise ConfigError(f"{field} must not be negative, but is {getattr(self, field)}")
+            value = getattr(self, field)
+            if not 0 <= value < math.inf:
+                what = "not be negative, but is" if value < 0 else "be finite, not"
+                raise ConfigError(f"{field} must {what} {value} ({flag(field)})")
+        for field in (*_AT_LEAST_1, "kl_warmup", "patience", "seed"):
+            if getattr(self, field) >= 2**31:
+                raise ConfigError(f"{field} must be below 2,147,483,648, not {getattr(self, field)}")
         for field in ("scale", "learning_rate"):
-            if not 0 < getattr(self, field) < float("inf"):
-                raise ConfigError(f"{field} must be positive and finite, not {getattr(self, field)}")
+            if not 0 < (value := getattr(self, field)) < math.inf:
+                raise ConfigError(f"{field} must be positive and finite, not {value} ({flag(field)})")
         if not math.isfinite(self.alpha):
-            raise ConfigError(f"alpha must be finite, not {self.alpha}")
+            raise ConfigError(f"alpha must be finite, not {self.alpha} ({flag('alpha')})")
         if any(units < 1 for units in (*self.hidden, *self.channels)):
             raise ConfigError(
                 f"hidden layers need at least one unit or channel each, not {self.hidden} and {self.channels}"
@@ -297,7 +307,14 @@ class Config:
         if self.net in ("conv", "residual_conv") and (self.missing or self.columns):
             yield f"net {self.net} is for complete images: use mlp or gated"
         if self.missing and self.chosen_binarization != "none":
-            yield "data with missing numbers are taken as they are: binarization must be none"
+            yield (
+                f"data with missing numbers are taken as they are: binarization must be none, not "
+                f"{self.chosen_binarization}"
+                if self.binarization
+                else "data with missing numbers are taken as they are, but family bernoulli, which is the "
+                "default, binarises them: name the --family of the numbers, such as diag_normal; for bits "
+                "say --binarization none"
+            )
         if self.missing and self.family == "low_rank_normal":
             yield "numbers can be missing where they are independent given z: not in a low_rank_normal"
         if self.missing and self.prior.startswith("vamp"):
@@ -309,28 +326,23 @@ class Config:
         """Plain values for JSON."""
         values = dataclasses.asdict(self)
         paths = {name: values[name] and str(values[name]) for name in PATHS}
-        return values | {name: list(values[name]) for name in _TUPLES} | paths
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        return values | lists | paths
 
     @classmethod
     def from_dict(cls, values: object) -> "Config":
         """From what :meth:`to_dict` returned; raises :class:`ConfigError` if it is something else."""
         if not isinstance(values, dict):
             raise ConfigError(f"a configuration is a table of values, not {type(values).__name__}")
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        checked = {}
-        for name, value in values.items():
-            if name not in defaults:
-                raise ConfigError(unknown("setting", name, defaults))
-            if name in PATHS and isinstance(value, str):
-                value = Path(value)
-            elif name in _TUPLES and isinstance(value, list):
-                value = tuple(value)
-            elif isinstance(defaults[name], float) and type(value) is int:
-                value = float(value)
-            if not _has_type_of(value, name, defaults[name]):
-                raise ConfigError(f"{name} cannot be {value!r}; its default is {defaults[name]!r}")
-            checked[name] = value
-        return cls(**checked)
+        try:
+            return records.parse(json.dumps(values), cls)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from None
+
+
+def flag(field: str) -> str:
+    """A field as the command line calls it."""
+    return "--" + field.replace("_", "-")
 
 
 _NAMES = {
@@ -352,20 +364,6 @@ _AT_LEAST_1 = (
     "test_samples",
 )
 PATHS = ("data_dir", "refit_prior")
-_SIZES = ("hidden", "channels")
-_TUPLES = (*_SIZES, "columns")
-
-
-def _has_type_of(value: object, name: str, default: object) -> bool:
-    if name in PATHS:
-        return value is None or isinstance(value, Path)
-    if name in _OPTIONAL:
-        return value is None or isinstance(value, str)
-    if name in _SIZES:
-        return isinstance(value, tuple) and all(type(size) is int for size in value)
-    if name == "columns":
-        return isinstance(value, tuple) and all(isinstance(family, str) for family in value)
-    return type(value) is type(default)
 
 
 def with_absolute_paths(config: Config) -> Config:

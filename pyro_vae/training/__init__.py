@@ -20,6 +20,7 @@ from pyro_vae.training.checkpoints import (
     append_row,
     load_checkpoint,
     load_parameters,
+    lock_run,
     read_metrics,
     save_checkpoint,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "load_parameters",
+    "lock_run",
     "read_metrics",
     "save_checkpoint",
 ]

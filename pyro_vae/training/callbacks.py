@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.arguments import Count, check_arguments, checked, found
 from pyro_vae.blocks import evaluation
 from pyro_vae.errors import UserError
 from pyro_vae.marginal_likelihood import elbo
 from pyro_vae.traces import at_point_masses
+from pyro_vae.training.checkpoints import CheckpointError
 from pyro_vae.training.loop import Callback, Row, Training
 
 
@@ -28,13 +30,15 @@ class Evaluate(Callback):
         epochs: After which epochs, counted from 1; by default after every one.
     """
 
+    @checked
     def __init__(
         self,
         *batch: Tensor,
         name: str = "valid",
-        num_samples: int = 1,
+        num_samples: Count = 1,
         epochs: Collection[int] | None = None,
     ) -> None:
+        check_arguments(batch)
         self.batch = batch
         self.name = name
         self.num_samples = num_samples
@@ -61,11 +65,19 @@ class EarlyStopping(Callback):
     """Stops when a metric has not risen above its best for ``patience`` epochs.
 
     Args:
-        patience: Epochs without improvement.
+        patience: Epochs without improvement; ``math.inf``: never. It may be another one when a training goes
+            on from a checkpoint, which is then as if it had had that patience from the start.
         monitor: The metric; higher is better.
+
+    Raises:
+        ValueError: If ``patience`` is below 1.
+        CheckpointError: When a training goes on, if with that patience it would have stopped before.
     """
 
-    def __init__(self, patience: int, monitor: str = "valid/elbo") -> None:
+    @checked
+    def __init__(self, patience: int | float, monitor: str = "valid/elbo") -> None:
+        if not patience >= 1:
+            raise ValueError(f"patience must be at least 1 epoch, not {patience}")
         self.patience = patience
         self.monitor = monitor
         self.best = -math.inf
@@ -73,11 +85,39 @@ class EarlyStopping(Callback):
 
     def epoch_end(self, training: Training) -> None:
         """Sets ``training.stop``."""
-        value = _monitored(training.row, self.monitor)
+        self._look_at(_monitored(training.row, self.monitor))
+        self._decide(training)
+
+    def _look_at(self, value: float) -> None:
         self.waited = 0 if value > self.best else self.waited + 1
         self.best = max(self.best, value)
+
+    def _decide(self, training: Training) -> None:
         if self.waited >= self.patience:
-            training.stop = f"{self.monitor} did not rise above {self.best:.4g} for {self.patience} epochs"
+            training.stop = (
+                f"{self._reason} {self.best:.4g} for {self.patience} epochs; resumed with a larger patience, "
+                "it goes on"
+            )
+
+    @property
+    def _reason(self) -> str:
+        return f"{self.monitor} did not rise above"
+
+    def restored(self, training: Training) -> None:
+        """Decides anew, since another patience may have stopped it."""
+        if training.stop is not None and training.stop.startswith(self._reason):
+            training.stop = None
+        values = [row[self.monitor] for row in training.history if self.monitor in row]
+        if len(values) == training.epoch:  # otherwise what the checkpoint remembers must do
+            self.best, self.waited = -math.inf, 0
+            for epoch, value in enumerate(values, 1):
+                self._look_at(value)
+                if self.waited >= self.patience and epoch < training.epoch:
+                    raise CheckpointError(
+                        f"with a patience of {self.patience} this training would have stopped after epoch "
+                        f"{epoch}, and it has {training.epoch} behind it: give a larger patience"
+                    )
+        self._decide(training)
 
     def state_dict(self) -> dict:
         """The best value and how long ago it was."""
@@ -96,6 +136,7 @@ class LearningRate(Callback):
         monitor: The metric given to ``ReduceLROnPlateau``, which wants ``mode="max"`` for bounds.
     """
 
+    @checked
     def __init__(self, scheduler: torch.optim.lr_scheduler.LRScheduler, monitor: str = "valid/elbo") -> None:
         self.scheduler = scheduler
         self.monitor = monitor
@@ -125,9 +166,15 @@ class KLWarmup(Callback):
         num_epochs: n; from epoch n on the objective is as it was made.
     """
 
+    @checked
     def __init__(self, objective: Any, num_epochs: int) -> None:
         if num_epochs < 1:
             raise ValueError(f"a warm-up takes at least one epoch, not {num_epochs}")
+        if isinstance(objective, type) or not hasattr(objective, "beta"):
+            raise TypeError(
+                f"objective must have a weight beta, as BetaELBO() has, which is also the loss of the "
+                f"algorithm; not {found(objective)}"
+            )
         self.objective = objective
         self.beta = objective.beta
         self.num_epochs = num_epochs
@@ -148,6 +195,7 @@ class MissingExtraError(UserError, ImportError):
 class TensorBoard(Callback):
     """Writes every row for TensorBoard (``pip install 'pyro_vae[tensorboard]'``); the step is ``samples``."""
 
+    @checked
     def __init__(self, folder: str | Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter

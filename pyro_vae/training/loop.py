@@ -1,16 +1,19 @@
 """The loop, its state, and what a callback is."""
 
+import contextlib
 import dataclasses
+import inspect
 import math
 import operator
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arguments import NonNegative, check_arguments, checked, found
 from pyro_vae.errors import UserError
 from pyro_vae.progress import progress_bar
 from pyro_vae.traces import check_batch, first_nonfinite
@@ -53,6 +56,12 @@ class Callback:
 
     def epoch_end(self, training: "Training") -> None:
         """After every epoch; may add to ``training.row`` and set ``training.stop``."""
+
+    def restored(self, training: "Training") -> None:
+        """After a checkpoint was restored; may look at ``training.history`` and change ``training.stop``."""
+
+    def end(self, training: "Training") -> None:
+        """At the end of this call of ``fit``, however it ends."""
 
     def state_dict(self) -> dict:
         """What to remember."""
@@ -126,10 +135,11 @@ class Training:
         return list(zip(names, self.callbacks, strict=True))
 
 
+@checked
 def fit(
     algorithm: Any,
-    batches: Iterable[Any],
-    num_epochs: int,
+    batches: Any,
+    num_epochs: NonNegative,
     callbacks: Sequence[Callback] = (),
     *,
     progress: bool = True,
@@ -139,7 +149,9 @@ def fit(
     Args:
         algorithm: What takes the steps, such as ``SVI``.
         batches: Tuples of the programs' arguments, an epoch at every iteration: ``data.batches(...)``, a
-            ``DataLoader``, a list. If it has ``state_dict``, that is part of checkpoints.
+            ``DataLoader``, a list; a stream without a length, or a function that returns one, such as a
+            generator function: the epoch ends when it does. If it has ``state_dict``, that is part of
+            checkpoints.
         num_epochs: Epochs altogether, with those a restored checkpoint has behind it.
         callbacks: Called in this order; a ``Checkpoint`` comes last, to keep what the others did.
         progress: Show a progress bar.
@@ -151,33 +163,73 @@ def fit(
 
     Raises:
         TypeError: If the algorithm is none, or a batch is no tuple of arguments.
+        ValueError: If an epoch has no batches: an iterator gives those of one epoch.
         NonFiniteError: If a metric or a parameter becomes nan or infinite.
     """
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
             f"fit takes an algorithm such as pyro_vae.SVI (step, state_dict, ...), not {type(algorithm)!r}"
         )
+    batches = _repeatable(batches)
     training = Training(algorithm, batches, num_epochs, callbacks)
     for callback in callbacks:
         callback.start(training)
-    steps = len(batches) if hasattr(batches, "__len__") else 1
-    if hasattr(algorithm, "expect") and hasattr(batches, "__len__"):
-        algorithm.expect((num_epochs - training.epoch) * steps)
-    with progress_bar(num_epochs * steps, "training", "step", show=progress) as bar:
-        bar.n = bar.initial = training.epoch * steps
+    if inspect.isgenerator(batches) and num_epochs - training.epoch > 1:
+        raise ValueError(f"batches is a generator: {_ONE_EPOCH}")
+    steps = _length(batches)
+    if hasattr(algorithm, "expect"):
+        algorithm.expect(None if steps is None else (num_epochs - training.epoch) * steps)
+    total = None if steps is None else num_epochs * steps
+    with (
+        contextlib.ExitStack() as ending,
+        progress_bar(total, "training", "step", show=progress) as bar,
+    ):
+        for callback in callbacks:
+            ending.callback(callback.end, training)
+        bar.n = bar.initial = training.epoch * (steps or 0)
         while training.epoch < num_epochs and training.stop is None:
             for callback in callbacks:
                 callback.epoch_start(training)
-            training.row = _epoch(training, bar if hasattr(batches, "__len__") else None)
+            training.row = _epoch(training, bar)
             for callback in callbacks:
                 callback.epoch_end(training)
             training.history.append(training.row)
             bar.set_postfix(_shown(training.row), refresh=False)
-            if not hasattr(batches, "__len__"):
-                bar.update()
         if training.stop is not None:
             bar.write(f"stopped: {training.stop}", file=sys.stderr)
     return training.history
+
+
+class _Calls:
+    """What a function returns, anew at every iteration."""
+
+    def __init__(self, function: Callable[[], Iterable[Any]]) -> None:
+        self.function = function
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.function())
+
+
+def _repeatable(batches: Any) -> Iterable[Any]:
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            f"batches must yield tuples of the programs' arguments, such as (x,), not {found(batches)}"
+        )
+    if hasattr(batches, "__iter__") or hasattr(batches, "__getitem__"):
+        return batches
+    if callable(batches):
+        return _Calls(batches)
+    raise TypeError(
+        f"batches must be minibatches, such as pyro_vae.batches(dataset.train), not {found(batches)}"
+    )
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    """Batches in an epoch, if it is known: a ``DataLoader`` of a stream has ``__len__``, which raises."""
+    try:
+        return len(batches)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _epoch(training: Training, bar: Any) -> Row:
@@ -192,12 +244,9 @@ def _epoch(training: Training, bar: Any) -> Row:
         if batch[0].device.type == "cpu" or len(sizes) - num_seen >= 100:
             _check_finite(training, unseen, num_seen, batch)
             unseen, num_seen = [], len(sizes)
-        if bar is not None:
-            bar.update(num_steps)
+        bar.update(num_steps)
     if not metrics:
-        raise ValueError(
-            "batches is empty: an iterator gives one epoch only, use something that can be repeated"
-        )
+        raise ValueError(f"batches is empty in epoch {training.epoch + 1}: {_ONE_EPOCH}")
     _check_finite(training, unseen, num_seen, batch)
     for module in filter(None, (algorithm.model, algorithm.guide)):
         for name, parameter in module.named_parameters():
@@ -222,6 +271,10 @@ def _epoch(training: Training, bar: Any) -> Row:
     }
 
 
+_ONE_EPOCH = (
+    "an iterator gives one epoch only. Give what can be repeated: a list, a DataLoader, or the function that "
+    "makes the iterator"
+)
 _ADVICE = (
     "try a smaller learning rate, a larger min_scale, or gradient clipping; the last checkpoint, if one was "
     "kept, is from before this"
@@ -235,7 +288,9 @@ def _steps(algorithm: Any, batches: Iterable[Any]) -> Iterator[tuple[dict[str, T
         yield from algorithm.steps(batches)
         return
     for batch in batches:
-        if not isinstance(batch, tuple | list):
+        if isinstance(batch, tuple | list):
+            check_arguments(batch)
+        else:
             raise TypeError(
                 "batches must yield tuples of the programs' arguments, such as (x,), not a "
                 f"{type(batch).__name__}"
