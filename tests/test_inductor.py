@@ -155,7 +155,11 @@ def test_where_nothing_can_be_kept_the_setting_is_named(tmp_path, monkeypatch, p
     else:
         (tmp_path / "file").touch()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(path))
-    function = CompiledFunction(lambda x: {"y": x.sin()}, (), always=True)
+
+    def sine(x):
+        return {"y": x.sin()}
+
+    function = CompiledFunction(sine, (sine,), always=True)
     function(X)  # "always" is from the second call on
     with pytest.warns(NotCompiledWarning, match="set TORCHINDUCTOR_CACHE_DIR") as caught:
         outputs, _ = function(X)
