@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pyro
@@ -25,6 +26,7 @@ from pyro_vae import (
     batches,
     elbo,
     fit,
+    from_array,
     load,
     progress,
     vae,
@@ -181,6 +183,30 @@ def everything(folder, patience=50):
         EarlyStopping(patience),
     ]
     return algorithm, callbacks, Checkpoint(folder, resume=True)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="Inductor needs a C++ compiler")
+def test_a_compiled_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    """Killed before, when and after each of its two shapes of batches is compiled."""
+    monkeypatch.setattr(function, "_EAGER_CALLS", 4)
+    monkeypatch.setattr(function, "_WORTH", 0.0)
+    x = (torch.rand(25, 8, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+
+    def trained(folder, resume=False, killed_at=None):
+        pyro.set_rng_seed(0)
+        model, guide = vae(8, 2, hidden=(4,))
+        svi = SVI(model, guide, torch.optim.Adam([*model.parameters(), *guide.parameters()]))
+        callbacks = [Checkpoint(folder, resume=resume), Kill(killed_at)]
+        fit(svi, batches(from_array(x).train, 8, seed=3), 7, callbacks, progress=False)
+        assert svi._compiled.function.is_compiled
+        return torch.cat([p.detach().flatten() for m in (model, guide) for p in m.parameters()])
+
+    whole = trained(tmp_path / "whole")
+    for killed_at in (1, 2, 4, 6):
+        folder = tmp_path / str(killed_at)
+        with pytest.raises(KeyboardInterrupt):
+            trained(folder, killed_at=killed_at)
+        assert torch.equal(trained(folder, resume=True), whole), killed_at
 
 
 @pytest.mark.parametrize("interrupted_at", [0, 1, 4])

@@ -27,13 +27,13 @@ cannot be captured runs eagerly, with one :class:`NotCompiledWarning`:
 - modules of ``torch.jit``, ``JitTrace_ELBO``, sparse arguments, and ``nn.LSTM`` on a CPU, whose derivative
   torch does not record the same way twice.
 
-What a program reads may change between calls, and is compared before each, which takes some 20 µs
+What a program reads may change between calls, and is compared before each, which takes microseconds
 (:mod:`pyro_vae.compiled.survey`): attributes and containers of modules and other objects, classes, code,
 defaults, globals, closures, hooks, arrays up to 1 MB, parameters and their layout. Values of tensors are read
 anew and need no comparison; anything else that changes gets a graph of its own, up to a few. Of containers of
 more than 1,000 entries only the length is compared. Handlers of torch or Pyro, anomaly detection or a
 profiler around a step let it run eagerly. When compiling begins hangs on counts alone
-(:mod:`pyro_vae.compiled.work`), so that a run that was interrupted computes the same bits.
+(:mod:`pyro_vae.compiled.work`), so that on a CPU a run that was killed goes on to the same bits.
 """
 
 from pyro_vae.compiled.capture import Outputs

@@ -138,7 +138,7 @@ class CompiledFunction:
         variant = self._current(key)
         if self.refused is not None or (variant is not None and variant.graph is None):
             return self.eager(*args, **kwargs), None
-        if variant is None and not self._worth_it(str(key)):
+        if variant is None and not self._is_due(str(key)):
             return self._eagerly(str(key), args, kwargs), None
         if variant is None or variant.graph.num_calls in _CHECKED_CALLS:
             return self._tried(key, variant, leaves, spec, args, kwargs)
@@ -177,36 +177,37 @@ class CompiledFunction:
             or (_function_modes() > 0 and any(type(m) is not DeviceContext for m in _modes()))
         )
 
-    def _worth_it(self, key: str) -> bool:
-        """Whether the calls of this shape that are to come are so many that compiling saves time.
-
-        If nobody knows how many will come: as many as there were. That hangs on counts alone, not on a clock,
-        so that a run computes the same bits when it is interrupted and goes on, or is started again.
-        """
-        if key in self.compiling:
-            return True
-        num_calls = self._calls.get(key, 0)
-        if self.always:
-            return bool(self._calls)
-        if num_calls < _EAGER_CALLS or key not in self._work:
-            return False
-        ahead = num_calls
-        if self.planned_calls is not None:
-            ahead = num_calls * self.planned_calls / sum(self._calls.values())
-        if ahead * self._work[key].saved > _WORTH * self._work[key].price:
-            self.compiling.add(key)
-        return key in self.compiling
+    def _is_due(self, key: str) -> bool:
+        return key in self.compiling or (self.always and bool(self._calls))
 
     def _eagerly(self, key: str, args: tuple, kwargs: dict) -> Outputs:
         self._calls[key] = self._calls.get(key, 0) + 1
         if len(self._calls) > _MAX_KEYS:
             self._refuse(_TOO_MANY.format(_MAX_KEYS))
         if self.always or key in self._work:
-            return self.eager(*args, **kwargs)
-        with Counting() as counting:
             outputs = self.eager(*args, **kwargs)
-        self._work[key] = counting.work()
+        else:
+            with Counting() as counting:
+                outputs = self.eager(*args, **kwargs)
+            self._work[key] = counting.work()
+        if not self.always:
+            self._decide(key)
         return outputs
+
+    def _decide(self, key: str) -> None:
+        """Whether the calls of this shape that are to come are so many that compiling saves time.
+
+        If nobody knows how many will come: as many as there were. That hangs on counts alone, not on a clock,
+        and is decided after a call, when a checkpoint may be written: so a run computes the same bits when it
+        is interrupted and goes on, or is started again.
+        """
+        ahead = self._calls[key]
+        if ahead < _EAGER_CALLS:
+            return
+        if self.planned_calls is not None:
+            ahead *= self.planned_calls / sum(self._calls.values())
+        if ahead * self._work[key].saved > _WORTH * self._work[key].price:
+            self.compiling.add(key)
 
     def _tried(
         self,

@@ -7,6 +7,7 @@ undone when it turns out that the program counts its calls or writes to a file: 
 import types
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -79,6 +80,7 @@ class Trial:
         self._drawn = _drawn()
         hook = nn.modules.module.register_module_forward_pre_hook(self._note)
         witness = Witness(self.heap.codes)
+        numpy_drawn = _numpy_state()
         try:
             with poutine.trace(param_only=True) as params, torch.set_grad_enabled(differentiate), witness:
                 self.outputs = run()
@@ -93,6 +95,8 @@ class Trial:
         background.held += witness.held
         self._drawn_after = _drawn()
         self.changes = self.heap.changes()
+        if witness.said is None and _numpy_state() != numpy_drawn:  # by functions that no profiler sees
+            witness.said = "it draws from NumPy's random generator"
         self.reason, self.settles = self._judge(witness, versions, arguments)
 
     def _note(self, module: nn.Module, _: object) -> None:
@@ -188,6 +192,11 @@ def _traced(trace: poutine.Trace) -> list[Tensor]:
 
 def _drawn() -> tuple[Tensor, list[Tensor]]:
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _numpy_state() -> tuple:
+    kind, keys, *rest = np.random.get_state()
+    return (kind, keys.tobytes(), *rest)
 
 
 def _draw_again(drawn: tuple[Tensor, list[Tensor]]) -> None:

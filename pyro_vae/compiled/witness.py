@@ -44,7 +44,6 @@ class Witness:
         self.ran: list[tuple[types.CodeType, dict]] = []
         self.held: list[object] = []
         self._known = set(known)
-        self._draws = {id(random._inst): "Python's", id(sys.modules["numpy"].random.mtrand._rand): "NumPy's"}
 
     def __enter__(self) -> "Witness":
         self._is_watching = sys.getprofile() is None  # not beside another profiler
@@ -99,8 +98,10 @@ class Witness:
                 self._say("reads or sets a context variable", frame)
         elif name in _SEEDS and isinstance(owner, torch.Generator):
             self._say("seeds the random generator", frame, through=("torch", "pyro"))
-        elif id(owner) in self._draws:
-            self._say(f"draws from {self._draws[id(owner)]} random generator", frame)
+        elif (
+            owner is random._inst
+        ):  # private, as in Python 3.11 to 3.13: what the module's functions draw from
+            self._say("draws from Python's random generator", frame)
 
     def _say(self, what: str, frame: types.FrameType | None, through: tuple[str, ...] = ()) -> None:
         """Note that the user's code does something, if it is the user's."""
