@@ -3,13 +3,20 @@ import warnings
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pyro
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Annotations are checked, but not in `compiled`: what walks through all objects takes tens of times as long.
+_CHECKED = [f"pyro_vae.{path.stem}" for path in (ROOT / "pyro_vae").iterdir() if path.stem != "compiled"]
+install_import_hook(_CHECKED, "beartype.beartype")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
