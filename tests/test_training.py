@@ -477,7 +477,9 @@ class Own:
 
 
 @pytest.mark.parametrize(
-    "batches", [a_function, Own(), torch.utils.data.DataLoader(Stream(), batch_size=20)], ids=repr
+    "batches",
+    [a_function, Own(), torch.utils.data.DataLoader(Stream(), batch_size=20)],
+    ids=["function", "iterable", "loader"],
 )
 def test_epochs_end_when_a_stream_does(batches, tmp_path, capsys):
     """With the numbers of a list of the same batches, and of a run without an interruption."""
