@@ -1,9 +1,8 @@
-import itertools
-
 """Compiled programs against eager ones: the same numbers for the same noise."""
 
 import copy
 import functools
+import itertools
 import random
 import shutil
 import warnings
