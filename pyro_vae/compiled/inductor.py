@@ -94,11 +94,17 @@ def compile_graph(
 
 def _compile(module: fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable:
     import torch._inductor
+    from torch._guards import TracingContext, tracing
     from torch._inductor import codecache
     from torch._inductor.exc import CppCompileError
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    # Without an environment of shapes, as symbolic as none here, Inductor's cache of whole graphs is not used.
+    fake = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     try:
-        return torch._inductor.compile(module, inputs, options=options)
+        with tracing(TracingContext(fake)):  # private, as in torch 2.14
+            return torch._inductor.compile(module, inputs, options=options)
     except Exception as error:
         if not any(isinstance(e, CppCompileError | OSError) for e in _causes(error)):
             raise
