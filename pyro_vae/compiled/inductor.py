@@ -100,7 +100,7 @@ def _compile(module: fx.GraphModule, inputs: list[Tensor], options: dict[str, An
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    # Without an environment of shapes, as symbolic as none here, Inductor's cache of whole graphs is not used.
+    # Inductor's cache of whole graphs is used only with an environment of shapes, though all are fixed here.
     fake = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     try:
         with tracing(TracingContext(fake)):  # private, as in torch 2.14

@@ -14,11 +14,12 @@ halved until the value no longer changes. It is bent, :math:`u = c + s \sinh(v /
 as even over the bulk of the prior, and reaches its tails in few steps, however heavy they are. By the same
 rule the prior must integrate to 1.
 
-Near a node of a coarse lattice there may be far more mass than at it. What counts is
-:math:`\log f + h |\nabla \log f|`, which is above the maximum of any concave piece of :math:`\log f` within
-h, and at most the prior (with the same allowance) times the largest likelihood. Nothing depends on a guide or
-on finding one mode, so that it is a check on everything that does. What it can miss is a spike of which no
-neighbouring node feels the slope.
+Near a node of a coarse lattice there may be far more mass than at it. What counts is how far :math:`\log f`
+would rise towards the neighbouring nodes along its gradient, which is above its maximum among them wherever
+it is concave, and at most the prior (with the same allowance) times the largest likelihood. Far outside of
+draws from the prior, where the lattice is as wide as it is far away, :math:`\log f` itself counts. Nothing
+depends on a guide or on finding one mode, so that it is a check on everything that does. What it can miss is
+a spike of which no neighbouring node feels the slope.
 """
 
 import copy
@@ -46,6 +47,7 @@ _START = 4.0  # the lattice starts over so many standard deviations of the prior
 _SPACING = 0.5  # with this spacing, in the same unit
 _KEPT = 30.0  # nats below the maximum that are kept
 _UNSEEN = 15.0  # nats by which the likelihood may be larger between the nodes than at them
+_FAR = 6.0  # times as far as the farthest of draws: of exponential tails e**-30 lie beyond
 _MASS = 1e-3  # by which a prior may seem to miss or exceed 1
 _BLOCK = 8  # data whose lattices are refined together
 
@@ -205,14 +207,14 @@ def _log_density(model: Program, position: dict[str, Tensor], *rows: Tensor) -> 
 
 
 class _Nodes(NamedTuple):
-    """Nodes of lattices: log f, the prior's part, how steep both are, and what rounding does to log f."""
+    """Nodes: log f, its prior's part, how far both may rise nearby, and what rounding does to log f."""
 
     datum: Int[Tensor, " nodes"]
     coords: Int[Tensor, "nodes dim"]
     log_f: Float[Tensor, " nodes"]
     log_prior: Float[Tensor, " nodes"]
-    slope: Float[Tensor, " nodes"]
-    prior_slope: Float[Tensor, " nodes"]
+    highest: Float[Tensor, " nodes"]
+    highest_prior: Float[Tensor, " nodes"]
     rounding: Float[Tensor, " nodes"]
 
 
@@ -236,6 +238,7 @@ class _Lattices:
             )
         low, self.centre, high = prior.quantile(_QUARTILES.to(prior), 0)
         self.scale = ((high - low) / _BETWEEN_QUARTILES).clamp(min=1e-6)
+        self.far = _FAR * (prior - self.centre).abs().amax(0)
         self.rows = rows_at_once(model, block)
         steps = torch.arange(-1, 2, device=prior.device)
         self.neighbours = torch.cartesian_prod(*[steps] * self.dim).reshape(-1, self.dim)
@@ -276,7 +279,7 @@ class _Lattices:
             doubt = change if self.is_of_prior else torch.maximum(change, before / 10)
             error = torch.where(active, doubt + rounding, error)
             converged |= active & (doubt < self.tolerance) & (spread > 3.0**self.dim)
-            kept = self._kept(nodes_of, _SPACING / 2**level)
+            kept = self._kept(nodes_of)
             children = torch.bincount(nodes_of.datum[kept].cpu(), minlength=count) * 2**self.dim
             active &= ~converged & (size <= self.max_nodes) & (children <= self.max_nodes)
             if not active.any():
@@ -295,7 +298,7 @@ class _Lattices:
         """The coarsest nodes, and more of them around those at the border that carry mass."""
         found = self._evaluated(datum, coords, _SPACING)
         while True:
-            kept = self._kept(found, _SPACING)
+            kept = self._kept(found)
             counts = torch.bincount(found.datum, minlength=len(self.block[0]))
             kept &= (counts <= self.max_nodes)[found.datum]
             around = (found.coords[kept].unsqueeze(1) + self.neighbours).flatten(0, 1)
@@ -324,26 +327,34 @@ class _Lattices:
 
     def _evaluated(self, datum: Tensor, coords: Tensor, spacing: float) -> _Nodes:
         """The nodes with what they are worth."""
-        v = _BEND * spacing * coords.double()
-        scale, log_stretch = self.scale[datum].double(), v.cosh().log()
-        u = (self.centre[datum] + scale * v.sinh() / _BEND).to(self.centre.dtype)
+        step, v = _BEND * spacing, _BEND * spacing * coords.double()
+        scale, log_stretch = self.scale[datum].double() / _BEND, v.cosh().log().sum(-1)
+        u = (self.centre[datum] + scale * v.sinh()).to(self.centre.dtype)
         found = self._scores(datum, u)
         if self.is_of_prior:
             found |= {"log_density": found["log_prior"], "gradient": found["prior_gradient"]}
         log_f, log_prior = (
-            (found[name] + log_stretch.sum(-1)).nan_to_num(-math.inf, neginf=-math.inf)
+            (found[name] + log_stretch).nan_to_num(-math.inf, neginf=-math.inf)
             for name in ("log_density", "log_prior")
         )
-        slope, prior_slope = (
-            (found[name] * scale * v.cosh() + _BEND * v.tanh()).norm(dim=-1).nan_to_num(0.0, posinf=0.0)
-            for name in ("gradient", "prior_gradient")
+        up, down = (scale * ((v + h).sinh() - v.sinh()) for h in (step, -step))
+        stretched = (v.abs() + step).cosh().log().sum(-1) - log_stretch
+        is_far = ((u - self.centre[datum]).abs() > self.far[datum]).any(-1)
+        highest, highest_prior = (
+            log_value + torch.where(is_far, 0.0, rise + stretched).nan_to_num(0.0, posinf=0.0)
+            for log_value, rise in (
+                (log_f, torch.maximum(found["gradient"] * up, found["gradient"] * down).sum(-1)),
+                (
+                    log_prior,
+                    torch.maximum(found["prior_gradient"] * up, found["prior_gradient"] * down).sum(-1),
+                ),
+            )
         )
         rounding = (found["log_density"].abs() + (found["gradient"] * u).norm(dim=-1)).nan_to_num(
             0.0, posinf=0.0
         )
-        return _Nodes(
-            datum, coords, log_f, log_prior, slope, prior_slope, torch.finfo(u.dtype).eps * rounding
-        )
+        rounding = torch.finfo(u.dtype).eps * rounding
+        return _Nodes(datum, coords, log_f, log_prior, highest, highest_prior, rounding)
 
     def _scores(self, datum: Tensor, u: Tensor) -> dict[str, Tensor]:
         """Of data at points, log-densities and gradients by u, in pieces of one size."""
@@ -368,15 +379,13 @@ class _Lattices:
         empty = torch.full((len(self.block[0]),), -math.inf, dtype=torch.float64, device=datum.device)
         return empty.scatter_reduce(0, datum, numbers, "amax")
 
-    def _kept(self, nodes: _Nodes, spacing: float) -> Tensor:
+    def _kept(self, nodes: _Nodes) -> Tensor:
         """Nodes within whose distance to the next there may be mass."""
-        datum, reach = nodes.datum, spacing * math.sqrt(self.dim)
-        reached = nodes.log_f + nodes.slope * reach
-        # Nor can there be more than the prior times the largest likelihood, some of it still unseen.
+        datum = nodes.datum
+        # There cannot be more than the prior times the largest likelihood, some of it still unseen.
         likelihood = self._maxima(datum, (nodes.log_f - nodes.log_prior).nan_to_num(-math.inf))
-        prior = nodes.log_prior + nodes.prior_slope * reach
-        reached = torch.minimum(reached, prior + likelihood[datum] + _UNSEEN)
-        return reached > self._maxima(datum, nodes.log_f)[datum] - _KEPT
+        highest = torch.minimum(nodes.highest, nodes.highest_prior + likelihood[datum] + _UNSEEN)
+        return highest > self._maxima(datum, nodes.log_f)[datum] - _KEPT
 
     def _sums(self, nodes: _Nodes, spacing: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of every datum the integral, how many nodes its mass is spread over, all nodes, and rounding."""
