@@ -11,6 +11,7 @@ lock lets one process at a time into the folder.
 import atexit
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -93,24 +94,26 @@ def compile_graph(
 
 
 def _compile(module: fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable:
-    import torch._inductor
     from torch._guards import TracingContext, tracing
     from torch._inductor import codecache
+    from torch._inductor.compile_fx import compile_fx
     from torch._inductor.exc import CppCompileError
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    # Inductor's cache of whole graphs is used only with an environment of shapes, though all are fixed here.
-    fake = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+    # Inductor's cache of whole graphs is used only with an environment of shapes, which stays empty.
+    fake = FakeTensorMode(shape_env=ShapeEnv())
+    compiled_with = functools.partial(compile_fx, module, inputs, ignore_shape_env=True)
     try:
         with tracing(TracingContext(fake)):  # private, as in torch 2.14
-            return torch._inductor.compile(module, inputs, options=options)
+            return compiled_with(config_patches=options)
     except Exception as error:
         if not any(isinstance(e, CppCompileError | OSError) for e in _causes(error)):
             raise
         # Headers are kept elsewhere, for all graphs: if it goes without them, then they are damaged.
         without = {**options, "cpp_cache_precompile_headers": False}
-        compiled = torch._inductor.compile(module, inputs, options=without)
+        with tracing(TracingContext(fake)):
+            compiled = compiled_with(config_patches=without)
         shutil.rmtree(codecache._HEADER_DIR, ignore_errors=True)  # private, as in torch 2.14
         return compiled
 
@@ -123,7 +126,7 @@ def _own_folder(inputs: list[Tensor]) -> Iterator[None]:
 
     before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     # Not of the graph itself: which library computes a product may change from run to run, and little else.
-    made_for = [torch.__version__, *((tuple(t.shape), t.stride(), t.dtype) for t in inputs)]
+    made_for = [torch.__version__, "fixed shapes", *((tuple(t.shape), t.stride(), t.dtype) for t in inputs)]
     root = Path(cache_dir(), "pyro_vae")
     folder = root / hashlib.sha256(repr(made_for).encode()).hexdigest()[:32]
     lock, seal = folder.with_suffix(".lock"), folder.with_suffix(".json")

@@ -231,7 +231,10 @@ class Survey:
         # What code of a library reads of the user's class has no names here.
         is_users = not is_library(type(thing).__module__)
         leads: list[tuple[str, Any]] = [(name, type(thing))]
-        attributes = getattr(thing, "__dict__", None)
+        try:
+            attributes = object.__getattribute__(thing, "__dict__")  # not by what a class makes up
+        except AttributeError:
+            attributes = None
         if isinstance(thing, nn.Module):
             self.modules.append(thing)
             for key in (*_MODULE_CONTAINERS, *_MODULE_HOOKS):

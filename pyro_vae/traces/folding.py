@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine import runtime
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -28,10 +28,10 @@ def folded_trace(
     """
     fold = _Fold((), num_samples, len(batch[0]))
     # Pyro's allocator of such axes, as of 1.9.2, goes on where the first run ended.
-    free = getattr(_ENUM_ALLOCATOR, "next_available_dim", None)
+    free = getattr(runtime._ENUM_ALLOCATOR, "next_available_dim", None)
     trace = poutine.trace(around(fold(program))).get_trace(*map(fold.argument, batch))
     if fold.found:
-        _ENUM_ALLOCATOR.next_available_dim = free
+        runtime._ENUM_ALLOCATOR.next_available_dim = free
         fold = _Fold(fold.found, num_samples, len(batch[0]))
         trace = poutine.trace(around(fold(program))).get_trace(*map(fold.argument, batch))
     return trace
