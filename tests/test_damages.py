@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def run(tmp_path, call):
 def outcome(call, command, folder):
     """All that a command says and leaves, but for times."""
     said = call(command, *(part.format(run=folder) for part in COMMANDS[command]))
-    said = [line for line in said.splitlines() if " s; " not in line]
+    said = [re.sub(r"  \d+$", "", line) for line in said.splitlines() if " s; " not in line]
     rows = [{**row, "seconds": 0} for row in reports.read_metrics(folder) if "seconds" in row]
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     return said, rows, records.checksum(state["algorithm"])
@@ -190,11 +191,11 @@ def damaged(run, call, seeds):
             yield f"{what}: {type(error).__name__}: {error}"
         else:
             if found != rights[command]:
-                yield f"{what}: another result"
+                yield f"{what}: another result: {found}"
 
 
 def test_damages_give_the_right_result_or_one_line(run, call):
-    assert list(damaged(run, call, range(int(os.environ.get("DAMAGES", 200))))) == []
+    assert list(damaged(run, call, range(int(os.environ.get("DAMAGES", 100))))) == []
 
 
 @pytest.mark.parametrize(
