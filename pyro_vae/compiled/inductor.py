@@ -11,7 +11,6 @@ lock lets one process at a time into the folder.
 import atexit
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import logging
@@ -94,28 +93,27 @@ def compile_graph(
 
 
 def _compile(module: fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable:
+    import torch._inductor
     from torch._guards import TracingContext, tracing
     from torch._inductor import codecache
-    from torch._inductor.compile_fx import compile_fx
     from torch._inductor.exc import CppCompileError
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     # Inductor's cache of whole graphs is used only with an environment of shapes, which stays empty.
     fake = FakeTensorMode(shape_env=ShapeEnv())
-    compiled_with = functools.partial(compile_fx, module, inputs, ignore_shape_env=True)
-    try:
-        with tracing(TracingContext(fake)):  # private, as in torch 2.14
-            return compiled_with(config_patches=options)
-    except Exception as error:
-        if not any(isinstance(e, CppCompileError | OSError) for e in _causes(error)):
-            raise
-        # Headers are kept elsewhere, for all graphs: if it goes without them, then they are damaged.
-        without = {**options, "cpp_cache_precompile_headers": False}
-        with tracing(TracingContext(fake)):
-            compiled = compiled_with(config_patches=without)
-        shutil.rmtree(codecache._HEADER_DIR, ignore_errors=True)  # private, as in torch 2.14
-        return compiled
+    fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+    with tracing(TracingContext(fake)):  # private, as in torch 2.14
+        try:
+            return torch._inductor.compile(module, fakes, options=options)
+        except Exception as error:
+            if not any(isinstance(e, CppCompileError | OSError) for e in _causes(error)):
+                raise
+            # Headers are kept elsewhere, for all graphs: if it goes without them, then they are damaged.
+            without = {**options, "cpp_cache_precompile_headers": False}
+            compiled = torch._inductor.compile(module, fakes, options=without)
+            shutil.rmtree(codecache._HEADER_DIR, ignore_errors=True)  # private, as in torch 2.14
+            return compiled
 
 
 @contextlib.contextmanager
