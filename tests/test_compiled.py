@@ -301,6 +301,27 @@ def test_programs_of_the_parameter_store(program, dtype):
         close(compiled_values[name], values[name])
 
 
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceEnum_ELBO])
+def test_programs_with_nothing_to_train(elbo):
+    """Pyro goes through; so does ours, with the same draws, and what the model counts is counted once."""
+    results = []
+    for make in pyro.infer.SVI, functools.partial(PyroSVI, compile="always"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        calls = []
+
+        def model(calls=calls):
+            calls.append(1)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+        svi = make(model, lambda: pyro.sample("z", dist.Normal(0.5, 1.0)), pyro.optim.Adam({}), elbo())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is not compiled, and of what is not enumerated
+            results.append(([svi.step() for _ in range(4)], len(calls)))
+    assert results[0] == results[1]
+
+
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.01),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1),

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.compiled import CompiledStep, NotCompiledWarning, Outputs
+from pyro_vae.compiled.state import CaptureError
 from pyro_vae.compiled.survey import is_library
 from pyro_vae.traces import parameters_in_the_store, training_step
 
@@ -107,7 +108,12 @@ class PyroSVI(pyro.infer.SVI):
 
     def _losses(self, *args: Any, **kwargs: Any) -> Outputs:
         with self._store_names, parameters_in_the_store(), training_step():
-            loss = self._elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            try:
+                loss = self._elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            except ValueError as error:
+                if "cannot be differentiated" not in str(error):  # TraceEnum_ELBO's words, as in Pyro 1.9.2
+                    raise
+                raise CaptureError("there is nothing to train: the ELBO depends on no parameter") from error
         return {"loss": torch.as_tensor(loss)}
 
     def _optimizers(self) -> list[Any] | None:

@@ -50,7 +50,8 @@ class Trial:
         settles: Whether that may be otherwise at the next run.
 
     Raises:
-        CaptureError: Before anything has run, if no graph can stand for the programs.
+        CaptureError: If no graph can stand for the programs: before anything has run, or raised by the run
+            itself, of which nothing is left then.
     """
 
     def __init__(
@@ -88,6 +89,10 @@ class Trial:
                 if differentiate and self.outputs["loss"].requires_grad:
                     traced = _traced(params.trace) if traced_only else None
                     self._differentiate(traced)
+        except CaptureError:  # of the run itself, which is to be done otherwise
+            self.heap.restore()
+            _draw_again(self._drawn)
+            raise
         finally:
             hook.remove()
         self._params = list(params.trace.param_nodes)
