@@ -322,6 +322,48 @@ def test_programs_with_nothing_to_train(elbo):
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("checks", [True, False])
+@pytest.mark.parametrize(
+    "family",
+    [
+        lambda z: dist.Poisson(z.exp()),
+        lambda z: dist.Bernoulli(logits=z).mask(torch.tensor([True, False, True, True])),
+        lambda z: dist.Bernoulli(logits=z, validate_args=False),
+    ],
+    ids=["poisson", "masked", "unchecked"],
+)
+def test_data_outside_their_support_are_refused_as_by_pyro(family, checks, monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
+    good, bad = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.tensor([0.0, 1.0, 2.5, 1.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", family(pyro.sample("z", dist.Normal(0.0, 1.0))), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    results = []
+    for make in pyro.infer.SVI, functools.partial(PyroSVI, compile="always"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = make(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        said, losses = "", []
+        with pyro.validation_enabled(checks):
+            losses += [svi.step(good) for _ in range(5)]
+            try:
+                losses += [svi.step(x) for x in (bad, good, good)]
+            except ValueError as error:
+                said = str(error)
+        results.append((said.partition(":")[0], torch.tensor([*losses, pyro.param("loc").item()])))
+    (said, numbers), (compiled_said, compiled_numbers) = results
+    assert svi._compiled.function.is_compiled
+    assert said == compiled_said
+    assert bool(said) == (checks and family(good)._validate_args)
+    torch.testing.assert_close(compiled_numbers, numbers)
+
+
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.01),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1),

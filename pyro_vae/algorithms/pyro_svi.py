@@ -1,11 +1,14 @@
 """``pyro.infer.SVI`` for programs written for Pyro's parameter store, compiled."""
 
+import contextlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pyro
 import torch
+from pyro.distributions import Delta, Independent, MaskedDistribution, Unit
 from pyro.infer import ELBO
 from pyro.optim import PyroLRScheduler, PyroOptim
 from pyro.poutine.messenger import Messenger
@@ -63,6 +66,7 @@ class PyroSVI(pyro.infer.SVI):
         self._elbo = loss
         self._given = self.loss, self.loss_and_grads
         self._compile = compile
+        self._checked: set[str] = set()  # names of sites
         self._store_names = _StoreNames()
         self._compiled = self._make_compiled()
 
@@ -90,8 +94,9 @@ class PyroSVI(pyro.infer.SVI):
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """One update; returns the loss before it as a number: minus the ELBO, summed over the batch, in nats.
 
-        Values are checked as long as steps are eager, and a loss that is nan or infinite updates nothing on a
-        CPU once steps are compiled, unless all of its gradients are finite.
+        What is observed is checked against its support as by Pyro, whose error is raised; on a CPU before an
+        update. A loss that is nan or infinite updates nothing on a CPU once steps are compiled, unless all of
+        its gradients are finite.
         """
         if self._compiled is not None and not self._compiled.is_of(self.model, self.guide, self._elbo):
             self._compiled = self._make_compiled()
@@ -100,21 +105,36 @@ class PyroSVI(pyro.infer.SVI):
         if self._compiled is None or is_replaced:
             with self._store_names:
                 return super().step(*args, **kwargs)
-        return self._compiled.step(*args, **kwargs)["loss"].item()
+        outputs = self._compiled.step(*args, **kwargs)
+        loss = outputs["loss"].item()
+        if math.isnan(loss) and math.isnan(outputs.get("inside", 1.0)):
+            with torch.no_grad(), torch.random.fork_rng():
+                self._elbo.loss(self.model, self.guide, *args, **kwargs)  # raises, unless checks are off now
+            self._checked.clear()
+            self._compiled = self._make_compiled()
+            return self._eager_step(*args, **kwargs)["loss"].item()
+        return loss
 
     def _eager_step(self, *args: Any, **kwargs: Any) -> Outputs:
-        with self._store_names:
+        with self._store_names, _Supports(self._checked):
             return {"loss": torch.as_tensor(super().step(*args, **kwargs))}
 
     def _losses(self, *args: Any, **kwargs: Any) -> Outputs:
-        with self._store_names, parameters_in_the_store(), training_step():
+        inside: list[Tensor] = []
+        looks = _Supports(self._checked, inside)
+        with self._store_names, looks, parameters_in_the_store(), training_step():
             try:
                 loss = self._elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
             except ValueError as error:
                 if "cannot be differentiated" not in str(error):  # TraceEnum_ELBO's words, as in Pyro 1.9.2
                     raise
                 raise CaptureError("there is nothing to train: the ELBO depends on no parameter") from error
-        return {"loss": torch.as_tensor(loss)}
+        loss = torch.as_tensor(loss)
+        if not inside:
+            return {"loss": loss}
+        is_inside = torch.stack([each.to(loss.device) for each in inside]).all()
+        weight = torch.where(is_inside, torch.ones_like(loss), math.nan).detach()
+        return {"loss": loss * weight, "inside": weight}
 
     def _optimizers(self) -> list[Any] | None:
         own = self.optim.optim_objs
@@ -150,6 +170,26 @@ def _uncompiled(loss: Any) -> str | None:
 
 def _is_known(module: str) -> bool:
     return is_library(module) or module.startswith("pyro_vae.")
+
+
+class _Supports(Messenger):
+    """Notes which sites Pyro checks while it runs eagerly; then looks whether they lie in their supports."""
+
+    def __init__(self, checked: set[str], inside: list[Tensor] | None = None) -> None:
+        super().__init__()
+        self._checked, self._inside = checked, inside
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        while isinstance(fn, Independent | MaskedDistribution):
+            fn = fn.base_dist
+        if not msg["is_observed"] or isinstance(fn, Delta | Unit):  # of these any value is scored
+            return
+        if self._inside is None and fn._validate_args:
+            self._checked.add(msg["name"])
+        if self._inside is not None and msg["name"] in self._checked:
+            with contextlib.suppress(NotImplementedError):  # it has no support
+                self._inside.append(fn.support.check(msg["value"]).all())
 
 
 class _StoreNames(Messenger):
