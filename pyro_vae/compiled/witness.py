@@ -5,6 +5,7 @@ seen, with the line of the user's code that made them.
 """
 
 import datetime
+import gc
 import io
 import random
 import sys
@@ -47,6 +48,8 @@ class Witness:
 
     def __enter__(self) -> "Witness":
         self._is_watching = sys.getprofile() is None  # not beside another profiler
+        self._collects = gc.isenabled()
+        gc.disable()  # what it calls whenever it collects, for whomever, is not the program's
         if self._is_watching:
             sys.setprofile(self._note)
         return self
@@ -54,6 +57,8 @@ class Witness:
     def __exit__(self, *_: object) -> None:
         if self._is_watching:
             sys.setprofile(None)
+        if self._collects:
+            gc.enable()
 
     def _note(self, frame: types.FrameType, event: str, function: Any) -> None:
         if event == "call":
