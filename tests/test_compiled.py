@@ -2,9 +2,11 @@
 
 import copy
 import functools
+import gc
 import itertools
 import random
 import shutil
+import time
 import warnings
 
 import numpy as np
@@ -502,6 +504,22 @@ def test_what_cannot_be_captured_runs_eagerly(before, message):
         svi.step(data())
         if before in (looks_by_item, looks_by_if, looks_by_numpy, indexes_by_data):
             equals_eager(svi, data())
+
+
+def test_what_the_garbage_collector_calls_is_not_the_programs(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
+    thresholds = gc.get_threshold()
+    looks = lambda *_: time.perf_counter()  # noqa: E731  (as Hypothesis does)
+    gc.callbacks.append(looks)
+    gc.set_threshold(1)
+    try:
+        svi = compiled_svi()
+        for _ in range(3):
+            svi.step(data())  # a warning would be an error
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(looks)
+    assert svi._compiled.function.is_compiled
 
 
 def test_hidden_state_is_found_by_comparing_with_eager():
