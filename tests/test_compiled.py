@@ -511,7 +511,7 @@ def test_what_the_garbage_collector_calls_is_not_the_programs(monkeypatch):
     thresholds = gc.get_threshold()
     looks = lambda *_: time.perf_counter()  # noqa: E731  (as Hypothesis does)
     gc.callbacks.append(looks)
-    gc.set_threshold(1)
+    gc.set_threshold(100)
     try:
         svi = compiled_svi()
         for _ in range(3):
