@@ -195,7 +195,7 @@ def damaged(run, call, seeds):
 
 
 def test_damages_give_the_right_result_or_one_line(run, call):
-    assert list(damaged(run, call, range(int(os.environ.get("DAMAGES", 100))))) == []
+    assert list(damaged(run, call, range(int(os.environ.get("DAMAGES", 200))))) == []
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,10 @@ def test_quadrature_does_not_trust_lattices_that_see_mass_on_few_nodes():
 
 def test_bidirectional_bounds_hold_log_p_x_between_them(monkeypatch):
     oracle = LinearGaussian.random(8, 5)
+    exact_of = {
+        "beta": lambda drawn: _beta_binomial(0.1, 0.1, drawn),
+        "dirichlet": dist.DirichletMultinomial(torch.full((3,), 0.1).double(), 10.0).log_prob,
+    }[name]
     seen = []
     simulate = annealing.simulate
     monkeypatch.setattr(annealing, "simulate", lambda *a: seen.append(simulate(*a)) or seen[-1])
@@ -859,11 +863,14 @@ def test_bidirectional_bounds_at_the_ends_of_numbers(name, monkeypatch):
         _with_prior(prior, likelihood), x, num_chains=1, num_temperatures=40, num_leapfrog=2, progress=False
     )
     drawn = torch.cat([data for _, (data,) in seen]).double()
-    if name == "beta":
-        exact = _beta_binomial(0.1, 0.1, drawn)
-    else:
-        exact = dist.DirichletMultinomial(torch.full((3,), 0.1).double(), 10.0).log_prob(drawn)
+    exact = exact_of(drawn)
     ratio = (result.values - exact).exp()
     assert abs(ratio.mean().item() - 1) < 4 * ratio.std().item() / math.sqrt(len(x))
     difference = (result.values - exact).sigmoid() - (exact - result.upper).sigmoid()
     assert abs(difference.mean().item()) < 4 * difference.std().item() / math.sqrt(len(x))
+    seen.clear()
+    several = bidirectional(
+        _with_prior(prior, likelihood), x[:150], num_temperatures=40, num_leapfrog=2, progress=False
+    )
+    drawn = torch.cat([data for _, (data,) in seen]).double()
+    assert (several.values - exact_of(drawn)).min() > -3

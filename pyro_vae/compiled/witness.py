@@ -103,9 +103,7 @@ class Witness:
                 self._say("reads or sets a context variable", frame)
         elif name in _SEEDS and isinstance(owner, torch.Generator):
             self._say("seeds the random generator", frame, through=("torch", "pyro"))
-        elif (
-            owner is random._inst
-        ):  # private, as in Python 3.11 to 3.13: what the module's functions draw from
+        elif owner is random._inst:  # what the module's functions draw from; private, as of Python 3.13
             self._say("draws from Python's random generator", frame)
 
     def _say(self, what: str, frame: types.FrameType | None, through: tuple[str, ...] = ()) -> None:

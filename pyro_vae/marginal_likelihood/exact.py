@@ -341,13 +341,10 @@ class _Lattices:
         stretched = (v.abs() + step).cosh().log().sum(-1) - log_stretch
         is_far = ((u - self.centre[datum]).abs() > self.far[datum]).any(-1)
         highest, highest_prior = (
-            log_value + torch.where(is_far, 0.0, rise + stretched).nan_to_num(0.0, posinf=0.0)
-            for log_value, rise in (
-                (log_f, torch.maximum(found["gradient"] * up, found["gradient"] * down).sum(-1)),
-                (
-                    log_prior,
-                    torch.maximum(found["prior_gradient"] * up, found["prior_gradient"] * down).sum(-1),
-                ),
+            value + torch.where(is_far, 0.0, rise.sum(-1) + stretched).nan_to_num(0.0, posinf=0.0)
+            for value, rise in (
+                (log_f, torch.maximum(found["gradient"] * up, found["gradient"] * down)),
+                (log_prior, torch.maximum(found["prior_gradient"] * up, found["prior_gradient"] * down)),
             )
         )
         rounding = (found["log_density"].abs() + (found["gradient"] * u).norm(dim=-1)).nan_to_num(
