@@ -146,10 +146,6 @@ def test_quadrature_does_not_trust_lattices_that_see_mass_on_few_nodes():
 
 def test_bidirectional_bounds_hold_log_p_x_between_them(monkeypatch):
     oracle = LinearGaussian.random(8, 5)
-    exact_of = {
-        "beta": lambda drawn: _beta_binomial(0.1, 0.1, drawn),
-        "dirichlet": dist.DirichletMultinomial(torch.full((3,), 0.1).double(), 10.0).log_prob,
-    }[name]
     seen = []
     simulate = annealing.simulate
     monkeypatch.setattr(annealing, "simulate", lambda *a: seen.append(simulate(*a)) or seen[-1])
@@ -855,6 +851,10 @@ def test_bidirectional_bounds_at_the_ends_of_numbers(name, monkeypatch):
     """
     torch.set_default_dtype(torch.float32)
     prior, likelihood, x, _ = HARD[name]
+    exact_of = {
+        "beta": lambda drawn: _beta_binomial(0.1, 0.1, drawn),
+        "dirichlet": dist.DirichletMultinomial(torch.full((3,), 0.1).double(), 10.0).log_prob,
+    }[name]
     seen = []
     simulate = annealing.simulate
     monkeypatch.setattr(annealing, "simulate", lambda *a: seen.append(simulate(*a)) or seen[-1])
