@@ -183,7 +183,8 @@ class Survey:
             return [(label, thing.func)]
         elif isinstance(thing, type):
             if _is_own(thing.__module__):
-                return [(thing.__name__, value) for value in (*vars(thing).values(), *thing.__bases__)]
+                used = [value for key, value in vars(thing).items() if key not in _MAKERS]
+                return [(thing.__name__, value) for value in (*used, *thing.__bases__)]
             if not is_library(thing.__module__):
                 self._hold(thing.__name__, vars(thing), by_name=True)
                 return [(base.__name__, base) for base in thing.__bases__]
@@ -251,7 +252,8 @@ class Survey:
 
     def _visit_function(self, function: types.FunctionType) -> list[tuple[str, Any]]:
         cells = function.__closure__ or ()
-        self.cells += cells
+        if not _is_own(function.__module__):  # which sets no variable of an enclosing function
+            self.cells += cells
         leads = [("a variable of an enclosing function", content(cell)) for cell in cells]
         if is_library(function.__module__):
             return leads
