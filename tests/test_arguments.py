@@ -132,6 +132,11 @@ MISUSE = {
         lambda v: pv.importance_sampling(v, pair()[1], X, progress=False),
         {None: "a Pyro program", pv.VAEModel: "class VAEModel", "m": "'m'", X: "a tensor of shape"},
     ),
+    "model ": (lambda v: step(v, pair()[1]), {nn.Linear(D, D): "Linear.* has no pyro.sample site"}),
+    "program": (
+        lambda v: v(nn.Linear(D, D), X),
+        dict.fromkeys((pv.ais, pv.quadrature), "has no latent site"),
+    ),
     "guide": (lambda v: pv.elbo(pair()[0], v, X), {1: "a Pyro program", pv.VAEGuide: "class VAEGuide"}),
     "optimizer": (
         lambda v: step(*pair(), optimizer=v),

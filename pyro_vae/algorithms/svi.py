@@ -33,13 +33,15 @@ class _Observing(Messenger):
         super().__init__()
         self.programs = model, guide
         self.running: list[nn.Module] = []
+        self.ran: set[int] = set()
+        self.sampled: set[int] = set()
         self.observed: set[int] = set()
         self.hooks: list[Any] = []
 
     def __enter__(self) -> "_Observing":
         for program in self.programs:
             self.hooks += [
-                program.register_forward_pre_hook(lambda module, _: self.running.append(module)),
+                program.register_forward_pre_hook(lambda module, _: self._begin(module)),
                 program.register_forward_hook(lambda *_: self.running.remove(_[0])),
             ]
         return super().__enter__()
@@ -49,13 +51,24 @@ class _Observing(Messenger):
             hook.remove()
         super().__exit__(*error)
 
+    def _begin(self, module: nn.Module) -> None:
+        self.running.append(module)
+        self.ran.add(id(module))
+
     def _pyro_sample(self, message: dict) -> None:
-        if self.running and message["is_observed"]:
-            self.observed.add(id(self.running[-1]))
+        if self.running:
+            self.sampled.add(id(self.running[-1]))
+            if message["is_observed"]:
+                self.observed.add(id(self.running[-1]))
 
     def check(self) -> None:
-        """Raise ``ValueError`` if the guide alone observes."""
+        """Raise ``ValueError`` if the model samples nothing, or the guide alone observes."""
         model, guide = self.programs
+        if id(model) in self.ran and id(model) not in self.sampled:
+            raise ValueError(
+                f"the model ({type(model).__name__}) has no pyro.sample site, so that there is nothing to "
+                "infer: a model is a Pyro program, such as vae(...) makes, not a network alone"
+            )
         if model is not guide and id(guide) in self.observed and id(model) not in self.observed:
             raise ValueError(
                 f"the model ({type(model).__name__}) observes nothing and the guide ({type(guide).__name__}) "

@@ -124,12 +124,14 @@ def draw_latents(program: Program, *batch: Tensor, num_samples: int) -> dict[str
     sites = {name: trace.nodes[name] for name in latent_names(trace)}
     check_plates(trace, list(sites), len(batch[0]))
     latents = {name: site["value"] for name, site in sites.items() if not site["fn"].support.is_discrete}
-    if not latents:
-        can = bool(sites) and all(
-            getattr(site["fn"], "has_enumerate_support", False) for site in sites.values()
-        )
+    if not sites:
         raise ValueError(
-            f"this takes continuous latent sites, and all ({', '.join(sites) or 'none'}) are discrete: "
+            "the program has no latent site: it must be a Pyro program that samples z, such as vae(...) makes"
+        )
+    if not latents:
+        can = all(getattr(site["fn"], "has_enumerate_support", False) for site in sites.values())
+        raise ValueError(
+            f"this takes continuous latent sites, and all ({', '.join(sites)}) are discrete: "
             + ("enumeration(model, x) sums them out" if can else "importance_sampling bounds log p(x)")
         )
     return {
