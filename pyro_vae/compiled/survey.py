@@ -43,7 +43,7 @@ _OWN_TOOLS = tuple(
 OPEN_ARGUMENTS = (types.SimpleNamespace, argparse.Namespace)
 # Objects that are worlds of their own, which no program of Pyro is about.
 CLOSED = {"_pytest", "pytest", "IPython", "ipykernel", "nicegui", "asyncio", "threading", "logging", "tqdm"}
-CLOSED |= {"concurrent", "multiprocessing", "matplotlib", "optuna", "_abc", "_io", "unittest"}
+CLOSED |= {"concurrent", "multiprocessing", "matplotlib", "optuna", "_abc", "_io", "unittest", "pluggy"}
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _CLOCKS = (time, datetime, datetime.datetime, datetime.date)
 _BARE_BASES = {object, nn.Module, PyroModule}
