@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import types
+import unittest
 import warnings
 
 import numpy as np
@@ -685,3 +686,20 @@ def test_a_module_that_is_imported_inside_may_change():
         return factor, lambda i: setattr(helper, "scale", 0.3) if i == HALF else None, lambda: None
 
     assert same_as_pyro(make)
+
+
+def test_what_trains_is_no_part_of_the_program():
+    """Of a class that keeps it, and looks names up, so that all that it keeps may be what is read."""
+
+    class Experiment(unittest.TestCase):
+        scale, key = 2.0, "scale"
+
+        def setUp(self):
+            programs_of_it = programs(lambda: getattr(self, self.key))
+            self.svi = PyroSVI(*programs_of_it, pyro.optim.SGD({"lr": 0.02}), Trace_ELBO(), compile="always")
+
+    experiment = Experiment()
+    experiment.setUp()
+    for _ in range(STEPS):
+        experiment.svi.step(X)
+    assert experiment.svi._compiled.function.is_compiled

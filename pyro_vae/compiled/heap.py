@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from pyro_vae.compiled.survey import (
     ANY,
-    CLOSED,
     PLAIN,
     content,
     imports,
+    is_closed,
     is_discreet,
     is_library,
     read_names,
@@ -137,7 +137,6 @@ class Heap:
 
     def _visit(self, label: str, thing: Any, via: object) -> Found:
         """Note a thing; what it leads to."""
-        home = (type(thing).__module__ or "").split(".")[0]
         if isinstance(thing, Tensor):
             self.keep_tensors([thing], _MAX_COPIED)
             if type(thing) not in (Tensor, nn.Parameter):
@@ -167,7 +166,7 @@ class Heap:
             yield from self._visit_space(thing)
         elif isinstance(thing, itertools.count | itertools.cycle):
             self._keep(label, thing, via)
-        elif home not in CLOSED:
+        elif not is_closed(thing):
             yield from self._visit_value(label, thing, via)
 
     def _visit_value(self, label: str, thing: Any, via: object) -> Found:

@@ -42,8 +42,8 @@ _OWN_TOOLS = tuple(
 # Of the libraries: what users keep numbers, tensors and functions in.
 OPEN_ARGUMENTS = (types.SimpleNamespace, argparse.Namespace)
 # Objects that are worlds of their own, which no program of Pyro is about.
-CLOSED = {"_pytest", "pytest", "IPython", "ipykernel", "nicegui", "asyncio", "threading", "logging", "tqdm"}
-CLOSED |= {"concurrent", "multiprocessing", "matplotlib", "optuna", "_abc", "_io", "unittest", "pluggy"}
+_CLOSED = {"_pytest", "pytest", "IPython", "ipykernel", "nicegui", "asyncio", "threading", "logging", "tqdm"}
+_CLOSED |= {"concurrent", "multiprocessing", "matplotlib", "optuna", "_abc", "_io", "unittest", "pluggy"}
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _CLOCKS = (time, datetime, datetime.datetime, datetime.date)
 _BARE_BASES = {object, nn.Module, PyroModule}
@@ -61,6 +61,12 @@ MAX_CONTENT = 1_000
 def is_library(module: str | None) -> bool:
     """Whether this module is not the user's."""
     return bool(module) and (module.split(".")[0] in _LIBRARIES or module.startswith(_OWN_TOOLS))
+
+
+def is_closed(thing: object) -> bool:
+    """Whether a thing is a world of its own, which no program of Pyro is about; what compiles others is."""
+    module = type(thing).__module__ or ""
+    return module.split(".")[0] in _CLOSED or module.startswith(f"{__package__}.")
 
 
 def is_discreet(module: str | None) -> bool:
@@ -204,7 +210,7 @@ class Survey:
                 (f"the cache of {label}", lambda: (i := thing.cache_info()).misses + i.currsize)
             )
             return [(label, thing.__wrapped__)]
-        elif type(thing).__module__.split(".")[0] not in CLOSED:
+        elif not is_closed(thing):
             return self._visit_object(thing)
         return []
 
