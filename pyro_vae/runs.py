@@ -185,6 +185,12 @@ def differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> s
     )
 
 
+def identity(config: Config) -> str:
+    """What tells a run from those of other settings: all but what may change when it goes on."""
+    varying = (*_PLACE, *_CHANGEABLE, "epochs")
+    return records.checksum({k: v for k, v in config.to_dict().items() if k not in varying})
+
+
 def take_networks(folder: Path, config: Config, model: "VAEModel", guide: "VAEGuide") -> None:
     """Load encoder and decoder of another run, for a prior to be fitted to them.
 
@@ -202,7 +208,7 @@ def take_networks(folder: Path, config: Config, model: "VAEModel", guide: "VAEGu
             f"be as there, but {differing or 'the posterior differs'}"
         )
     path = _best(folder)
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, identity(other))
     load_parameters(state, path, None, guide)
     parts = {"likelihood.": model.likelihood}
     if config.has_codes:
@@ -243,12 +249,12 @@ class Run:
         return experiment.arguments(self.config, self.dataset, split, limit)
 
 
-def load_weights(folder: Path, model: "VAEModel", guide: "VAEGuide") -> int:
+def load_weights(folder: Path, config: Config, model: "VAEModel", guide: "VAEGuide") -> int:
     """Load the weights of the epoch with the best bound on validation data, else of the last; returns it."""
     from pyro_vae.training import load_checkpoint, load_parameters
 
     path = _best(folder)
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, identity(config))
     load_parameters(checkpoint, path, model, guide)
     return checkpoint["epoch"]
 
@@ -270,5 +276,5 @@ def load_run(folder: Path | str, **place: Any) -> Run:
     dataset = experiment.load_data(config)
     check_continuation(folder, config, dataset)
     model, guide = experiment.build_pair(config, dataset)
-    epoch = load_weights(folder, model, guide)
+    epoch = load_weights(folder, config, model, guide)
     return Run(config, dataset.to(device), model.to(device), guide.to(device), epoch)

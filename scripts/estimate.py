@@ -67,6 +67,10 @@ def main() -> None:
     for name in ("num_samples", "num_chains", "num_temperatures", "num_leapfrog", "num_simulated", "limit"):
         if (size := getattr(arguments, name)) is not None and size < 1:
             raise experiment.ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {size}")
+    if arguments.tolerance is not None and not arguments.tolerance > 0:
+        raise experiment.ConfigError(f"--tolerance must be positive (nats), not {arguments.tolerance}")
+    if not arguments.method:
+        raise experiment.ConfigError("--method needs a name: leave it out, or see --help for what there is")
 
     from pyro_vae import marginal_likelihood as ml
     from pyro_vae import reports

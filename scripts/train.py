@@ -86,12 +86,13 @@ def train_and_test(
     # Training
     reports.check_files(folder)
     config, dataset = run.config, run.dataset
-    checkpoint = training.Checkpoint(folder, resume=resume, monitor=f"valid/{config.bound}")
+    known_by, monitor = runs.identity(config), f"valid/{config.bound}"
+    checkpoint = training.Checkpoint(folder, resume=resume, monitor=monitor, run=known_by)
     context = experiment.context(config, dataset, dataset.train)
     minibatches = batches(dataset.train, config.batch_size, seed=config.seed, context=context)
     fit(algorithm, minibatches, config.epochs, [*callbacks, checkpoint])
     last = training.load_checkpoint(folder / "checkpoint.pt")
-    epoch = runs.load_weights(folder, run.model, run.guide)
+    epoch = runs.load_weights(folder, config, run.model, run.guide)
     print(f"{last['epoch']} epochs in {int(last['seconds'])} s of training; weights of epoch {epoch}")
 
     # Test

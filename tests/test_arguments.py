@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.arguments import Count, Range, check, checked
+from pyro_vae.tasks import Linear
 
 D, Z = 6, 2
 X = (torch.rand(20, D, generator=torch.Generator().manual_seed(0)) < 0.5).float()
@@ -180,7 +181,21 @@ MISUSE = {
     ),
     "batches": (
         lambda v: fit(v),
-        {"split": "pyro_vae.batches", "none": "None", "nothing": "empty", "tensor": "tuples"},
+        {
+            "split": "pyro_vae.batches",
+            "none": "None",
+            "nothing": "empty",
+            "tensor": "tuples",
+            "gap": "without data",
+        },
+    ),
+    "matrix": (
+        lambda v: Linear(v, 0.1),
+        {X[0]: r"shape \(6,\)", X.long(): "int64", X * math.nan: "finite floats", "A": "'A'"},
+    ),
+    "batches ": (
+        lambda v: fit(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X), v, drop_last=True)),
+        {21: "drop_last leaves nothing"},
     ),
     "context": (lambda v: pv.batches(SPLIT, context=v), {"array": "a tensor", "scalar": "a row for each of"}),
     "observed": (lambda v: pv.inpaint(*pair(), X, v), {"none": "a tensor", "array": "torch.as_tensor"}),
@@ -201,6 +216,7 @@ WRONG = {  # named in the table, for arrays are not equal to anything
     "double": X.double(),
     "empty": X[:0],
     "nothing": [],
+    "gap": [(X,), (X[:0],)],
     "tensor": X,
     "scalar": torch.tensor(1.0),
 }

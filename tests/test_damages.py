@@ -250,6 +250,18 @@ def test_files_without_a_checksum_are_those_of_earlier_versions(run, call):
     assert records.load_tensors(run / "checkpoint.pt")["epoch"] == before + 1
 
 
+@pytest.mark.parametrize("swapped", ["config.json", "best.pt"])
+def test_files_of_another_run_are_refused(run, call, swapped):
+    """Of other settings and the same shapes, so that all would fit."""
+    other = run.with_name("other")
+    small = ("--hidden", 3, "--latent-dim", 2, "--batch-size", 30, "--test-samples", 40, "--epochs", 2)
+    data = run.with_name("x.npy")
+    call("train", "--data", data, *small, "--learning-rate", "0.002", "--out", other)
+    shutil.copy(other / swapped, run / swapped)
+    with pytest.raises(UserError, match=r"\.pt is of a run of another configuration than config\.json"):
+        call("estimate", run)
+
+
 # ---------------------------------------------------------------------------------------- locks
 
 HOLD = """

@@ -756,3 +756,19 @@ def test_the_last_smaller_batch_can_be_dropped():
     assert all(torch.equal(a, b) for (a,), (b,) in zip(kept, dropped, strict=False))
     with pytest.raises(ValueError, match="there would be no batch"):
         batches(split, 81, drop_last=True)
+
+
+def test_numbers_that_differ_by_less_than_a_float_tells_are_not_rounded():
+    far = np.random.RandomState(0).rand(30, 3)
+    far[:, 1] += 1e9
+    with pytest.raises(DataError, match=r"\[:, 1\] varies by 0.\d+ about 1000000000.*32-bit float.*offset"):
+        from_array(far)
+    kept = from_array(far, dtype=torch.float64).train.x[:, 1]
+    assert len(kept.unique()) == len(kept)
+    constant = np.full((30, 2), 0.1) + 1e-17 * np.arange(30)[:, None]
+    assert from_array(constant).train.x.dtype == torch.float32
+
+
+def test_a_table_without_rows_is_named():
+    with pytest.raises(DataError, match="array"):
+        from_array({"a": np.zeros(0), "b": np.zeros(0)})

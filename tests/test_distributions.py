@@ -304,6 +304,13 @@ def test_negative_binomials_of_any_shape_are_exact_in_float32(log_shape):
         )
 
 
+@pytest.mark.parametrize("count", [1e3, 1e5, 1e6])
+def test_large_counts_of_a_poisson_do_not_cancel(count):
+    eta, x = torch.tensor([math.log(count)]), count + torch.tensor([[-3.0], [0.0], [3.0]]) * count**0.5 // 1
+    exact = Poisson()(eta.double()).log_prob(x.double())
+    torch.testing.assert_close(Poisson()(eta).log_prob(x).double(), exact, atol=4e-3, rtol=0)
+
+
 def test_continuous_bernoulli_has_finite_gradients_everywhere():
     logits = torch.tensor([-80.0, -1e-3, -1e-4, 0.0, 1e-4, 1e-3, 80.0], requires_grad=True)
     x = torch.tensor(0.3)

@@ -296,6 +296,71 @@ def test_quadrature_follows_ridges_and_says_where_it_cannot():
     assert (error <= result.std_error.clamp(min=1e-5)).all()
 
 
+def _of(prior, likelihood):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior(x))
+            pyro.sample("x", likelihood(z), obs=x)
+
+    return model
+
+
+def _phi(t):
+    return torch.special.ndtr(t)
+
+
+JUMPS = {  # of the density of x at z: p(x)
+    "box": (
+        lambda z: dist.Uniform(z - 0.5, z + 0.5, validate_args=False),
+        lambda x: _phi(x + 0.5) - _phi(x - 0.5),
+    ),
+    "sign": (
+        lambda z: dist.Normal(2.0 * (z > 0.1), 1.0),
+        lambda x: sum(
+            mass * dist.Normal(loc, 1.0).log_prob(x).exp()
+            for mass, loc in ((_phi(torch.tensor(0.1)), 0.0), (_phi(torch.tensor(-0.1)), 2.0))
+        ),
+    ),
+    "round": (
+        lambda z: dist.Normal(z.round(), 0.1),
+        lambda x: sum(
+            (_phi(torch.tensor(k + 0.5)) - _phi(torch.tensor(k - 0.5)))
+            * dist.Normal(k, 0.1).log_prob(x).exp()
+            for k in range(-6, 7)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+def test_the_stated_error_of_quadrature_covers_jumps(jump):
+    likelihood, exact = JUMPS[jump]
+    x = torch.linspace(-2.0, 2.0, 41, dtype=torch.float64) + 0.0123
+    result = quadrature(_of(lambda x: dist.Normal(x.new_zeros(()), 1.0), likelihood), x, progress=False)
+    off = (result.values - exact(x).log()).abs()
+    assert (off <= 3 * result.std_error).all()
+    assert result.diagnostics["converged"].sum() > 30
+
+
+@pytest.mark.parametrize(("loc", "noise"), [(1e4, 1e-4), (1e3, 1e-5)])
+def test_quadrature_knows_where_neighbouring_nodes_are_one_number(loc, noise):
+    model = _of(lambda x: dist.Normal(x.new_tensor(loc), 1.0), lambda z: dist.Normal(z, noise))
+    x = loc + torch.tensor([0.0, 0.5, -1.0])
+    assert quadrature(model, x.float(), progress=False).std_error.isinf().all()
+    exact = dist.Normal(loc, 1.0).log_prob(x.double())
+    result = quadrature(model, x.double(), progress=False)
+    torch.testing.assert_close(result.values, exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quadrature_does_not_state_what_is_infinite(dtype):
+    r"""Where x = 0, :math:`\int N(0; 0, z^2) p(z) dz` has no end towards z = 0."""
+    model = _of(lambda x: dist.HalfNormal(x.new_ones(())), lambda z: dist.Normal(0 * z, z))
+    result = quadrature(model, torch.tensor([0.0, 0.7], dtype=dtype), max_nodes=20_000, progress=False)
+    assert result.std_error[0].isinf()
+    assert result.std_error[1] < 1e-2
+
+
 def test_where_no_node_has_a_probability_quadrature_knows_nothing():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -412,7 +412,7 @@ def test_the_pair_is_as_it_was_after_an_error_and_a_moved_parameter_is_refused()
             module.weight.mul_(1.01)
 
     model.likelihood.net.first.register_forward_hook(moves)
-    with pytest.raises(ValueError, match="changes their parameter weight of Linear in place"):
+    with pytest.raises(ValueError, match="changes their parameter weight of Linear"):
         elbo(model, guide, x)
 
 
@@ -464,3 +464,113 @@ def test_svi_takes_a_loss_that_holds_a_pyro_module():
     loss = Trace_MMD(RBF(input_dim=2), num_particles=2, max_plate_nesting=1)
     algorithm = SVI(model, guide, torch.optim.SGD(model.parameters(), 1e-3), loss, compile=False)
     assert all(algorithm.step(torch.randn(4, DATA))["elbo"].isfinite() for _ in range(2))
+
+
+# --------------------------------------------------------------------- neighbours that hide, and what moves
+
+
+class Scaled(nn.Module):
+    """An encoder or decoder behind a scaling that people write."""
+
+    def __init__(self, scaling, inputs, outputs, dropout=0.0):
+        super().__init__()
+        self.scaling, self.net, self.dropout = scaling, nn.Linear(inputs, outputs), dropout
+
+    def forward(self, h):
+        return self.net(F.dropout(self.scaling(h), self.dropout, training=True))
+
+
+MANY = 40
+LATE = torch.arange(MANY)[:, None] > 30  # the data that show it are the last
+SCALINGS = {
+    "mean": (lambda h: h - h.mean(0), lambda x: torch.where(LATE, x, 1.0)),
+    "statistics": (
+        lambda h: F.batch_norm(h, None, None, training=True) if len(h) > 1 else 0 * h,
+        lambda x: torch.where(LATE, x, 1.0),
+    ),
+    "range": (
+        lambda h: (h - h.min()) / (h.max() - h.min()),
+        lambda x: torch.where(LATE, 0.3 * x.sigmoid(), torch.arange(DATA) % 2),
+    ),
+    "largest": (
+        lambda h: h / 255 if h.max() > 1 else h,
+        lambda x: torch.where(LATE, 100 * x.abs(), x.sigmoid()),
+    ),
+    "last": (lambda h: h - h[-1], lambda x: x),
+    "first": (lambda h: h - h[:1], lambda x: x),
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_neighbours_are_found_wherever_they_are_and_beside_random_numbers(scaling, dropout):
+    scale, data = SCALINGS[scaling]
+    x = data(torch.randn(MANY, DATA))
+    encoder = Scaled(scale, DATA, 4, dropout)
+    model, guide = vae(DATA, 2, hidden=(4,), family=DiagNormal(), encoder=encoder)
+    model, guide = model.double(), guide.double()
+    with pytest.raises(ValueError, match=r"posterior.net.* depends on the other rows"):
+        elbo(model, guide, x, num_samples=3)
+
+
+def test_random_numbers_alone_are_no_neighbours():
+    model, guide = vae(DATA, 2, hidden=(4,), encoder=Scaled(lambda h: h, DATA, 4, 0.3), family=DiagNormal())
+    assert elbo(model.double(), guide.double(), torch.randn(5, DATA)).elbo.isfinite().all()
+
+
+class Moves(nn.Module):
+    """Changes itself whenever it runs."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = nn.Linear(2, 2 * DATA), change
+        self.register_buffer("mean", torch.zeros(2 * DATA))
+        self.noted = torch.zeros(2)
+
+    def forward(self, z):
+        self.change(self)
+        return self.net(z) - self.mean
+
+
+def clamped(m):
+    m.net.weight.data.clamp_(min=0)
+
+
+def assigned(m):
+    m.net.weight.data = m.net.weight.data / m.net.weight.data.norm()
+
+
+def replaced(m):
+    m.net.weight = nn.Parameter(m.net.weight.detach() * 0.999)
+
+
+def follows(m):
+    m.mean = m.mean + 0.1
+
+
+def noted(m):
+    m.noted = m.noted + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *((change, "changes their parameter weight") for change in (clamped, assigned)),
+        (replaced, "other values when it is run again"),
+        (follows, "other values when it is run again"),
+        (noted, None),
+    ],
+)
+def test_an_estimate_puts_back_whatever_moves_and_says_so(change, message):
+    model, guide = vae(DATA, 2, hidden=(4,), decoder=Moves(change), family=DiagNormal())
+    model, guide = model.double(), guide.double()
+    parameters, state = list(model.parameters()), {k: v.clone() for k, v in model.state_dict().items()}
+    for estimate in (elbo, importance_sampling):
+        if message is None:
+            estimate(model, guide, torch.randn(4, DATA), num_samples=3)
+        else:
+            with pytest.raises(ValueError, match=message):
+                estimate(model, guide, torch.randn(4, DATA), num_samples=3)
+    assert all(now is then for now, then in zip(model.parameters(), parameters, strict=True))
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert not model.likelihood.net.noted.any()

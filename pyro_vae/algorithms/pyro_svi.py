@@ -3,16 +3,17 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.distributions import Delta, Independent, MaskedDistribution, Unit
+from pyro.distributions import Delta, Independent, MaskedDistribution, Unit, constraints
 from pyro.infer import ELBO
 from pyro.optim import PyroLRScheduler, PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions.utils import lazy_property
 
 from pyro_vae.compiled import CompiledStep, NotCompiledWarning, Outputs
 from pyro_vae.compiled.state import CaptureError
@@ -94,9 +95,9 @@ class PyroSVI(pyro.infer.SVI):
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """One update; returns the loss before it as a number: minus the ELBO, summed over the batch, in nats.
 
-        What is observed is checked against its support as by Pyro, whose error is raised; on a CPU before an
-        update. A loss that is nan or infinite updates nothing on a CPU once steps are compiled, unless all of
-        its gradients are finite.
+        Values and parameters of distributions are checked against their supports and constraints as by Pyro,
+        whose error is raised; on a CPU before an update. A loss that is nan or infinite updates nothing on a
+        CPU once steps are compiled, unless all of its gradients are finite.
         """
         if self._compiled is not None and not self._compiled.is_of(self.model, self.guide, self._elbo):
             self._compiled = self._make_compiled()
@@ -105,11 +106,14 @@ class PyroSVI(pyro.infer.SVI):
         if self._compiled is None or is_replaced:
             with self._store_names:
                 return super().step(*args, **kwargs)
+        drawn = torch.get_rng_state()
         outputs = self._compiled.step(*args, **kwargs)
         loss = outputs["loss"].item()
         if math.isnan(loss) and math.isnan(outputs.get("inside", 1.0)):
-            with torch.no_grad(), torch.random.fork_rng():
+            torch.set_rng_state(drawn)
+            with torch.no_grad():
                 self._elbo.loss(self.model, self.guide, *args, **kwargs)  # raises, unless checks are off now
+            torch.set_rng_state(drawn)
             self._checked.clear()
             self._compiled = self._make_compiled()
             return self._eager_step(*args, **kwargs)["loss"].item()
@@ -173,23 +177,44 @@ def _is_known(module: str) -> bool:
 
 
 class _Supports(Messenger):
-    """Notes which sites Pyro checks while it runs eagerly; then looks whether they lie in their supports."""
+    """Notes which sites Pyro checks while it runs eagerly; then looks whether what it checks is right."""
 
     def __init__(self, checked: set[str], inside: list[Tensor] | None = None) -> None:
         super().__init__()
         self._checked, self._inside = checked, inside
+        self._given: set[str] = set()  # sites that have not drawn their value themselves
+
+    def _pyro_sample(self, msg: Any) -> None:
+        (self._given.discard if msg["value"] is None else self._given.add)(msg["name"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         while isinstance(fn, Independent | MaskedDistribution):
             fn = fn.base_dist
-        if not msg["is_observed"] or isinstance(fn, Delta | Unit):  # of these any value is scored
+        if isinstance(fn, Delta | Unit) or not hasattr(fn, "_validate_args"):  # of these any value is scored
             return
         if self._inside is None and fn._validate_args:
             self._checked.add(msg["name"])
         if self._inside is not None and msg["name"] in self._checked:
-            with contextlib.suppress(NotImplementedError):  # it has no support
-                self._inside.append(fn.support.check(msg["value"]).all())
+            self._inside += _checks(fn, msg["value"] if msg["name"] in self._given else None)
+
+
+def _checks(fn: Any, value: Tensor | None) -> Iterator[Tensor]:
+    """Whether parameters lie in their constraints, and a value in the support, where that says something."""
+    for name, constraint in fn.arg_constraints.items():
+        is_set = name in vars(fn) or not isinstance(getattr(type(fn), name, None), lazy_property)
+        if is_set and not constraints.is_dependent(constraint) and not _is_all(constraint):
+            yield constraint.check(getattr(fn, name)).all()
+    with contextlib.suppress(NotImplementedError):  # it has no support
+        if value is not None and not _is_all(fn.support):
+            yield fn.support.check(value).all()
+
+
+def _is_all(constraint: Any) -> bool:
+    """Whether all real numbers are right."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return isinstance(constraint, type(constraints.real))
 
 
 class _StoreNames(Messenger):

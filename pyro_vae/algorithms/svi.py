@@ -236,7 +236,7 @@ class SVI:
         self.optimizer.zero_grad()
         metrics["loss"].backward()
         gradients = [p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
-        if can_update(metrics["loss"], gradients):
+        if can_update(metrics, gradients):
             self.optimizer.step()
         return metrics
 

@@ -74,6 +74,11 @@ def capture(
             f"other numbers {_site_of(sites, where)}"
         )
     graph = Graph(first, _lift_constants(first, len(leaves)), names)
+    if any(constant is tensor for constant in graph.constants for tensor in state.tensors):
+        raise CaptureError(
+            "it uses a parameter or buffer that it keeps outside of its module as well, as in a list: look "
+            "it up in the module"
+        )
     if trainable and not traced_only and any(tensor.requires_grad for tensor in graph.constants):
         raise CaptureError(
             "it uses a tensor that requires gradients but is neither a parameter of a module nor in Pyro's "
@@ -102,6 +107,8 @@ def _trace(
             fake.detach().requires_grad_() if tensor.requires_grad else fake
             for tensor, fake in zip(tensors, inputs, strict=False)
         ]
+        for tensor, fake in zip(tensors, own, strict=True):
+            fake._is_param = isinstance(tensor, torch.nn.Parameter)  # what isinstance asks, as of torch 2.14
         replacement = dict(zip(tensors, own, strict=True))
         with state.swapped(replacement), sites, torch.set_grad_enabled(bool(trainable)):
             outputs = function(*inputs[len(tensors) :])
@@ -153,6 +160,8 @@ _LOOKS = {
 class _NoValues(TorchFunctionMode):
     """Lets Pyro's own looks at values pass, which only report or check, and names the user's."""
 
+    seen: str | None = None
+
     def __torch_function__(self, func, _, args=(), kwargs=None):
         if func in _LOOKS:
             frame = sys._getframe(1)
@@ -171,20 +180,24 @@ class _NoValues(TorchFunctionMode):
                     return plate.counter - 1
             if caller == "pyro.infer.util" and func is torch.Tensor.__bool__:
                 return True  # whether no probability is 0, in which case nothing need be left out
-            raise CaptureError(f"it looks at the value of a tensor by {_LOOKS[func]} at {_line_of(frame)}")
+            # The program may catch what is raised.
+            self.seen = f"it looks at the value of a tensor by {_LOOKS[func]} at {_line_of(frame)}"
+            raise CaptureError(self.seen)
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
 def _without_looking_at_values() -> Iterator[None]:
     with (
-        _NoValues(),
+        _NoValues() as looks,
         pyro.validation_enabled(False),
         # Checks for nan in hooks of the backward pass, where the mode above is off.
         mock.patch("pyro.util.torch_isnan", return_value=False),
         mock.patch("pyro.util.torch_isinf", return_value=False),
     ):
         yield
+    if looks.seen is not None:
+        raise CaptureError(looks.seen)
 
 
 # ------------------------------------------------------------------------------------ where

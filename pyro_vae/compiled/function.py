@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _EAGER_CALLS = 20
 _WORTH = 1.5  # times the price of compiling is to be saved
 # Calls of a compiled function that are compared with an eager one, which costs nothing so rarely.
-_CHECKED_CALLS = {1, 1_000, 100_000}
+_CHECKED_CALLS = {0, 1, 1_000, 100_000}  # 0: after one that differed
 _MAX_GRAPHS = 16
 _MAX_VARIANTS = 8
 _MAX_SHORT_LIVED = 4  # compiled for fewer than _EAGER_CALLS calls
@@ -41,7 +41,7 @@ _TOO_MANY = (
     "its arguments came in more than {} shapes or values: give batches of few sizes, and numbers that change "
     "as tensors"
 )
-_PLAIN_ARGUMENTS = (bool, int, float, str, type(None), torch.dtype, torch.device)
+_PLAIN_ARGUMENTS = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device)
 # Entered while a function is compiled; what shows progress puts something else here (pyro_vae.progress).
 while_compiling: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
@@ -232,6 +232,7 @@ class CompiledFunction:
                 lambda: self.function(*args, **kwargs),
                 (*self.roots, *(leaf for leaf in leaves if isinstance(leaf, OPEN_ARGUMENTS))),
                 tensors,
+                [value for value in (*args, *kwargs.values()) if isinstance(value, dict | list | tuple)],
                 self._background,
                 differentiate=self.differentiate,
                 traced_only=self.traced_only,
@@ -316,7 +317,10 @@ class CompiledFunction:
         graph = variant.graph
         trial.rewind()
         results = graph(tensors)
+        drew_as_much = trial.has_drawn_as_much()
         different = difference(variant, trial, results)
+        if different is None and not drew_as_much:
+            different = "the number of random numbers that they draw"
         if different is None:
             graph.num_calls += 1
             graph.num_mismatches = 0
@@ -379,11 +383,15 @@ def _unfit(leaf: object, differentiate: bool) -> str | None:
 def _key(leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> tuple:
     """What a graph is good for: shapes and types of tensors, and other values."""
     described = [
-        (t.shape, t.dtype, t.device, t.layout, t.requires_grad, t.is_neg(), t.is_conj())
-        if isinstance(t, Tensor)
-        else (id(t) if isinstance(t, OPEN_ARGUMENTS) else repr(t))
+        (*(t.shape, t.dtype, t.device, t.layout, t.requires_grad, t.is_neg(), t.is_conj()), t.is_contiguous())
+        if isinstance(t, Tensor) and t.layout is torch.strided
+        else (id(t) if isinstance(t, (Tensor, *OPEN_ARGUMENTS)) else repr(t))
         for t in leaves
     ]
+    tensors = [id(t) for t in leaves if isinstance(t, Tensor)]
+    if len(set(tensors)) < len(tensors):  # one that is there twice
+        described.append(str(list(map(tensors.index, tensors))))
+    described += [repr(vars(t)) for t in leaves if isinstance(t, Tensor) and vars(t)]  # what users note there
     return (torch.get_default_dtype(), spec, *described)
 
 

@@ -5,13 +5,10 @@ a result must not be captured. Whose class an object is of does not matter, but 
 code writes counts wherever it lies, what PyTorch and Pyro keep to themselves does not.
 """
 
-import array
 import collections
-import ctypes
 import functools
 import inspect
 import itertools
-import mmap
 import reprlib
 import sys
 import types
@@ -29,12 +26,15 @@ from torch import Tensor, nn
 
 from pyro_vae.compiled.survey import (
     ANY,
+    BUFFERS,
     PLAIN,
     content,
     imports,
+    inner_codes,
     is_closed,
     is_discreet,
     is_library,
+    owner_of,
     read_names,
     slots,
     written_names,
@@ -45,7 +45,6 @@ _MAX_OBJECTS = 100_000
 _MAX_COPIED = 1_000_000  # numbers of a tensor
 _MAX_DIGESTED = 1 << 26  # bytes of an array
 _CONTAINERS = (dict, list, set, collections.deque)
-_BUFFERS = (bytearray, array.array, mmap.mmap, ctypes._SimpleCData, ctypes.Array, ctypes.Structure)
 _LEAVES = (
     *PLAIN,
     types.BuiltinFunctionType,
@@ -145,13 +144,15 @@ class Heap:
                 yield from self._visit_attributes("a tensor", thing, vars(thing), is_foreign=True)
         elif isinstance(thing, np.ndarray) and thing.dtype.hasobject:
             yield from ((label, value, via) for value in thing.ravel().tolist())
-        elif isinstance(thing, (np.ndarray, *_BUFFERS)):
+        elif isinstance(thing, (np.ndarray, *BUFFERS)):
             if not isinstance(thing, np.ndarray) or thing.nbytes <= _MAX_DIGESTED:
                 self._keep(label, thing, via)
         elif isinstance(thing, types.FunctionType):
             yield from self._visit_function(thing)
         elif inspect.ismethod(thing):
             yield from ((label, part, via) for part in (thing.__func__, thing.__self__))
+        elif (owner := owner_of(thing)) is not None:
+            yield label, owner, via
         elif isinstance(thing, functools.partial):
             yield from ((label, part, via) for part in (thing.func, *thing.args, thing.keywords, vars(thing)))
         elif isinstance(thing, property | functools.cached_property | staticmethod | classmethod):
@@ -200,8 +201,10 @@ class Heap:
         self._keep(name, attributes, _ATTRIBUTES if is_foreign else None)
         for key, value in list(attributes.items()):
             if isinstance(thing, nn.Module) and key.startswith("_") and isinstance(value, dict):
-                # Parameters, buffers, modules and hooks: attributes that lie elsewhere.
-                yield from self._visit_attributes(name, None, value, is_foreign=is_foreign)
+                # Parameters, buffers, modules and hooks: attributes that lie elsewhere. Libraries change
+                # tensors in place; who puts another in their place is the user.
+                is_theirs = is_foreign and key not in ("_parameters", "_buffers")
+                yield from self._visit_attributes(name, None, value, is_foreign=is_theirs)
             else:
                 yield f"{key} of {name}", value, key if is_foreign else None
 
@@ -235,7 +238,7 @@ class Heap:
         """What code says of global names, and of attributes."""
         if code in self.codes:
             return
-        self.codes |= {code, *_inner(code)}
+        self.codes |= {code, *inner_codes(code)}
         names, attributes = read_names(code)
         self._mentioned |= {name for _, name in attributes}
         if code.co_name not in ("__init__", "__new__", "__post_init__"):
@@ -268,9 +271,12 @@ class Heap:
                 if not same(after, before):
                     label = f"{key} of {kept.label}" if isinstance(key, str) else kept.label
                     label = f"global {key}" if kept.label == "a global" else label
-                    settles = before is MISSING or before is None
+                    counts = self._counts(kept.via, key)
+                    # No library counts what the user has not asked it to, as by step() of a scheduler.
+                    is_count = kept.via is _ATTRIBUTES and {type(before), type(after)} <= {int, float}
+                    settles = before is MISSING or before is None or (is_count and not counts)
                     place = (id(kept.thing), key)
-                    found.append(Change(label, place, self._counts(kept.via, key), settles))
+                    found.append(Change(label, place, counts or is_count, settles))
         return found
 
     def _counts(self, via: object, key: object) -> bool:
@@ -298,14 +304,15 @@ class Heap:
     def restore_tensors(self, others: Iterable[Tensor] = ()) -> list[tuple[Tensor, Tensor]]:
         """Put back tensors that changed, and ``others``; which these are, and what they had become."""
         others = {id(tensor) for tensor in others}
-        changed = []
-        for tensor, value, version in self._tensors.values():
-            # Running statistics of a batch normalisation change without a new version.
-            is_other = tensor._version != version or not torch.equal(tensor, value)
-            if is_other or id(tensor) in others:
-                changed.append((tensor, tensor.detach().clone()))
-                tensor.copy_(value)
-        return changed
+        # Running statistics of a batch normalisation change without a new version.
+        changed = [
+            (tensor, tensor.detach().clone(), value)
+            for tensor, value, version in self._tensors.values()
+            if id(tensor) in others or tensor._version != version or not torch.equal(tensor, value)
+        ]
+        for tensor, _, value in changed:  # after all were looked at: one may be a view of another
+            tensor.copy_(value)
+        return [(tensor, now) for tensor, now, _ in changed]
 
 
 def same(now: object, then: object) -> bool:
@@ -335,7 +342,7 @@ def _is_identical_item(now: tuple, then: tuple) -> bool:
 
 
 def _is_leaf(thing: object) -> bool:
-    return isinstance(thing, _LEAVES)
+    return isinstance(thing, _LEAVES) and owner_of(thing) is None
 
 
 def _content(thing: Any) -> dict:
@@ -354,7 +361,7 @@ def _content(thing: Any) -> dict:
         return {0: repr(thing)}
     if isinstance(thing, np.ndarray):
         return {0: zlib.crc32(thing.tobytes())}
-    if isinstance(thing, _BUFFERS):
+    if isinstance(thing, BUFFERS):
         return {0: zlib.crc32(bytes(thing))}
     return dict(enumerate(thing))
 
@@ -393,10 +400,3 @@ def _slots_of(thing: Any, names: Iterable[str]) -> dict:
 def _put_slots(thing: Any, was: dict) -> None:
     for name, value in was.items():
         setattr(thing, name, value)
-
-
-def _inner(code: types.CodeType) -> Iterator[types.CodeType]:
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield constant
-            yield from _inner(constant)

@@ -19,16 +19,18 @@ from pyro_vae.compiled.updates import FusedUpdate, has_fused_update
 _STEPS_A_LAUNCH = 20
 
 
-def can_update(loss: Tensor, gradients: Iterable[Tensor]) -> bool:
+def can_update(outputs: Outputs, gradients: Iterable[Tensor]) -> bool:
     """Whether to update by these gradients: on a CPU, where looking is cheap, not if any is nan or infinite.
 
     Whoever looks at the metrics then finds the parameters that led there. An infinite loss alone says
     nothing: that of ``TraceTailAdaptive_ELBO`` is infinite by design. A finite one is taken to have finite
-    gradients.
+    gradients. Output ``"inside"``, if there is one, is nan where data or parameters are not allowed.
     """
+    loss = outputs["loss"]
     if loss.device.type != "cpu" or math.isfinite(loss.item()):
         return True
-    return all(bool(gradient.isfinite().all()) for gradient in gradients)
+    is_inside = "inside" not in outputs or not bool(outputs["inside"].isnan())
+    return is_inside and all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 class CompiledStep:
@@ -83,12 +85,14 @@ class CompiledStep:
             if outputs is not None:
                 return outputs
         outputs, gradients = self.function(*args, **kwargs)
-        if gradients and can_update(outputs["loss"], gradients):
+        if gradients and can_update(outputs, gradients):
             params, optimizers = self.function.trainable, self._optimizers()
             if not self._has_fused(optimizers, params):
                 self._fused = None
                 if optimizers is not None and all(map(has_fused_update, optimizers)):
                     self._fused = FusedUpdate(optimizers, params)
+            if not self._clears_gradients:
+                gradients = _with_those_there(params, gradients)
             if self._fused is None:
                 self._update(params, gradients)
             else:
@@ -202,6 +206,17 @@ class _Recorded:
         self.num_steps = 0  # one by one, before the recording
         self.launch: Launch | None = None
         self.is_refused = False
+
+
+def _with_those_there(params: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Gradients, with those added that the parameters have already, which are taken from them."""
+    if all(param.grad is None for param in params):
+        return gradients
+    added = []
+    for param, gradient in zip(params, gradients, strict=True):
+        added.append(gradient if param.grad is None else gradient + param.grad)
+        param.grad = None
+    return added
 
 
 def _equal_neighbours(indices: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:

@@ -6,19 +6,23 @@ taken for a part of it.
 """
 
 import argparse
+import array
 import collections
+import ctypes
 import datetime
 import dis
 import functools
 import inspect
 import logging
+import mmap
+import operator
 import random
 import re
 import sys
 import time
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,13 +31,14 @@ from pyro.infer import ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device, Enum)
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device)
 _LIBRARIES = {
     *sys.stdlib_module_names,
     *("torch", "torchvision", "pyro", "beartype", "jaxtyping", "numpy", "scipy", "sklearn", "pandas"),
     *("matplotlib", "arviz", "xarray", "tqdm", "tyro", "IPython", "pytest", "funsor", "opt_einsum"),
     *("_pytest", "pluggy", "ipykernel", "optuna", "nicegui", "polars", "pyarrow"),
 }
+BUFFERS = (bytearray, memoryview, array.array, mmap.mmap, ctypes._SimpleCData, ctypes.Array, ctypes.Structure)
 # Of these, what keeps to itself what it needs from run to run, as PyTorch's and Pyro's objects do.
 DISCREET = {"torch", "torchvision", "pyro", "jaxtyping", "beartype", "funsor", "opt_einsum"}
 _OWN_TOOLS = tuple(
@@ -113,6 +118,7 @@ class Survey:
         attributes: Objects and the names of what they keep elsewhere than in a dict.
         arrays: Arrays of NumPy, whose numbers may be read.
         asked: What else may change, in words, and a function that tells what it is.
+        codes: The code of all functions that were found.
         refused: Why no graph can stand for such a program, if so.
     """
 
@@ -123,6 +129,7 @@ class Survey:
         self.attributes: list[tuple[object, str]] = []
         self.arrays: list[np.ndarray] = []
         self.asked: list[tuple[str, Callable[[], object]]] = []
+        self.codes: set[types.CodeType] = set()
         self.refused: str | None = None
         self.globals: dict[tuple[int, str], Place] = {}
         self._reads = {"forward", "backward", "setup_context"}
@@ -140,7 +147,7 @@ class Survey:
                 todo += self._visit(label, thing)
             for place in list(self.places()):  # what has been named since it was found
                 value = place.mapping[place.key]
-                is_new = id(value) not in self._seen and not isinstance(value, (*PLAIN, Tensor))
+                is_new = id(value) not in self._seen and not isinstance(value, PLAIN)
                 if isinstance(value, type) and value.__name__ not in self._made:
                     self._made |= {kind.__name__ for kind in value.__mro__}
                     is_new = True
@@ -164,13 +171,17 @@ class Survey:
 
     def _visit(self, label: str, thing: Any) -> list[tuple[str, Any]]:
         """Note a thing; what it leads to."""
-        if id(thing) in self._seen or isinstance(thing, (*PLAIN, Tensor)):
+        if id(thing) in self._seen or isinstance(thing, PLAIN):
             return []
         self._seen[id(thing)] = thing
+        if isinstance(thing, Tensor):  # users note something there
+            is_noted = type(thing) in (Tensor, nn.Parameter) and vars(thing)
+            return self._hold(label, vars(thing), by_name=True) if is_noted else []
         if reason := _refusal(thing):
             self.refused = self.refused or f"{reason} ({label})"
         elif isinstance(thing, np.ndarray):
             if thing.dtype.hasobject:
+                self.asked.append((label, lambda: tuple(thing.ravel().tolist())))
                 return [(label, value) for value in thing.ravel().tolist()]
             self.arrays.append(thing)
             if sum(array.nbytes for array in self.arrays) > MAX_BYTES:
@@ -183,6 +194,16 @@ class Survey:
             return self._visit_function(thing)
         elif isinstance(thing, property):
             return [(label, thing.fget)]
+        elif isinstance(thing, weakref.ReferenceType):
+            return [(label, thing())]
+        elif isinstance(thing, (types.MappingProxyType, *BUFFERS)):
+            is_buffer = isinstance(thing, BUFFERS)
+            self.asked.append((label, lambda: bytes(thing) if is_buffer else tuple(thing.items())))
+        elif isinstance(thing, operator.attrgetter | operator.methodcaller):
+            _, names = thing.__reduce__()
+            self._reads.update(part for name in names if isinstance(name, str) for part in name.split("."))
+        elif (owner := owner_of(thing)) is not None:
+            return [(label, owner)]
         elif isinstance(thing, staticmethod | classmethod):
             return [(label, thing.__func__)]
         elif isinstance(thing, functools.cached_property):
@@ -205,7 +226,7 @@ class Survey:
         elif isinstance(thing, logging.Logger):  # what it writes is seen when it does
             self.asked.append((f"level of logger {thing.name!r}", thing.getEffectiveLevel))
             self.asked.append((f"logger {thing.name!r}", lambda: (thing.disabled, thing.manager.disable)))
-        elif hasattr(thing, "cache_info"):  # of functools.lru_cache
+        elif hasattr(thing, "cache_info") and hasattr(thing, "__wrapped__"):  # of functools.lru_cache
             self.asked.append(
                 (f"the cache of {label}", lambda: (i := thing.cache_info()).misses + i.currsize)
             )
@@ -252,6 +273,8 @@ class Survey:
             self._hold(name, attributes, is_users=is_users and not foreign, by_name=True)
             if foreign and is_users:
                 leads += [(f"{k} of {name}", v) for k, v in attributes.items() if k not in _MODULE_INTERNALS]
+        if is_users:
+            self.attributes.append((thing, "__class__"))
         held = sorted({slot for kind in kinds if is_users for slot in slots(kind)})
         self.attributes += [(thing, slot) for slot in held]
         return leads + [(f"{slot} of {name}", getattr(thing, slot, None)) for slot in held]
@@ -272,11 +295,14 @@ class Survey:
         return [*leads, *defaults, (f"defaults of {name}", function.__kwdefaults__)]
 
     def _visit_code(self, code: types.CodeType, space: dict, *, is_own: bool) -> list[tuple[str, Any]]:
+        self.codes |= {code, *inner_codes(code)}
         global_names, attributes = read_names(code)
         for base, attribute in attributes:
             of_library = base is not None and isinstance(space.get(base), types.ModuleType)
             if not (of_library and is_library(space[base].__name__)):
                 self._reads.add(attribute)
+        if "globals" in global_names or ("sys", "modules") in attributes:
+            global_names |= {name for base, name in attributes if base is None}
         leads: list[tuple[str, Any]] = [(f"module {name}", sys.modules.get(name)) for name in imports(code)]
         for key in global_names & space.keys():
             if is_own:
@@ -284,6 +310,23 @@ class Survey:
             else:
                 self.globals[id(space), key] = Place(f"global {key}", space, key, True)
         return leads
+
+
+def owner_of(thing: object) -> object:
+    """Whose a method is that is written in C, as ``append`` of a list; None if it is a function."""
+    if not isinstance(thing, types.BuiltinMethodType | types.MethodWrapperType):
+        return None
+    owner = thing.__self__
+    # Functions of a module, and of torch, have it or a class.
+    return None if isinstance(owner, types.ModuleType | type) or owner is random._inst else owner
+
+
+def inner_codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of all functions inside a function."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from inner_codes(constant)
 
 
 def content(cell: types.CellType, default: object = None) -> object:

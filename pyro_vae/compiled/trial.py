@@ -38,6 +38,7 @@ class Trial:
         run: Runs the programs; returns named tensors.
         roots: Model, guide, objective: modules, functions, bound methods, ELBO objects.
         arguments: Tensors that are passed to the programs.
+        containers: Dictionaries and lists in which they are passed.
         background: What is known of the programs; what is new is added.
         differentiate: Also by output ``"loss"``.
         traced_only: Train only what Pyro's handlers see, as ``pyro.infer.SVI`` does.
@@ -59,6 +60,7 @@ class Trial:
         run: Callable[[], dict[str, Tensor]],
         roots: tuple[object, ...],
         arguments: Sequence[Tensor],
+        containers: Sequence[object],
         background: Background,
         *,
         differentiate: bool,
@@ -73,14 +75,15 @@ class Trial:
             if tensor is not None and (tensor._backward_hooks or tensor._post_accumulate_grad_hooks):
                 name = ProgramState(survey, store).names.get(tensor, "a tensor")
                 raise CaptureError(f"{name} has a hook for its gradient, which a graph would not call")
-        self.heap = Heap((*roots, *background.held), background.ran)
+        self.heap = Heap((*roots, *containers, *background.held), background.ran)
         self.heap.keep_tensors(own)
         self.heap.keep_tensors(arguments)
         self._called: list[nn.Module] = []
+        self._has_others = False  # that require gradients
         versions = [tensor._version for tensor in arguments if not tensor.is_inference()]
         self._drawn = _drawn()
         hook = nn.modules.module.register_module_forward_pre_hook(self._note)
-        witness = Witness(self.heap.codes)
+        witness = Witness(survey.codes)
         numpy_drawn = _numpy_state()
         try:
             with poutine.trace(param_only=True) as params, torch.set_grad_enabled(differentiate), witness:
@@ -117,6 +120,12 @@ class Trial:
             if traced is None
             else [tensor for tensor in traced if id(tensor) in found or tensor.grad is not None]
         )
+        trained = set(map(id, self.trainable))
+        trained |= set(map(id, pyro.get_param_store()._params.values()))  # such as those hidden by a block
+        others = [leaf for leaf in leaves if id(leaf) not in trained]
+        self._has_others = bool(others)
+        for leaf in others:  # as backward() does
+            leaf.grad = found[id(leaf)] if leaf.grad is None else leaf.grad + found[id(leaf)]
         self.gradients = [
             found[id(tensor)] if id(tensor) in found else torch.zeros_like(tensor)
             for tensor in self.trainable
@@ -137,6 +146,11 @@ class Trial:
                 f"running it changes {change.label}, which a graph would not do: make it a buffer and change "
                 "that in place, or let pyro.deterministic keep it"
             ), not lasting
+        if self._has_others:
+            return (
+                "the loss depends on parameters that Pyro's handlers do not see, as of a network without "
+                "pyro.module, for which a graph would leave no gradients: Pyro trains none of them"
+            ), False
         if witness.ran:
             code, _ = witness.ran[0]
             return f"code that it makes anew ran at {code.co_filename}:{code.co_firstlineno}", True
@@ -150,6 +164,10 @@ class Trial:
     def heap_now(self) -> Heap:
         """All that the programs reach, after the run."""
         return Heap((*self._roots, *self._background.held, *self._called), self._background.ran)
+
+    def has_drawn_as_much(self) -> bool:
+        """Whether as many random numbers were drawn since :meth:`rewind` as by the run."""
+        return all(map(torch.equal, _flat(_drawn()), _flat(self._drawn_after)))
 
     def rewind(self) -> None:
         """Put tensors and random generators back to before the run."""
@@ -197,6 +215,10 @@ def _traced(trace: poutine.Trace) -> list[Tensor]:
 
 def _drawn() -> tuple[Tensor, list[Tensor]]:
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _flat(drawn: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
+    return [drawn[0], *drawn[1]]
 
 
 def _numpy_state() -> tuple:

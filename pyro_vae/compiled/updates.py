@@ -27,6 +27,7 @@ def has_fused_update(optimizer: Optimizer) -> bool:
         type(optimizer) in _STATES
         and len(set(params)) == len(params)  # one that is there twice is updated twice
         and not _has_hooks(optimizer)
+        and not _is_wrapped(optimizer)
         and all(_is_ready(optimizer, group) for group in optimizer.param_groups)
     )
 
@@ -38,6 +39,12 @@ def _has_hooks(optimizer: Optimizer) -> bool:
         or _global_optimizer_pre_hooks
         or _global_optimizer_post_hooks
     )
+
+
+def _is_wrapped(optimizer: Optimizer) -> bool:
+    """Whether somebody has put another ``step`` in its place; torch's schedulers do, to count."""
+    step = vars(optimizer).get("step")
+    return step is not None and getattr(step, "__wrapped__", None) is not type(optimizer).step
 
 
 def _is_ready(optimizer: Optimizer, group: dict) -> bool:
@@ -112,6 +119,7 @@ class FusedUpdate:
             and len(now) == len(self._contents)
             and all(map(operator.is_, now, self._contents))
             and not any(map(_has_hooks, optimizers))
+            and not any(map(_is_wrapped, optimizers))
             and all(group["lr"] == groups[0]["lr"] for _, groups, *_ in self._groups for group in groups[1:])
         )
 

@@ -12,6 +12,7 @@ from pyro_vae.compiled.rewrites import rewrite
 from pyro_vae.compiled.state import ProgramState
 from pyro_vae.compiled.trial import Trial
 
+_OF_ALL = 0.03  # of the norm of all gradients, rounding of which may be in any
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
@@ -76,10 +77,12 @@ def difference(variant: Variant, trial: Trial, results: tuple[Outputs, Sequence[
         return "what the loss depends on"
     size = torch.stack([g.norm() for g in expected.values()]).norm() if expected else None
     for tensor, gradient in zip(variant.trainable, gradients, strict=True):
-        if not agree(gradient, expected[id(tensor)], size):
+        own, eps = expected[id(tensor)], torch.finfo(gradient.dtype).eps
+        is_lost = not bool(gradient.any()) and bool(own.norm() > eps * size)
+        if is_lost or not agree(gradient, own, own.norm() + _OF_ALL * size):
             return f"the gradient of {variant.state.names[tensor]}"
     for tensor in variant.graph.own:
-        value = None if tensor.requires_grad else trial.value_after(tensor)
+        value = trial.value_after(tensor)
         if value is not None and not agree(tensor, value):
             return variant.state.names.get(tensor, "a tensor that is no buffer")
     return None

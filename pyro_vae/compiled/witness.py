@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.compiled.survey import DISCREET, is_library
@@ -25,6 +26,7 @@ _FRAMES = {"pandas", "polars", "xarray", "pyarrow", "sklearn"}
 _SYSTEM = {"posix", "nt", "_socket", "socket", "_posixsubprocess", "select"}
 _HARMLESS = {"fspath", "fsdecode", "fsencode"}
 _STREAMS = {"write", "writelines", "read", "readline", "readlines", "readinto", "seek", "truncate", "flush"}
+_FILES = {"load", "loadtxt", "genfromtxt", "fromfile", "save", "savez", "savetxt", "tofile"}
 _SEEDS = {"manual_seed", "set_state", "seed"}
 
 
@@ -81,7 +83,7 @@ class Witness:
             self._known.add(code)
             if _is_users(frame) and not code.co_filename.startswith("<"):
                 self.ran.append((code, space))
-                self.held += [v for v in frame.f_locals.values() if not isinstance(v, Tensor)]
+                self.held += [value for value in frame.f_locals.values() if not _is_passing(value)]
         elif frame.f_back is not None and _is_users(frame.f_back):
             self._say("reads Pyro's parameter store itself, not by pyro.param", frame.f_back)
 
@@ -108,17 +110,27 @@ class Witness:
 
     def _say(self, what: str, frame: types.FrameType | None, through: tuple[str, ...] = ()) -> None:
         """Note that the user's code does something, if it is the user's."""
+        is_theirs = False
         while frame is not None:
             root = (frame.f_globals.get("__name__") or "").split(".")[0]
             file = frame.f_code.co_filename
             if root in _PASSING or file.startswith(("<frozen importlib", "<@beartype")):
                 return
             if _is_users(frame):
-                self.said = self.said or f"it {what} at {file}:{frame.f_lineno}"
+                if not is_theirs:
+                    self.said = self.said or f"it {what} at {file}:{frame.f_lineno}"
                 return
-            if root in _QUIET and root not in through:
-                return
+            if frame.f_code.co_name in _FILES:  # of these libraries, what users give files to
+                is_theirs = False
+            elif root in _QUIET and root not in through:
+                is_theirs = True
             frame = frame.f_back
+
+
+def _is_passing(value: object) -> bool:
+    """Whether it is made anew in every run: a tensor, a message of Pyro's, or a trace."""
+    is_message = isinstance(value, dict) and {"cond_indep_stack", "fn"} <= value.keys()
+    return is_message or isinstance(value, Tensor | Trace)
 
 
 def _is_users(frame: types.FrameType) -> bool:

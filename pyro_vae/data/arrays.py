@@ -1,6 +1,8 @@
 """From what users give to checked numpy arrays, split the same way everywhere."""
 
+import math
 import numbers
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -47,6 +49,7 @@ def as_array(x: object, name: str, *, missing: bool = False, dtype: torch.dtype 
         return x.astype(np.uint8)
     _check_finite(x, name, dtype, missing=missing)
     _check_whole(x, name, dtype)
+    _check_spread(x, name, dtype)
     with np.errstate(over="ignore"):
         return x.astype(stored_type(dtype))
 
@@ -64,7 +67,8 @@ def _check_finite(x: np.ndarray, name: str, dtype: torch.dtype, *, missing: bool
             f"all {x.size:,} numbers of {name} are missing (nan): there is nothing to learn from"
             if gaps.all()
             else f"{name}[{where}] is nan, so missing, as {gaps.sum():,} of {x.size:,} numbers are: remove "
-            "these data, fill them in, or learn from the rest by missing=True here and vae(..., missing=True)"
+            "these data, fill them in, or learn from the rest: by missing=True here and vae(..., "
+            "missing=True), on the command line by --missing"
         )
     with np.errstate(over="ignore"):
         bad = np.argwhere(np.abs(x) > torch.finfo(dtype).max)
@@ -105,6 +109,27 @@ def _check_whole(x: np.ndarray, name: str, dtype: torch.dtype) -> None:
         )
 
 
+def _check_spread(x: np.ndarray, name: str, dtype: torch.dtype) -> None:
+    """Refuse columns that vary by little more than what they are rounded by."""
+    if x.dtype.kind != "f" or x.dtype.itemsize <= np.dtype(stored_type(dtype)).itemsize:
+        return
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of columns of nan
+        spread, mean = np.nanstd(x, axis=0), np.nanmean(x, axis=0)
+        rounding = np.nanmax(np.abs(x.astype(stored_type(dtype)) - x), axis=0)
+        # What varies by the rounding of 64 bits is constant.
+        is_lost = (rounding > 0.01 * spread) & (spread > 1e4 * np.finfo(x.dtype).eps * np.abs(mean))
+    if is_lost.any():
+        first = tuple(np.argwhere(is_lost)[0])
+        where = ", ".join([":", *map(str, first)])
+        raise DataError(
+            f"{name}[{where}] varies by {spread[first]:.2g} about {mean[first]:.10g}, and a "
+            f"{torch.finfo(dtype).bits}-bit float rounds it by up to {rounding[first]:.2g}: subtract an "
+            "offset, such as the mean, or keep it by dtype=torch.float64 here and model.double(), "
+            "guide.double()"
+        )
+
+
 def largest_whole(dtype: torch.dtype) -> float:
     """Up to which all whole numbers are floats of this type: 2^24 for 32 bits, 2^53 for 64."""
     return 2 / torch.finfo(dtype).eps
@@ -121,6 +146,10 @@ def _is_rounded(whole: np.ndarray, floats: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------ what users hold numbers in
 
 
+def _flat(part: np.ndarray) -> np.ndarray:
+    return part.reshape(len(part), math.prod(part.shape[1:])) if part.ndim else part
+
+
 def _numbers(x: Any, name: str) -> np.ndarray:
     """An array of bytes, whole numbers or floats; nan wherever ``x`` says that a number is missing."""
     if isinstance(x, Tensor):
@@ -131,7 +160,7 @@ def _numbers(x: Any, name: str) -> np.ndarray:
         if not columns:
             raise DataError(f"{name} is a {type(x).__name__} without columns")
         parts = [_numbers(column, f"{name}[{key!r}]") for key, column in columns]
-        return _join([part.reshape(len(part), -1) if part.ndim else part for part in parts], name, np.hstack)
+        return _join([_flat(part) for part in parts], name, np.hstack)
     if isinstance(x, list | tuple):
         if any(map(_is_array, x)):
             return _join([_numbers(row, f"{name}[{i}]") for i, row in enumerate(x)], name, np.stack)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyro_vae.arguments import checked
@@ -49,6 +49,10 @@ _KEPT = 30.0  # nats below the maximum that are kept
 _UNSEEN = 15.0  # nats by which the likelihood may be larger between the nodes than at them
 _FAR = 6.0  # times as far as the farthest of draws: of exponential tails e**-30 lie beyond
 _MASS = 1e-3  # by which a prior may seem to miss or exceed 1
+_CARRIES = 1e-5  # of the largest, the density at a node beside which nothing may be unknown
+_SEEN = 1e-9  # of the largest, what a node is worth whose rounding counts
+_FINEST = 60  # halvings, where neighbouring nodes are one number
+_JUMP = 1.0  # nats by which log f differs from what the slopes at two neighbours say, where it jumps
 _BLOCK = 8  # data whose lattices are refined together
 
 
@@ -207,7 +211,10 @@ def _log_density(model: Program, position: dict[str, Tensor], *rows: Tensor) -> 
 
 
 class _Nodes(NamedTuple):
-    """Nodes: log f, its prior's part, how far both may rise nearby, and what rounding does to log f."""
+    """Nodes: log f, its prior's part, how far both may rise nearby, and what rounding does to log f.
+
+    ``slope`` is that of log f by the coordinates; ``unknown`` are those where log f is nan or infinite.
+    """
 
     datum: Int[Tensor, " nodes"]
     coords: Int[Tensor, "nodes dim"]
@@ -216,6 +223,8 @@ class _Nodes(NamedTuple):
     highest: Float[Tensor, " nodes"]
     highest_prior: Float[Tensor, " nodes"]
     rounding: Float[Tensor, " nodes"]
+    slope: Float[Tensor, "nodes dim"]
+    unknown: Bool[Tensor, " nodes"]
 
 
 class _Lattices:
@@ -277,11 +286,15 @@ class _Lattices:
             # A lattice too coarse for the mass has it all on a few nodes, and may agree with another such.
             # And two may agree by chance, but not with the one before as well: its change counts a tenth.
             doubt = change if self.is_of_prior else torch.maximum(change, before / 10)
+            ready = active & (doubt < self.tolerance) & (spread > 3.0**self.dim)
+            if not self.is_of_prior:
+                doubt = torch.maximum(doubt, self._beyond(nodes_of, ready, _SPACING / 2**level))
             error = torch.where(active, doubt + rounding, error)
-            converged |= active & (doubt < self.tolerance) & (spread > 3.0**self.dim)
+            converged |= ready & (error.isfinite() & (doubt < self.tolerance))
             kept = self._kept(nodes_of)
             children = torch.bincount(nodes_of.datum[kept].cpu(), minlength=count) * 2**self.dim
             active &= ~converged & (size <= self.max_nodes) & (children <= self.max_nodes)
+            active &= rounding.isfinite() & (level < _FINEST)
             if not active.any():
                 break
             kept &= active.to(kept.device)[nodes_of.datum]
@@ -314,16 +327,65 @@ class _Lattices:
 
     def _unique(self, datum: Tensor, coords: Tensor, known: int = 0) -> tuple[Tensor, Tensor]:
         """Every node once; without those among the first ``known``."""
-        side = 2 ** (57 // self.dim)
-        key = datum
-        for column in coords.T:
-            key = key * side + column + side // 2
+        key = self._key(datum, coords)
         unique, inverse = key.unique(return_inverse=True)
         first = torch.full_like(unique, len(key)).scatter_reduce(
             0, inverse, torch.arange(len(key), device=key.device), "amin"
         )
         first = first[first >= known]
         return datum[first], coords[first]
+
+    def _key(self, datum: Tensor, coords: Tensor) -> Tensor:
+        """A number for every node."""
+        side = 2 ** (57 // self.dim)
+        for column in coords.T:
+            datum = datum * side + column + side // 2
+        return datum
+
+    def _beyond(self, nodes: _Nodes, ready: Tensor, spacing: float) -> Tensor:
+        """How far, nats, integrals may be off by jumps of f and by what cannot be computed.
+
+        Where log f jumps between two nodes, nobody knows on which side of it the interval between them lies.
+        Where it is nan or infinite beside a node that carries mass, there may be any.
+        """
+        chosen = ready.to(nodes.datum.device)[nodes.datum]
+        if not bool(chosen.any()):
+            return torch.zeros_like(ready, dtype=torch.float64)
+        nodes = _Nodes(*(column[chosen] for column in nodes))
+        datum, log_f = nodes.datum, nodes.log_f
+        highest = self._maxima(datum, log_f)
+        weight = (log_f - highest[datum]).exp().nan_to_num(0.0)
+        mass, off = (weight.new_zeros(len(ready)) for _ in range(2))
+        mass = mass.scatter_add(0, datum, weight)
+        # Nodes at the border that carry mass, as at the end of a support, and what lies beyond.
+        carries = weight > _CARRIES
+        around = self.neighbours[self.neighbours.abs().sum(-1) == 1]
+        new = self._unique(
+            torch.cat([datum, datum[carries].repeat_interleave(len(around))]),
+            torch.cat([nodes.coords, (nodes.coords[carries].unsqueeze(1) + around).flatten(0, 1)]),
+            known=len(datum),
+        )
+        known = len(datum)
+        pairs = zip(nodes, self._evaluated(*new, spacing), strict=True)
+        nodes = _Nodes(*(torch.cat(pair) for pair in pairs))
+        datum, log_f = nodes.datum, nodes.log_f
+        weight = (log_f - highest[datum]).exp().nan_to_num(0.0)
+        is_missed = (weight > _CARRIES)[known:]
+        off.scatter_add_(0, datum[known:], torch.where(is_missed, math.inf, 0.0).to(off.dtype))
+        key, order = self._key(datum, nodes.coords).sort()
+        for axis in range(self.dim):
+            beside = key + 2 ** (57 // self.dim * (self.dim - 1 - axis))
+            place = torch.searchsorted(key, beside).clamp(max=len(key) - 1)
+            is_there = key[place] == beside
+            one, other = order[is_there], order[place[is_there]]
+            rise = log_f[other] - log_f[one]
+            expected = (nodes.slope[one, axis] + nodes.slope[other, axis]) / 2
+            jumps = ~((rise - expected).abs() < _JUMP)
+            lost = torch.where(jumps, (weight[one] - weight[other]).abs() / 2, 0.0)
+            is_unknown = nodes.unknown[one] | nodes.unknown[other]
+            is_unknown &= torch.maximum(weight[one], weight[other]) > _CARRIES
+            off.scatter_add_(0, datum[one], torch.where(is_unknown, math.inf, lost))
+        return (off / mass).nan_to_num(0.0, posinf=math.inf).cpu().double()
 
     def _evaluated(self, datum: Tensor, coords: Tensor, spacing: float) -> _Nodes:
         """The nodes with what they are worth."""
@@ -333,6 +395,7 @@ class _Lattices:
         found = self._scores(datum, u)
         if self.is_of_prior:
             found |= {"log_density": found["log_prior"], "gradient": found["prior_gradient"]}
+        unknown = found["log_density"].isnan() | (found["log_density"] == math.inf)
         log_f, log_prior = (
             (found[name] + log_stretch).nan_to_num(-math.inf, neginf=-math.inf)
             for name in ("log_density", "log_prior")
@@ -350,8 +413,12 @@ class _Lattices:
         rounding = (found["log_density"].abs() + (found["gradient"] * u).norm(dim=-1)).nan_to_num(
             0.0, posinf=0.0
         )
-        rounding = torch.finfo(u.dtype).eps * rounding
-        return _Nodes(datum, coords, log_f, log_prior, highest, highest_prior, rounding)
+        eps = torch.finfo(u.dtype).eps
+        # Neighbours that are nearly one number say nothing of what lies between them.
+        is_one = (torch.minimum(up.abs(), down.abs()) < 4 * eps * u.abs()).any(-1)
+        rounding = torch.where(is_one, math.inf, eps * rounding)
+        slope = step * (found["gradient"] * scale * v.cosh() + v.tanh())
+        return _Nodes(datum, coords, log_f, log_prior, highest, highest_prior, rounding, slope, unknown)
 
     def _scores(self, datum: Tensor, u: Tensor) -> dict[str, Tensor]:
         """Of data at points, log-densities and gradients by u, in pieces of one size."""
@@ -396,5 +463,9 @@ class _Lattices:
         spread = (mass.log() - energy / mass).exp()  # exp of the entropy of weight / mass
         log_volume = self.dim * math.log(spacing) + self.scale[:count].double().log().sum(-1)
         size = torch.bincount(datum, minlength=count).to(log_f.dtype)
-        rounding = zeros.scatter_add(0, datum, weight * nodes.rounding) / mass
-        return tuple(t.cpu() for t in (top + mass.log() + log_volume, spread, size, rounding.nan_to_num(0.0)))
+        rounding = torch.where(weight > _SEEN, weight * nodes.rounding, 0.0)
+        rounding = zeros.scatter_add(0, datum, rounding) / mass
+        return tuple(
+            t.cpu()
+            for t in (top + mass.log() + log_volume, spread, size, rounding.nan_to_num(0.0, posinf=math.inf))
+        )

@@ -14,6 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vae.arguments import found
 from pyro_vae.blocks import check_sizes, evaluation, split
 from pyro_vae.distributions import Observed, SupportError, base_distribution, bounds, check_support
 from pyro_vae.latents import posterior_mean
@@ -96,7 +97,7 @@ class Linear(Degradation):
         noise_scale: :math:`\sigma > 0`, in the unit of x.
 
     Raises:
-        ValueError: If the noise_scale is not positive and finite.
+        ValueError: If the noise_scale is not positive and finite, or the matrix is none.
     """
 
     matrix: Tensor | None
@@ -107,6 +108,11 @@ class Linear(Degradation):
             raise ValueError(
                 f"noise_scale must be positive and finite, not {noise_scale}: without any noise most data "
                 "are impossible; a small number stands for none"
+            )
+        is_matrix = isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.is_floating_point()
+        if matrix is not None and not (is_matrix and bool(matrix.isfinite().all())):
+            raise ValueError(
+                f"matrix must be a tensor of finite floats, of shape (observed, data), not {found(matrix)}"
             )
         self.register_buffer("matrix", matrix)
         # Each number of x is in one number of y at most, so those of y are independent, too.

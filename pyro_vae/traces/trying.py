@@ -19,7 +19,8 @@ from pyro_vae.traces.folding import Batch, folded_trace
 from pyro_vae.traces.sites import Program, RowsAsGiven, sample_sites, shapes_in_words, sum_sites
 from pyro_vae.traces.unmoved import unmoved
 
-_SAMPLES, _DATA = 2, 3
+_SAMPLES, _FEWEST, _MOST = 2, 3, 6
+_LOOKED_AT = 1_000  # data from which those are chosen
 # What programs raise for shapes that they were not made for. Others, such as an interruption, go on.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -31,7 +32,7 @@ def fits(program: Program, batch: Batch) -> bool:
         ValueError: If values depend on the other rows of the batch, or the program does not take batches of
             another size.
     """
-    index = torch.arange(_DATA, device=batch[0].device) % len(batch[0])
+    index = _rows_to_try(batch)
     few = tuple(a[index] if isinstance(a, Tensor) and len(a) == len(batch[0]) else a for a in batch)
     devices = [batch[0].device] if batch[0].device.type == "cuda" else []
     with contextlib.ExitStack() as stack:
@@ -66,29 +67,56 @@ def fits(program: Program, batch: Batch) -> bool:
                 return True  # made for one number of data
             culprit = _first_that_differs(program, few, values)
             raise ValueError(
-                f"{culprit} takes batches of one size only, and fails for {_SAMPLES * _DATA} rows "
+                f"{culprit} takes batches of one size only, and fails for {_SAMPLES * len(index)} rows "
                 f"({str(error).strip().splitlines()[0][:200]}): let it take any number of data"
             ) from error
-        # Copies of the same data in one batch do not tell what depends on their mean: the last among others.
-        among = _run(program, _same_rows(few, values)[0], 0, _of_one_datum(values))
-        last, last_among, last_together = (
-            {name: scored[:, -1] for name, scored in each.items()}
-            for each in (expected, {name: scored for name, (_, scored) in among.items()}, together)
-        )
-        if _agree(together, expected) and _agree(last_among, last):
-            return _agree(in_a_plate, expected)
-        # Rounding hangs on the size of a batch, and what is badly conditioned makes it large. It does not
-        # hang on what other rows are.
-        if _agree(last_among, last_together) and _agree(together, expected, leniency=100.0):
-            return _agree(in_a_plate, together)
-        if not _agree(found(folded_trace, 1), together):
-            return _agree(in_a_plate, together)  # it draws random numbers in its networks
+        if not _agree(found(folded_trace), together):
+            raise ValueError(
+                f"{_first_that_differs(program, few, values)} gives other values when it is run again on the "
+                "same data with the same random numbers: it keeps something that moves in evaluation mode as "
+                "well, such as a running mean, or draws from elsewhere than torch. Let it move in training "
+                "mode only (if self.training)"
+            )
+        rows = range(-len(few[0]), 0)
+        dependent = [row for row in rows if not _is_by_itself(program, few, values, together, row)]
+        if not dependent:
+            if _agree(together, expected):
+                return _agree(in_a_plate, expected)
+            # Rounding hangs on the size of a batch, and what is badly conditioned makes it large; or the
+            # program draws random numbers in its networks. It does not hang on what other rows are.
+            if _agree(together, expected, leniency=100.0) or not _agree(found(folded_trace, 1), together):
+                return _agree(in_a_plate, together)
+        culprit = _first_that_differs(program, few, values, *dependent[:1])
         raise ValueError(
-            f"what {_first_that_differs(program, few, values)} makes of a datum depends on the other rows of "
-            "its batch, also in evaluation mode (as softmax or a mean over dim=0, or batch normalisation "
-            "without running statistics, do): no datum has a density of its own then, and no log p(x). Let "
-            "each row depend on itself alone"
+            f"what {culprit} makes of a datum depends on the other rows of its batch, also in evaluation "
+            "mode (as softmax or a mean over dim=0, or batch normalisation without running statistics, do): "
+            "no datum has a density of its own then, and no log p(x). Let each row depend on itself alone"
         )
+
+
+def _rows_to_try(batch: Batch) -> Tensor:
+    """A few data, among them those of every argument that stand out, for those may change the others."""
+    count = len(batch[0])
+    looked_at = torch.linspace(0, count - 1, min(count, _LOOKED_AT), device=batch[0].device).long()
+    rows = [0]
+    for argument in batch:
+        if isinstance(argument, Tensor) and len(argument) == count and argument.numel():
+            flat = argument[looked_at].detach().reshape(len(looked_at), -1).double().nan_to_num(0.0)
+            direction = torch.arange(1.0, 1.0 + flat.shape[-1], dtype=flat.dtype, device=flat.device).sin()
+            for score in flat.amax(1), flat @ direction:
+                rows += looked_at[[int(score.argmax()), int(score.argmin())]].tolist()
+    rows = list(dict.fromkeys(rows))[:_MOST]
+    rows += [row % count for row in range(1, 1 + _FEWEST - len(rows))]
+    return torch.tensor(rows, device=batch[0].device)
+
+
+def _is_by_itself(
+    program: Program, few: Batch, values: dict[str, Tensor], together: dict[str, Tensor], row: int
+) -> bool:
+    """Whether a datum among others is what it is in a batch, as large, that holds nothing else."""
+    among = _run(program, _copies(few, row), 0, _of_one_datum(values, row))
+    of_row = {name: scored[:, row] for name, (_, scored) in among.items()}
+    return _agree(of_row, {name: scored[:, row] for name, scored in together.items()})
 
 
 @contextlib.contextmanager
@@ -178,8 +206,8 @@ def _close(found: Tensor, expected: Tensor, leniency: float = 1.0) -> bool:
     return torch.allclose(found, expected, rtol=tolerance, atol=10 * tolerance, equal_nan=True)
 
 
-def _first_that_differs(program: Program, batch: Batch, values: dict[str, Tensor]) -> str:
-    """In words, the innermost network that makes other rows of the same rows in a larger batch."""
+def _first_that_differs(program: Program, batch: Batch, values: dict[str, Tensor], row: int = -1) -> str:
+    """In words, the innermost network that makes something else of a row in another batch."""
     names: dict[int, str] = {}
     for root in Survey((program,)).modules:
         for name, module in root.named_modules():
@@ -189,11 +217,11 @@ def _first_that_differs(program: Program, batch: Batch, values: dict[str, Tensor
     def note(module: nn.Module, inputs: tuple, out: Any) -> None:
         calls.append((module, [out, *inputs]))
 
-    same, last = _same_rows(batch, values)
+    last = {name: value[-1:] for name, value in values.items()}
     runs = []
     hook = nn.modules.module.register_module_forward_hook(note)
     try:
-        for rows, given in (batch, last), (batch, values), (same, _of_one_datum(last)):
+        for rows, given in (batch, last), (batch, values), (_copies(batch, row), _of_one_datum(last, row)):
             _seed(0, batch[0].device)
             num_samples = len(next(iter(given.values()))) if given else 1
             with contextlib.suppress(*_MISFITS):
@@ -205,27 +233,26 @@ def _first_that_differs(program: Program, batch: Batch, values: dict[str, Tensor
     alone, *others = runs
     for number, (module, tensors) in enumerate(alone):
         for other in others:
-            if number >= len(other) or _differs(tensors, other[number][1]):
+            if number >= len(other) or _differs(tensors, other[number][1], len(batch[0]), row):
                 return f"network {names.get(id(module), '')!r} ({type(module).__name__})"
     return "the program itself"
 
 
-def _differs(few: list[Any], many: list[Any]) -> bool:
-    """Whether the last row of an output differs while that of the inputs does not."""
+def _differs(few: list[Any], many: list[Any], count: int, row: int) -> bool:
+    """Whether a row of an output, counted from the end, differs while that of the inputs does not."""
     same = [
-        one.shape[1:] == other.shape[1:] and _close(other[-1:], one[-1:])
+        one.shape[1:] == other.shape[1:] and _close(other[row], one[row])
         for one, other in zip(few, many, strict=False)
-        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape[:1] == (_DATA,)
+        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape[:1] == (count,)
     ]
     return bool(same) and not same[0] and all(same[1:])
 
 
-def _same_rows(batch: Batch, values: dict[str, Tensor]) -> tuple[Batch, dict[str, Tensor]]:
-    """A batch that holds its last datum only, as often; and of latents the last sample."""
-    index = [-1] * _DATA
-    same = tuple(a[index] if isinstance(a, Tensor) and len(a) == _DATA else a for a in batch)
-    return same, {name: value[-1:] for name, value in values.items()}
+def _copies(batch: Batch, row: int) -> Batch:
+    """A batch that holds one of its data only, as often."""
+    count = len(batch[0])
+    return tuple(a[[row] * count] if isinstance(a, Tensor) and len(a) == count else a for a in batch)
 
 
-def _of_one_datum(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value[:, [-1] * _DATA] for name, value in values.items()}
+def _of_one_datum(values: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    return {name: value[:, [row] * value.shape[1]] for name, value in values.items()}

@@ -66,10 +66,10 @@ def training_step() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unmoved(*programs: Program | None) -> Iterator[None]:
-    """Evaluation mode; afterwards modes and buffers of all modules that programs reach are as they were.
+    """Evaluation mode; afterwards modes and tensors of all modules that programs reach are as they were.
 
     Raises:
-        ValueError: At the end, if a program has changed one of its parameters in place.
+        ValueError: At the end, if a program has changed one of its parameters, which is put back as well.
     """
     found = tuple(program for program in programs if program is not None)
     around = scope.get()
@@ -93,39 +93,50 @@ def unmoved(*programs: Program | None) -> Iterator[None]:
 
 
 class _Tensors:
-    """Buffers to be put back, and parameters that must not change."""
+    """Buffers and other tensors of modules, to be put back, and parameters, which must not have changed."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         if get_proxy_mode() is not None:  # a graph is being made; around its calls this is done
             modules = []
-        self._held = [(module, dict(module._buffers)) for module in modules]
-        buffers = {b for _, held in self._held for b in held.values() if b is not None and not is_lazy(b)}
-        self._values = [(b, b.detach().clone()) for b in buffers if not b.is_inference()]
-        named = [(n, p, m) for m in modules for n, p in m._parameters.items() if p is not None]
-        self._versions = [
-            (f"{name} of {type(module).__name__}", p, p._version)
-            for name, p, module in named
-            if not is_lazy(p) and not p.is_inference()
-        ]
+        self._held, names = [], {}
+        for module in modules:
+            names |= {t: f"{name} of {type(module).__name__}" for name, t in module._parameters.items()}
+            for holder in module._parameters, module._buffers, vars(module):
+                held = {name: value for name, value in holder.items() if _is_kept(value)}
+                self._held.append((holder, held))
+        tensors = {tensor for _, held in self._held for tensor in held.values()}
+        self._values = [(tensor, tensor.detach().clone(), names.get(tensor)) for tensor in tensors]
+        self._changed: str | None = None
 
     @torch.no_grad()
     def restore(self) -> None:
-        for module, held in self._held:
-            for name, buffer in held.items():
-                if module._buffers.get(name) is not buffer:
-                    module._buffers[name] = buffer
-        for buffer, value in self._values:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
+        for holder, held in self._held:
+            for name, tensor in held.items():
+                if (now := holder.get(name)) is not tensor:
+                    if now is not None and isinstance(tensor, nn.Parameter):
+                        self._changed = f"{name} of a network"
+                    holder[name] = tensor
+        for tensor, value, name in self._values:
+            if not torch.equal(tensor, value):
+                if name is not None and not bool(((tensor == value) | (value != value)).all()):
+                    self._changed = name
+                tensor.copy_(value)
 
     def check(self) -> None:
-        for name, parameter, version in self._versions:
-            if parameter._version != version:
-                raise ValueError(
-                    f"running the programs in evaluation mode changes their parameter {name} in place: an "
-                    "estimate must not move what it judges. Change it in training mode only (if "
-                    "self.training), or make it a buffer, which is put back"
-                )
+        if self._changed is not None:
+            raise ValueError(
+                f"running the programs in evaluation mode changes their parameter {self._changed}: an "
+                "estimate must not move what it judges, so it is as it was. Change it in training mode only "
+                "(if self.training), or make it a buffer, which is put back"
+            )
+
+
+def _is_kept(value: object) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not (is_lazy(value) or value.is_inference() or value.is_nested)
+    )
 
 
 # ------------------------------------------------------------------------------------ parameters

@@ -38,6 +38,7 @@ class Checkpoint(Callback):
         monitor: The metric by which an epoch is the best, higher is better. ``best.pt`` is not written
             while rows do not have it.
         every: Epochs between two checkpoints, where epochs are short; the last epoch always has one.
+        run: What tells this run from others, which checkpoints then know; those of others are refused.
 
     Raises:
         ValueError: If ``every`` is below 1.
@@ -49,7 +50,13 @@ class Checkpoint(Callback):
 
     @checked
     def __init__(
-        self, folder: str | Path, *, resume: bool = False, monitor: str = "valid/elbo", every: Count = 1
+        self,
+        folder: str | Path,
+        *,
+        resume: bool = False,
+        monitor: str = "valid/elbo",
+        every: Count = 1,
+        run: str | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
@@ -57,6 +64,7 @@ class Checkpoint(Callback):
         self.every = every
         self.resume = resume
         self.monitor = monitor
+        self.run = run
         self.best = -math.inf
         self._num_rows, self._rows = 0, hashlib.sha256()  # in metrics.jsonl
         self._lock = contextlib.ExitStack()
@@ -83,7 +91,7 @@ class Checkpoint(Callback):
                 "use another folder"
             )
         if exists:
-            state = load_checkpoint(path)
+            state = load_checkpoint(path, self.run)
             rows = read_metrics(self.folder, state)
             _restore(training, state, path)
             # Rows are written before the checkpoint, so those it knows of are whole; the row of a test has
@@ -116,7 +124,7 @@ class Checkpoint(Callback):
     def _state(self, training: Training) -> dict[str, Any]:
         """With what ``metrics.jsonl`` holds."""
         rows = {"count": self._num_rows, "checksum": self._rows.hexdigest()}
-        return training.state_dict() | {"metrics": rows}
+        return training.state_dict() | {"metrics": rows} | ({"run": self.run} if self.run else {})
 
     def end(self, training: Training) -> None:
         """Unlocks the folder."""
@@ -161,11 +169,11 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     records.save_tensors(state, path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
     """Read a checkpoint; tensors come to the CPU, and nothing in the file is executed.
 
     Raises:
-        CheckpointError: If there is none, or it is truncated, damaged or something else.
+        CheckpointError: If there is none, or it is truncated, damaged, of another ``run`` or something else.
     """
     try:
         state = records.load_tensors(path)
@@ -173,6 +181,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint {path}: {_REPLACE}") from None
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}. {_REPLACE}") from None
+    if run is not None and state.get("run", run) != run:
+        raise CheckpointError(f"{path} is of a run of another configuration than config.json: {_REPLACE}")
     if not isinstance(state.get("algorithm"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of a training: {_REPLACE}")
     names = [field.name for field in dataclasses.fields(_Progress)]

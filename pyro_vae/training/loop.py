@@ -246,7 +246,11 @@ def _epoch(training: Training, bar: Any) -> Row:
             unseen, num_seen = [], len(sizes)
         bar.update(num_steps)
     if not metrics:
-        raise ValueError(f"batches is empty in epoch {training.epoch + 1}: {_ONE_EPOCH}")
+        is_short = getattr(training.batches, "drop_last", False) and training.epoch == 0
+        raise ValueError(
+            f"batches is empty in epoch {training.epoch + 1}: "
+            + ("drop_last leaves nothing of fewer data than batch_size" if is_short else _ONE_EPOCH)
+        )
     _check_finite(training, unseen, num_seen, batch)
     for module in filter(None, (algorithm.model, algorithm.guide)):
         for name, parameter in module.named_parameters():
@@ -290,6 +294,8 @@ def _steps(algorithm: Any, batches: Iterable[Any]) -> Iterator[tuple[dict[str, T
     for batch in batches:
         if isinstance(batch, tuple | list):
             check_arguments(batch)
+            if isinstance(batch[0], Tensor) and not len(batch[0]):
+                raise ValueError("batches yields a batch without data: leave empty ones out")
         else:
             raise TypeError(
                 "batches must yield tuples of the programs' arguments, such as (x,), not a "

@@ -1,0 +1,578 @@
+"""What users write around a program, compiled against eager: where they read, keep, count and change."""
+
+import collections
+import functools
+import operator
+import types
+import warnings
+import weakref
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import nn
+
+from pyro_vae import SVI, NotCompiledWarning, PyroSVI, vae
+
+X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)) + 1.0
+STEPS, HALF = 16, 8
+
+
+@pytest.fixture(autouse=True)
+def _without_inductor(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
+
+
+class Job:
+    """Model, guide and objective; what happens before and after a step; what the user has kept."""
+
+    def __init__(self, factor=lambda: 1.0):
+        self.factor, self.loss, self.optim = factor, Trace_ELBO(), pyro.optim.SGD({"lr": 0.01})
+        self.before = self.after = lambda step, svi: None
+        self.args, self.tell = lambda step: (X,), lambda: None
+
+    def model(self, x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z * self.factor(), 1.0).expand([3]).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.5))
+
+
+def run(kind, make, seeded=True):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    job = make()
+    # Plain functions, so that the job, which is the test's, is no part of the programs.
+    svi = kind(job.model, job.guide, job.optim, job.loss)
+    pyro.set_rng_seed(1)
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotCompiledWarning)
+        for step in range(STEPS):
+            if seeded:
+                pyro.set_rng_seed(100 + step)
+            job.before(step, svi)
+            try:
+                found.append(float(svi.step(*job.args(step))))
+            except ValueError as error:
+                found.append(str(error).partition("\n")[0])
+            job.after(step, svi)
+    learned = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+    return found, learned, job.tell(), svi
+
+
+def same(make, seeded=True):
+    """Whether it was compiled; it must do what it does under ``pyro.infer.SVI``."""
+    expected, learned, told, _ = run(pyro.infer.SVI, make, seeded)
+    found, found_learned, found_told, svi = run(functools.partial(PyroSVI, compile="always"), make, seeded)
+    assert found_told == told
+    for now, then in zip(found, expected, strict=True):
+        assert now == then if isinstance(then, str) else now == pytest.approx(then, rel=1e-4, abs=1e-4)
+    torch.testing.assert_close(found_learned, learned, rtol=1e-3, atol=1e-4, equal_nan=True)
+    return svi._compiled.function.is_compiled
+
+
+# ------------------------------------------------------------- read where only a library calls
+
+
+BETA = 1.0
+
+
+class Annealed(Trace_ELBO):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def _get_trace(self, model, guide, args, kwargs):
+        beta = self.config.beta
+        parts = poutine.scale(model, scale=beta), poutine.scale(guide, scale=beta)
+        return super()._get_trace(*parts, args, kwargs)
+
+
+class Weighted(Messenger):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def _pyro_sample(self, msg):
+        if msg["name"] == "z":
+            msg["scale"] = self.config.beta
+
+
+class Tempered(dist.Normal):
+    def log_prob(self, value):
+        return BETA * super().log_prob(value)
+
+
+def in_an_objective():
+    job, config = Job(), types.SimpleNamespace(beta=0.1)
+    job.loss = Annealed(config)
+    job.before = lambda step, _: setattr(config, "beta", 0.1 + step // 5 * 0.3)
+    return job
+
+
+def in_a_messenger():
+    job, config = Job(), types.SimpleNamespace(beta=1.0)
+    model, handler = job.model, Weighted(config)
+
+    def handled(x):
+        with handler:
+            model(x)
+
+    job.model = handled
+    job.before = lambda step, _: setattr(config, "beta", 5.0 if step >= HALF else 1.0)
+    return job
+
+
+def in_a_distribution():
+    job = Job()
+
+    def model(x):
+        z = pyro.sample("z", Tempered(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=x)
+
+    def before(step, _):
+        global BETA
+        BETA = 5.0 if step >= HALF else 1.0
+
+    job.model, job.before = model, before
+    return job
+
+
+@pytest.mark.parametrize("make", [in_an_objective, in_a_messenger, in_a_distribution])
+def test_what_is_read_where_only_a_library_calls(make):
+    assert same(make)
+
+
+# ------------------------------------------------------------------------------ kept and changed
+
+
+def changed(hold, read, change):
+    """A program that reads a number somewhere, which is changed half-way."""
+
+    def make():
+        held = hold()
+        job = Job(lambda: float(read(held)))
+        job.before = lambda step, _: change(held) if step == HALF else None
+        return job
+
+    return make
+
+
+class Setting:
+    beta = 1.0
+
+    def value(self):
+        return self.beta
+
+
+class OtherSetting(Setting):
+    beta = 0.3
+
+
+FROM_OUTSIDE = {
+    "a method of a dict": changed(
+        lambda: (config := {"beta": 1.0}, config.get), lambda h: h[1]("beta"), lambda h: h[0].update(beta=0.3)
+    ),
+    "a weak reference": changed(
+        lambda: (s := Setting(), weakref.ref(s)), lambda h: h[1]().beta, lambda h: setattr(h[0], "beta", 0.3)
+    ),
+    "a read-only view": changed(
+        lambda: (config := {"beta": 1.0}, types.MappingProxyType(config)),
+        lambda h: h[1]["beta"],
+        lambda h: h[0].update(beta=0.3),
+    ),
+    "an attrgetter": changed(
+        lambda: (Setting(), operator.attrgetter("beta")),
+        lambda h: h[1](h[0]),
+        lambda h: setattr(h[0], "beta", 0.3),
+    ),
+    "an array of objects": changed(
+        lambda: np.array([1.0, None], dtype=object), lambda a: a[0], lambda a: a.__setitem__(0, 0.3)
+    ),
+    "another class": changed(Setting, lambda s: s.value(), lambda s: setattr(s, "__class__", OtherSetting)),
+    "globals()": changed(
+        lambda: globals().update(FACTOR=1.0),
+        lambda _: globals()["FACTOR"],
+        lambda _: globals().update(FACTOR=0.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FROM_OUTSIDE)
+def test_what_changes_from_outside(what):
+    same(FROM_OUTSIDE[what])
+
+
+def kept(store):
+    """A program that keeps something at each of its runs."""
+
+    def make():
+        held, note = store()
+        job = Job(lambda: note() or 1.0)
+        job.tell = lambda: repr(held)
+        return job
+
+    return make
+
+
+def schedule():
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 0.1 if n <= HALF else 1.0)
+
+    def factor():
+        optimizer._opt_called = True
+        scheduler.step()
+        return scheduler.get_last_lr()[0]
+
+    return [scheduler.last_epoch], factor
+
+
+def generator():
+    def numbers():
+        for count in range(1_000):
+            yield 0.1 if count < HALF else 1.0
+
+    return [], numbers().__next__
+
+
+WRITES = {
+    "append": kept(lambda: (held := [], lambda: held.append(1))),
+    "a counter": kept(lambda: (held := collections.Counter(), lambda: held.update("a"))),
+    "a scheduler": kept(schedule),
+    "a generator": kept(generator),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_what_it_keeps(what):
+    assert not same(WRITES[what])
+
+
+def test_a_dictionary_that_is_passed_is_filled():
+    def make():
+        job, got = Job(), []
+
+        def model(batch):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            batch["z"] = z.detach()
+            with pyro.plate("data", 6):
+                pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=batch["x"])
+
+        batch = {}
+
+        def args(_):
+            batch.clear()
+            batch["x"] = X
+            return (batch,)
+
+        job.model, job.args = model, args
+        job.after = lambda *_: got.append(float(batch["z"]))
+        job.tell = lambda: got
+        return job
+
+    assert not same(make)
+
+
+# ------------------------------------------------------------------------------------ networks
+
+
+def with_network(net, **changes):
+    """A guide with a network."""
+
+    def make():
+        network = net()
+        job = Job()
+
+        def guide(x):
+            pyro.module("net", network)
+            pyro.sample("z", dist.Normal(network(x).mean(), 0.5))
+
+        job.guide = guide
+        job.tell = lambda: {n: b.flatten().tolist() for n, b in network.named_buffers()}
+        for name, change in changes.items():
+            setattr(job, name, change)
+        return job
+
+    return make
+
+
+class Buffered(nn.Linear):
+    """Puts another tensor in place of a buffer."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.register_buffer("calls", self.calls + 1)
+        return super().forward(x) * torch.where(self.calls > HALF, 1.0, 0.1)
+
+
+class Named(nn.Linear):
+    """Counts under a name that it makes up."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+
+    def forward(self, x):
+        for name in ("calls",):
+            setattr(self, f"_{name}", getattr(self, f"_{name}", 0) + 1)
+        return super().forward(x) * (0.1 if self._calls <= HALF else 1.0)
+
+
+class Clamped(nn.Linear):
+    """Changes its weights behind the back of autograd, after their use."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+
+    def forward(self, x):
+        out = super().forward(x)
+        self.weight.data = self.weight.data.clamp(-0.1, 0.1)
+        return out
+
+
+class Viewed(nn.Linear):
+    """Writes to a view of its buffer."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+        self.register_buffer("sums", torch.zeros(4))
+        self.first = self.sums[:2]
+
+    def forward(self, x):
+        self.first.add_(0.05)
+        return super().forward(x) + self.sums.sum()
+
+
+@pytest.mark.parametrize("net", [Buffered, Named, Clamped, Viewed])
+def test_networks_that_change_themselves(net):
+    same(with_network(net))
+
+
+@pytest.mark.parametrize("way", ["list", "dict", "isinstance"])
+def test_a_small_penalty_of_parameters_that_are_found_otherwise(way):
+    """Its gradient is a ten-thousandth of all, and is what moves these parameters."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.big = nn.Linear(1, 3), nn.Parameter(torch.ones(3))
+            self.held = [self.lin.weight] if way == "list" else {self.lin.weight: 1.0}
+
+        def penalty(self):
+            if way == "list":
+                return self.held[0].square().sum()
+            if way == "dict":
+                return sum(self.held.get(p, 0.0) * p.square().sum() for p in self.parameters())
+            parameters = [p for p in self.lin.parameters() if isinstance(p, nn.Parameter)]
+            return sum((p.square().sum() for p in parameters), torch.zeros(()))
+
+    def make():
+        net, job = Net(), Job()
+
+        def model(x):
+            pyro.module("net", net)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(net.big, 0.05).to_event(1), obs=x)
+            pyro.factor("penalty", -0.5 * net.penalty())
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+        job.model, job.guide, job.args = model, guide, lambda _: (30 * X,)
+        job.optim = pyro.optim.Adam({"lr": 0.02})
+        return job
+
+    same(make)
+
+
+def test_a_look_at_a_value_that_is_caught():
+    def make():
+        job = Job()
+
+        def count(mask):
+            try:
+                return int(mask.sum())
+            except Exception:
+                return len(mask)
+
+        def model(x, mask):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(z * count(mask), 1.0).expand([3]).to_event(1), obs=x)
+
+        guide = job.guide
+        job.model, job.guide = model, lambda x, _: guide(x)
+        job.args = lambda step: (X, torch.arange(6) < (6 if step < HALF else 2))
+        return job
+
+    assert not same(make)
+
+
+def test_a_dropout_whose_result_is_not_used_draws_its_numbers():
+    def make():
+        job = Job()
+        model = job.model
+        job.model = lambda x: (model(x), nn.functional.dropout(x, 0.5))[0]
+        return job
+
+    same(make, seeded=False)
+
+
+# ----------------------------------------------------------------------- gradients and arguments
+
+
+def test_gradients_that_are_there_are_added():
+    def make():
+        job = Job()
+        job.before = lambda step, _: (5.0 * pyro.param("loc")).backward() if step else None
+        return job
+
+    assert same(make)
+
+
+def test_gradients_of_a_network_that_pyro_does_not_see():
+    def make():
+        decoder, job = nn.Linear(1, 3), Job()
+        optimizer = torch.optim.Adam(decoder.parameters(), lr=0.05)
+
+        def model(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(decoder(z[None]), 1.0).to_event(1), obs=x)
+
+        def after(*_):
+            optimizer.step()
+            optimizer.zero_grad()
+
+        job.model, job.after = model, after
+        return job
+
+    assert not same(make)
+
+
+def drawn(noise):
+    def make():
+        job, turned = Job(), X.t().contiguous().t()
+        model = job.model
+        job.model = lambda x: model(noise(x))
+        job.args = lambda step: (X if step < HALF else turned,)
+        return job
+
+    return make
+
+
+@pytest.mark.parametrize("noise", [lambda x: x + torch.randn_like(x), lambda x: x.view(-1).view(6, 3)])
+def test_data_in_another_memory_order(noise):
+    make = drawn(noise)
+    if noise(X).equal(X):
+        with pytest.raises(RuntimeError, match="view size"):
+            run(functools.partial(PyroSVI, compile="always"), make)
+    else:
+        same(make)
+
+
+def test_arguments_that_are_one_tensor_and_what_is_noted_on_them():
+    def make():
+        job, other = Job(), X.clone()
+        guide = job.guide
+        job.model = lambda x, y: Job(lambda: 0.3 if x is y else getattr(x, "beta", 1.0)).model(x)
+        job.guide = lambda x, _: guide(x)
+        job.args = lambda step: (X, other) if step < 5 else (X, X) if step < 10 else (noted, other)
+        noted = X.clone()
+        noted.beta = 0.5
+        return job
+
+    same(make)
+
+
+# ------------------------------------------------------------------------- what Pyro refuses
+
+
+def outside(prior, scale):
+    def make():
+        job = Job()
+
+        def model(x):
+            z = pyro.sample("z", prior())
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=x)
+
+        job.model = model
+        job.guide = lambda x: pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.9)), scale))
+        return job
+
+    return make
+
+
+def drifts(family, value):
+    def make():
+        job = Job()
+
+        def model(x):
+            with pyro.plate("data", 6):
+                pyro.sample("x", family(pyro.param("p", torch.tensor(0.3))), obs=x)
+
+        job.model, job.guide = model, lambda x: None
+        job.args, job.optim = lambda _: (torch.full((6,), value),), pyro.optim.Adam({"lr": 0.05})
+        return job
+
+    return make
+
+
+REFUSED = {
+    "a draw below 0 of an exponential": outside(lambda: dist.Exponential(1.0), 0.4),
+    "a draw outside of a box": outside(lambda: dist.Uniform(-2.0, 2.0), 0.9),
+    "a probability below 0": drifts(dist.Bernoulli, 0.0),
+    "a scale below 0": drifts(lambda scale: dist.Normal(0.0, scale), 0.001),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_pyro_refuses_at_a_later_step(what):
+    same(REFUSED[what], seeded=False)
+
+
+@pytest.mark.parametrize("pyros", [True, False])
+def test_a_step_of_an_optimiser_that_was_wrapped_is_taken(pyros):
+    calls = []
+
+    def wrap(optimizer):
+        step, params = optimizer.step, optimizer.param_groups[0]["params"]
+
+        def clipped(*args, **kwargs):
+            calls.append(nn.utils.clip_grad_norm_(params, 0.1))
+            return step(*args, **kwargs)
+
+        optimizer.step = clipped
+
+    if pyros:
+        job = Job()
+        svi = PyroSVI(job.model, job.guide, job.optim, job.loss, compile="always")
+        for _ in range(4):
+            svi.step(X)
+        wrap(*job.optim.optim_objs.values())
+    else:
+        model, guide = vae(3, 1, hidden=(4,))
+        optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()])
+        svi = SVI(model, guide, optimizer, compile="always")
+        for _ in range(4):
+            svi.step((X > 1).float())
+        wrap(optimizer)
+    for _ in range(3):
+        svi.step((X > 1).float())
+    assert svi._compiled.function.is_compiled
+    assert len(calls) == 3
