@@ -15,24 +15,28 @@ cannot be captured runs eagerly, with one :class:`NotCompiledWarning`:
 
 - looking at values of tensors (``.item()``, ``if tensor > 0``, ``numpy()``, sizes that depend on data);
 - side effects, wherever they lie and whatever the class inherits from: ``self.calls += 1``,
-  ``self.last_z = z``, appending to a list, numbers in an array, changing an argument, printing, logging,
-  writing a file, hooks that record; what is made once, such as an entry of a cache, is waited for;
+  ``self.last_z = z``, appending to a list, numbers in an array, changing an argument, another tensor in place
+  of a buffer, counts of a library's object such as a scheduler, printing, logging, writing a file, hooks that
+  record; what is made once, such as an entry of a cache, is waited for;
 - what lies outside of the program: ``random``, ``numpy.random``, generators of one's own, iterators, the
   time, seeds, files, the environment, context variables, tables of pandas, Pyro's store read other than by
   ``pyro.param``;
 - a set of sites that changes from run to run; arguments of more than a few shapes; a Python number among
   them that changes again and again;
-- tensors that require gradients and are neither parameters of a module nor in the store; gradient hooks;
+- tensors that require gradients and are neither parameters of a module nor in the store; parameters that
+  are kept in a list as well; under ``PyroSVI`` networks that Pyro does not see; gradient hooks;
 - an ELBO with a ``loss_and_grads`` of its own under ``PyroSVI``;
 - modules of ``torch.jit``, ``JitTrace_ELBO``, sparse arguments, and ``nn.LSTM`` on a CPU, whose derivative
   torch does not record the same way twice.
 
 What a program reads may change between calls, and is compared before each, which takes microseconds
-(:mod:`pyro_vae.compiled.survey`): attributes and containers of modules and other objects, classes, code,
-defaults, globals, closures, hooks, arrays up to 1 MB, parameters and their layout. Values of tensors are read
+(:mod:`pyro_vae.compiled.survey`), also where only a library calls the code that reads it: attributes and
+containers of modules and other objects, classes, code, defaults, globals, closures, hooks, arrays up to 1 MB, parameters and their layout. Values of tensors are read
 anew and need no comparison; anything else that changes gets a graph of its own, up to a few. Of containers of
 more than 1,000 entries only the length is compared. Handlers of torch or Pyro, anomaly detection or a
-profiler around a step let it run eagerly. When compiling begins hangs on counts alone
+profiler around a step let it run eagerly. Not seen is what ``threading.local``, queues and values of
+``multiprocessing`` hold, what a tracing handler keeps, and an outcome of ``TraceEnum_ELBO`` whose probability
+becomes 0 later, which Pyro leaves out and a graph counts. When compiling begins hangs on counts alone
 (:mod:`pyro_vae.compiled.work`), so that on a CPU a run that was killed goes on to the same bits.
 """
 
