@@ -31,13 +31,14 @@ cannot be captured runs eagerly, with one :class:`NotCompiledWarning`:
 
 What a program reads may change between calls, and is compared before each, which takes microseconds
 (:mod:`pyro_vae.compiled.survey`), also where only a library calls the code that reads it: attributes and
-containers of modules and other objects, classes, code, defaults, globals, closures, hooks, arrays up to 1 MB, parameters and their layout. Values of tensors are read
-anew and need no comparison; anything else that changes gets a graph of its own, up to a few. Of containers of
-more than 1,000 entries only the length is compared. Handlers of torch or Pyro, anomaly detection or a
-profiler around a step let it run eagerly. Not seen is what ``threading.local``, queues and values of
-``multiprocessing`` hold, what a tracing handler keeps, and an outcome of ``TraceEnum_ELBO`` whose probability
-becomes 0 later, which Pyro leaves out and a graph counts. When compiling begins hangs on counts alone
-(:mod:`pyro_vae.compiled.work`), so that on a CPU a run that was killed goes on to the same bits.
+containers of modules and other objects, classes, code, defaults, globals, closures, hooks, arrays up to 1 MB,
+parameters and their layout. Values of tensors are read anew and need no comparison; anything else that
+changes gets a graph of its own, up to a few. Of containers of more than 1,000 entries only the length is
+compared. Handlers of torch or Pyro, anomaly detection or a profiler around a step let it run eagerly. Not
+seen is what ``threading.local``, queues and values of ``multiprocessing`` hold, what a tracing handler keeps,
+and an outcome of ``TraceEnum_ELBO`` whose probability becomes 0 later, which Pyro leaves out and a graph
+counts. When compiling begins hangs on counts alone (:mod:`pyro_vae.compiled.work`), so that on a CPU a run
+that was killed goes on to the same bits.
 """
 
 from pyro_vae.compiled.capture import Outputs
