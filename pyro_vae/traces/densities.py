@@ -125,9 +125,7 @@ def draw_latents(program: Program, *batch: Tensor, num_samples: int) -> dict[str
     check_plates(trace, list(sites), len(batch[0]))
     latents = {name: site["value"] for name, site in sites.items() if not site["fn"].support.is_discrete}
     if not sites:
-        raise ValueError(
-            "the program has no latent site: it must be a Pyro program that samples z, such as vae(...) makes"
-        )
+        raise ValueError("the program has no latent site: give one that samples z, as vae(...) makes")
     if not latents:
         can = all(getattr(site["fn"], "has_enumerate_support", False) for site in sites.values())
         raise ValueError(
