@@ -102,7 +102,7 @@ class Linear(Degradation):
 
     matrix: Tensor | None
 
-    def __init__(self, matrix: Float[Tensor, "observed data"] | None, noise_scale: float) -> None:
+    def __init__(self, matrix: Any, noise_scale: float) -> None:
         super().__init__()
         if not 0 < noise_scale < math.inf:
             raise ValueError(
