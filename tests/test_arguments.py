@@ -191,7 +191,7 @@ MISUSE = {
     ),
     "matrix": (
         lambda v: Linear(v, 0.1),
-        {X[0]: r"shape \(6,\)", X.long(): "int64", X * math.nan: "finite floats", "A": "'A'"},
+        {X[0]: r"shape \(6,\)", X.long(): "finite floats", X * math.nan: "finite floats", "A": "'A'"},
     ),
     "batches ": (
         lambda v: fit(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X), v, drop_last=True)),
