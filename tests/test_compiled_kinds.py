@@ -209,7 +209,7 @@ FROM_OUTSIDE = {
 
 @pytest.mark.parametrize("what", FROM_OUTSIDE)
 def test_what_changes_from_outside(what):
-    same(FROM_OUTSIDE[what])
+    assert same(FROM_OUTSIDE[what])
 
 
 def kept(store):
@@ -429,7 +429,7 @@ def test_a_dropout_whose_result_is_not_used_draws_its_numbers():
         job.model = lambda x: (model(x), nn.functional.dropout(x, 0.5))[0]
         return job
 
-    same(make, seeded=False)
+    assert same(make, seeded=False)
 
 
 # ----------------------------------------------------------------------- gradients and arguments
@@ -543,7 +543,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_pyro_refuses_at_a_later_step(what):
-    same(REFUSED[what], seeded=False)
+    assert same(REFUSED[what], seeded=False)
 
 
 @pytest.mark.parametrize("pyros", [True, False])
