@@ -55,7 +55,7 @@ def is_image(shape: tuple[int, ...]) -> bool:
 
 
 def image_grid(
-    rows: Sequence[Float[Tensor, "columns data"]], shape: tuple[int, ...], titles: Sequence[str] = ()
+    rows: Sequence[Float[Tensor, "_ data"]], shape: tuple[int, ...], titles: Sequence[str] = ()
 ) -> Figure:
     """Rows of images on one grey scale from 0 to 1, each row with its title.
 

@@ -83,6 +83,8 @@ def test_image_grids_put_images_side_by_side():
     np.testing.assert_allclose(second[:, :2], x[2].reshape(2, 2))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["one", "two"]
     assert png(plots.image_grid([torch.rand(3, 12)], (2, 2, 3)))
+    for _ in range(20):  # rows of different lengths; beartype looks at one item of a sequence, by chance
+        assert len(plots.image_grid([x, x[:2]], (2, 2)).axes) == 2
     assert figure.axes[0].images[0].get_cmap().name == "gray_r"
     assert plots.image_grid([1 - x / 4], (2, 2)).axes[0].images[0].get_cmap().name == "gray"
     with pytest.raises(ValueError, match="no images"):
