@@ -29,7 +29,6 @@ from pyro_vae.compiled.work import Counting, Work
 _log = logging.getLogger(__name__)
 
 _EAGER_CALLS = 20
-_WORTH = 1.5  # times the price of compiling is to be saved
 # Calls of a compiled function that are compared with an eager one, which costs nothing so rarely.
 _CHECKED_CALLS = {0, 1, 1_000, 100_000}  # 0: after one that differed
 _MAX_GRAPHS = 16
@@ -206,7 +205,7 @@ class CompiledFunction:
             return
         if self.planned_calls is not None:
             ahead *= self.planned_calls / sum(self._calls.values())
-        if ahead * self._work[key].saved > _WORTH * self._work[key].price:
+        if ahead * self._work[key].saved > self._work[key].price:
             self.compiling.add(key)
 
     def _tried(
