@@ -125,12 +125,12 @@ def _behaviour(programs: tuple[Program, ...], block: Batch) -> Tensor:
 
 
 def behaviour_of(sites: list[dict]) -> Tensor:
-    """The sums of values and log-densities of sites."""
+    """The sums of values and log-densities of sites: finite numbers, whatever is missing or impossible."""
     numbers = []
     for site in sites:
         log_prob = site["fn"].log_prob(site["value"])
-        numbers += [site["value"].double().sum(), log_prob.double().sum()]
-    return torch.stack(numbers).cpu()
+        numbers += [site["value"].double().nansum(), log_prob.double().sum()]
+    return torch.stack(numbers).cpu().nan_to_num()
 
 
 def by_blocks(

@@ -576,3 +576,160 @@ def test_a_step_of_an_optimiser_that_was_wrapped_is_taken(pyros):
         svi.step((X > 1).float())
     assert svi._compiled.function.is_compiled
     assert len(calls) == 3
+
+
+# --------------------------------------------------------- gradients of what is used in some steps
+
+
+def net_and_guide(job, decoder, guide):
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    job.model, job.guide = model, guide
+
+
+@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.parametrize("first", ["with", "without"])
+def test_a_parameter_that_the_loss_depends_on_in_some_steps(every, first):
+    """As of q(y | x) where labels are missing: Pyro moves it on by its momentum."""
+
+    def make():
+        job = Job()
+        job.optim = pyro.optim.Adam({"lr": 0.05})
+        shift, scale = torch.tensor(0.3), torch.tensor(0.5)
+
+        def guide(x, labelled):
+            loc, other = pyro.param("loc", shift), pyro.param("other", scale)
+            pyro.sample("z", dist.Normal(loc + other if labelled else loc, 0.5))
+
+        model = job.model
+        job.model, job.guide = lambda x, labelled: model(x), guide
+        job.args = lambda step: (X, (step % every == 0) == (first == "with"))
+        seen = []
+        job.after = lambda step, svi: seen.append(float(pyro.param("other").unconstrained().grad is not None))
+        job.tell = lambda: seen
+        return job
+
+    assert same(make)
+
+
+def test_parameters_of_two_that_are_trained_in_turn_and_hidden():
+    """backward() leaves gradients on hidden parameters, to which the other's step adds."""
+
+    def make():
+        job, encoder, decoder = Job(), nn.Linear(3, 2), nn.Linear(1, 3)
+
+        def guide(x):
+            pyro.module("encoder", encoder)
+            with pyro.plate("data", len(x)):
+                loc, log_scale = encoder(x).chunk(2, -1)
+                pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+        net_and_guide(job, decoder, guide)
+        model, others = job.model, []
+        job.guide = poutine.block(guide, hide_types=["param"])
+
+        def before(step, svi):
+            if not others:
+                always = {"compile": "always"} if isinstance(svi, PyroSVI) else {}
+                hidden = poutine.block(model, hide_types=["param"])
+                others.append(type(svi)(hidden, guide, job.optim, job.loss, **always))
+            others[0].step(X)
+
+        job.before = before
+        return job
+
+    assert same(make)
+
+
+class Sum(nn.Module):
+    """Two biases, whose gradients are equal."""
+
+    def __init__(self):
+        super().__init__()
+        self.common, self.own = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, z):
+        return z + (self.common + self.own)
+
+
+def test_equal_gradients_that_are_clipped_in_place():
+    def trained(compile):  # noqa: A002
+        torch.manual_seed(0)
+        model, guide = vae(3, 3, hidden=(4,), decoder=None)
+        total = Sum()
+        decoder = model.likelihood.net
+        model.likelihood.net = nn.Sequential(total, decoder)
+        params = [*model.parameters(), *guide.parameters()]
+        optimizer = torch.optim.SGD(params, lr=0.1)
+        optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(params, 0.1) and None)
+        svi = SVI(model, guide, optimizer, compile=compile)
+        for _ in range(8):
+            svi.step((X > 1).float())
+        assert not compile or svi._compiled.function.is_compiled
+        return total.common.detach()
+
+    torch.testing.assert_close(trained("always"), trained(False), rtol=1e-3, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------- tensors that are no buffers
+
+
+@pytest.mark.parametrize("way", ["data", "data of a number", "large"])
+def test_tensors_that_are_no_buffers(way):
+    def make():
+        job = Job()
+        job.kept = torch.zeros(1_000_001 if way == "large" else 3)
+        job.count = torch.zeros(())
+        model = job.model
+
+        def changing(x):
+            if way == "data":
+                job.kept.data = 0.9 * job.kept + 0.1 * x.mean(0)
+            elif way == "large":
+                job.kept[:3] += x.mean(0)
+            else:
+                job.count.data = job.count + 1
+            model(x - 0.01 * job.kept[:3] - 0.01 * job.count)
+
+        job.model = changing
+        job.tell = lambda: [*job.kept[:3].tolist(), job.count.item()]
+        return job
+
+    assert not same(make)
+
+
+def test_a_checkpoint_that_knows_backward_alone():
+    def make():
+        job, decoder = Job(), nn.Linear(1, 3)
+        guide = job.guide
+
+        def model(x):
+            pyro.module("decoder", decoder)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = torch.utils.checkpoint.checkpoint(decoder, z[None], use_reentrant=True)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+        job.model, job.guide = model, guide
+        return job
+
+    assert not same(make)
+
+
+def test_a_module_that_has_no_name():
+    class Stub(types.ModuleType):
+        def __getattr__(self, name):
+            raise AttributeError(name)
+
+    def make():
+        job, stub = Job(), Stub("stub")
+        del vars(stub)["__name__"]
+        model = job.model
+        job.model = lambda x: model(x if stub is not None else x + 1)
+        return job
+
+    assert not same(make)

@@ -9,6 +9,9 @@ import torch
 from pyro.infer import config_enumerate
 
 from pyro_vae import (
+    DiagNormal,
+    LogMarginal,
+    SupportError,
     ais,
     bidirectional,
     compare,
@@ -340,6 +343,25 @@ def test_the_stated_error_of_quadrature_covers_jumps(jump):
     off = (result.values - exact(x).log()).abs()
     assert (off <= 3 * result.std_error).all()
     assert result.diagnostics["converged"].sum() > 30
+
+
+@pytest.mark.parametrize(("pace", "noise"), [(20.0, 0.05), (30.0, 0.02)])
+def test_quadrature_of_a_likelihood_that_oscillates(pace, noise, monkeypatch):
+    def likelihood(z):
+        return dist.Normal((pace * z).sin(), noise)
+
+    x = torch.linspace(-0.9, 0.9, 13, dtype=torch.float64)
+    z = torch.linspace(-9.0, 9.0, 1_000_001, dtype=torch.float64)
+    weights = dist.Normal(0.0, 1.0).log_prob(z) + math.log(z[1] - z[0])
+    exact = torch.stack([(weights + likelihood(z).log_prob(one)).logsumexp(0) for one in x])
+    model = _of(lambda x: dist.Normal(x.new_zeros(()), 1.0), likelihood)
+    torch.testing.assert_close(quadrature(model, x, progress=False).values, exact, rtol=0, atol=1e-5)
+    # Where nodes are left too early, the points that look for mass there find it.
+    monkeypatch.setattr("pyro_vae.marginal_likelihood.lattices._WHOLE", {})
+    result = quadrature(model, x, progress=False)
+    is_off = (result.values - exact).abs() > 0.01
+    assert is_off.any()
+    assert result.std_error[is_off].isinf().all()
 
 
 @pytest.mark.parametrize(("loc", "noise"), [(1e4, 1e-4), (1e3, 1e-5)])
@@ -939,3 +961,22 @@ def test_bidirectional_bounds_at_the_ends_of_numbers(name, monkeypatch):
     )
     drawn = torch.cat([data for _, (data,) in seen]).double()
     assert (several.values - exact_of(drawn)).min() > -3
+
+
+def test_data_finer_than_the_programs_are_refused_for_what_they_are():
+    model, guide = vae(6, 2, hidden=(8,), family=DiagNormal())
+    for seed in range(3):  # rounding decided what was said
+        torch.manual_seed(seed)
+        x = torch.randn(100, 6, dtype=torch.float64)
+        with pytest.raises(SupportError, match=r"the programs take torch\.float32"):
+            importance_sampling(model.float(), guide.float(), x, num_samples=10, progress=False)
+
+
+def test_estimates_of_missing_and_impossible_numbers_are_read_again(tmp_path):
+    x = torch.randn(20, 5)
+    x[0, 0], x[1, 1] = math.nan, 1e200
+    model, guide = vae(5, 2, hidden=(8,), family=DiagNormal(), missing=True)
+    result = importance_sampling(model, guide, x, num_samples=20, progress=False)
+    assert result.values[1] == -math.inf
+    result.save(tmp_path / "estimates.json")
+    torch.testing.assert_close(LogMarginal.load(tmp_path / "estimates.json").values, result.values)

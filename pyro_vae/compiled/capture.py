@@ -117,8 +117,15 @@ def _trace(
         if trainable:
             wanted = [replacement[tensor] for tensor in trainable]
             gradients = torch.autograd.grad(outputs["loss"], wanted, materialize_grads=True)
-        # The fused kernels of optimisers take gradients for contiguous without looking.
-        return tuple(t.detach() for t in (*outputs.values(), *(g.contiguous() for g in gradients)))
+        # The fused kernels of optimisers take gradients for contiguous without looking; and what is
+        # clipped in place must share its memory with nothing else, as equal gradients do.
+        taken = {tensor.untyped_storage()._cdata for tensor in inputs}
+        results = []
+        for result in (*outputs.values(), *(gradient.contiguous() for gradient in gradients)):
+            memory = result.untyped_storage()._cdata  # private, as in torch 2.14
+            results.append(result.detach().clone() if memory in taken else result.detach())
+            taken.add(memory)
+        return tuple(results)
 
     inputs = [tensor.detach() for tensor in tensors] + [leaf.detach() for leaf in leaves]
     try:

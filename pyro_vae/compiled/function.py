@@ -70,6 +70,7 @@ class CompiledFunction:
         products: Which library computes products of which size (``products.choose_products``).
         refused: Why the function runs eagerly, if it cannot be compiled.
         trainable: Tensors by which the last call differentiated: those that the loss depends on.
+        left: Tensors of Pyro's store, hidden by a handler: their gradients came last, none is trained.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class CompiledFunction:
         self.products: dict[str, str] = {}
         self.refused: str | None = None
         self.trainable: list[Tensor] = []
+        self.left: list[Tensor] = []
         self._variants: dict[tuple, list[Variant]] = {}  # by the arguments, the last first
         self._num_short_lived = 0
         self._handlers_noted = False
@@ -122,7 +124,7 @@ class CompiledFunction:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is compiled anew."""
-        return {**vars(self), "_variants": {}, "_background": Background(), "trainable": []}
+        return {**vars(self), "_variants": {}, "_background": Background(), "trainable": [], "left": []}
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Outputs, Sequence[Tensor] | None]:
         """Named outputs, and their gradients; None in place of gradients if ``eager`` ran."""
@@ -142,7 +144,7 @@ class CompiledFunction:
         if variant is None or variant.graph.num_calls in _CHECKED_CALLS:
             return self._tried(key, variant, leaves, spec, args, kwargs)
         variant.graph.num_calls += 1
-        self.trainable = variant.trainable
+        self.trainable, self.left = variant.trainable, variant.left
         return variant.graph([leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)])
 
     def ready(self, args: tuple, num_calls: int) -> CompiledGraph | None:
@@ -150,7 +152,7 @@ class CompiledFunction:
         if self.refused is not None or self._is_within_others():
             return None
         variants = self._variants.get(_key(args, None))
-        if not variants or variants[0].graph is None or not variants[0].is_current():
+        if not variants or variants[0].graph is None or not variants[0].is_current() or variants[0].left:
             return None
         self.trainable, graph = variants[0].trainable, variants[0].graph
         if any(0 <= n - graph.num_calls < num_calls for n in _CHECKED_CALLS):
@@ -239,7 +241,7 @@ class CompiledFunction:
         except CaptureError as error:
             self._refuse(str(error))
             return self.eager(*args, **kwargs), None
-        self.trainable = trial.trainable
+        self.trainable, self.left = trial.trainable, trial.left
         results = trial.outputs, trial.gradients if self.differentiate else ()
         if trial.reason is not None:
             self._num_unsettled += 1
@@ -287,16 +289,15 @@ class CompiledFunction:
         started = time.perf_counter()
         state = trial.state()
         if self.differentiate and not trial.trainable:
-            return Variant(state, [], None)
-        if any(tensor not in state.names for tensor in trial.trainable):
+            return Variant(state, trial, None)
+        wanted = [*trial.trainable, *trial.left]
+        if any(tensor not in state.names for tensor in wanted):
             raise CaptureError(
                 "it uses a tensor that requires gradients but is neither a parameter of a module nor in "
                 "Pyro's store: make it an nn.Parameter of the model or the guide"
             )
         with while_compiling(), torch.random.fork_rng(), _python_generators_kept():
-            graph = capture(
-                function, state, tensors, trial.trainable, trial.heap_now(), traced_only=self.traced_only
-            )
+            graph = capture(function, state, tensors, wanted, trial.heap_now(), traced_only=self.traced_only)
             state.watch(graph.constants)
             compiled = CompiledGraph(graph, state, tensors, self.products)
         _log.info(
@@ -304,7 +305,7 @@ class CompiledFunction:
             time.perf_counter() - started,
             self.products,
         )
-        return Variant(state, trial.trainable, compiled)
+        return Variant(state, trial, compiled)
 
     def _compared(
         self, variant: "Variant", trial: Trial, tensors: list[Tensor], eager: tuple
@@ -323,7 +324,7 @@ class CompiledFunction:
         if different is None:
             graph.num_calls += 1
             graph.num_mismatches = 0
-            self.trainable = variant.trainable
+            self.trainable, self.left = variant.trainable, variant.left
             return results
         trial.wind(graph.own)
         graph.num_mismatches += 1
@@ -338,6 +339,8 @@ class CompiledFunction:
     def _current(self, key: tuple) -> Variant | None:
         """What was compiled for such arguments and all else as it is now."""
         variants = self._variants.get(key)
+        while variants and not variants[0].trains_the_same():
+            variants.pop(0)
         if not variants:
             return None
         change = variants[0].state.changed()

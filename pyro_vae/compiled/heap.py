@@ -104,6 +104,7 @@ class Heap:
         self.codes: set[types.CodeType] = set()
         self._kept: list[_Kept] = []
         self._tensors: dict[int, tuple[Tensor, Tensor, int]] = {}
+        self._memory: list[tuple[str, Tensor, int, int]] = []  # tensors, where their numbers lie, versions
         self._seen: dict[int, object] = {}
         self._written: set[str] = set()
         self._mentioned: set[str] = set()
@@ -138,6 +139,9 @@ class Heap:
         """Note a thing; what it leads to."""
         if isinstance(thing, Tensor):
             self.keep_tensors([thing], _MAX_COPIED)
+            if type(thing) in (Tensor, nn.Parameter) and thing.layout is torch.strided:
+                version = 0 if thing.is_inference() else thing._version
+                self._memory.append((label, thing, thing.data_ptr(), version))
             if type(thing) not in (Tensor, nn.Parameter):
                 yield type(thing).__name__, type(thing), None
             if vars(thing):
@@ -211,13 +215,14 @@ class Heap:
     def _visit_space(self, thing: Any) -> Found:
         """A class or a module: those of libraries are not followed, but the user's code may write there."""
         is_class = isinstance(thing, type)
-        is_foreign = is_library(thing.__module__ if is_class else thing.__name__)
-        self._keep(thing.__name__, thing, _ATTRIBUTES if is_foreign else None)
+        name = thing.__name__ if is_class else vars(thing).get("__name__", "a module")  # stand-ins have none
+        is_foreign = is_library(thing.__module__ if is_class else name)
+        self._keep(name, thing, _ATTRIBUTES if is_foreign else None)
         if not is_foreign:
             skipped = {"__dict__", "__weakref__", "__builtins__", "__loader__", "__spec__"}
             for key, value in list(vars(thing).items()):
                 if key not in skipped:
-                    yield f"{key} of {thing.__name__}", value, None
+                    yield f"{key} of {name}", value, None
             yield from ((base.__name__, base, None) for base in (thing.__bases__ if is_class else ()))
 
     def _visit_function(self, function: types.FunctionType) -> Found:
@@ -278,6 +283,14 @@ class Heap:
                     place = (id(kept.thing), key)
                     found.append(Change(label, place, counts or is_count, settles))
         return found
+
+    def lost(self) -> str | None:
+        """A tensor whose numbers changed, or now lie elsewhere, and were not kept; None if there is none."""
+        for label, tensor, place, version in self._memory:
+            is_kept = id(tensor) in self._tensors or tensor.is_inference() or tensor._version == version
+            if tensor.data_ptr() != place or not is_kept:
+                return label
+        return None
 
     def _counts(self, via: object, key: object) -> bool:
         if via is None:

@@ -43,8 +43,8 @@ class CompiledStep:
         update: The update of these parameters by these gradients for optimisers without fused kernels.
         eager: A whole step, update included, that runs while nothing is compiled.
         always: Compile at once, whether it is worth it or not.
-        clears_gradients: Whether ``grad`` of parameters is None after a compiled step, not what an eager
-            step before has left there.
+        clears_gradients: Whether ``grad`` of parameters is None after a compiled step, not zeros, as Pyro
+            leaves them, to which others may add.
         traced_only: Train only the parameters that Pyro's handlers see, as ``pyro.infer.SVI`` does.
     """
 
@@ -69,10 +69,11 @@ class CompiledStep:
         self._fused: FusedUpdate | None = None
         self._launches: dict[tuple, _Recorded] = {}  # by the shapes of their inputs
         self._examples: dict[int, tuple[Tensor, ...]] = {}  # batches by their size
+        self._zeros: dict[Tensor, Tensor] = {}  # gradients that were left, by parameter
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is compiled anew."""
-        return {**vars(self), "_fused": None, "_launches": {}, "_examples": {}}
+        return {**vars(self), "_fused": None, "_launches": {}, "_examples": {}, "_zeros": {}}
 
     def is_of(self, *roots: object) -> bool:
         """Whether it runs these, not others that were set since."""
@@ -87,12 +88,15 @@ class CompiledStep:
         outputs, gradients = self.function(*args, **kwargs)
         if gradients and can_update(outputs, gradients):
             params, optimizers = self.function.trainable, self._optimizers()
+            for tensor, gradient in zip(self.function.left, gradients[len(params) :], strict=True):
+                tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+            gradients = gradients[: len(params)]
             if not self._has_fused(optimizers, params):
                 self._fused = None
                 if optimizers is not None and all(map(has_fused_update, optimizers)):
                     self._fused = FusedUpdate(optimizers, params)
             if not self._clears_gradients:
-                gradients = _with_those_there(params, gradients)
+                gradients = self._with_those_there(params, gradients)
             if self._fused is None:
                 self._update(params, gradients)
             else:
@@ -100,7 +104,27 @@ class CompiledStep:
                     for param in params:
                         param.grad = None
                 self._fused(gradients)
+            if not self._clears_gradients:
+                self._leave_zeros(params)
         return outputs
+
+    def _with_those_there(self, params: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Gradients, with those added that others have left in the parameters since the last step."""
+        added = []
+        for param, gradient in zip(params, gradients, strict=True):
+            there = param.grad
+            if there is None or (there is self._zeros.get(param) and there._version == 0):
+                added.append(gradient)
+            else:
+                added.append(gradient + there)
+                param.grad = None
+        return added
+
+    def _leave_zeros(self, params: Sequence[Tensor]) -> None:
+        """Gradients of zero, as in Pyro, which goes on to update what has one."""
+        for param in params:
+            if param.grad is None:
+                param.grad = self._zeros[param] = torch.zeros_like(param)
 
     def _has_fused(self, optimizers: list[Optimizer] | None, params: list[Tensor]) -> bool:
         """Whether the fused update is that of these."""
@@ -206,17 +230,6 @@ class _Recorded:
         self.num_steps = 0  # one by one, before the recording
         self.launch: Launch | None = None
         self.is_refused = False
-
-
-def _with_those_there(params: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Gradients, with those added that the parameters have already, which are taken from them."""
-    if all(param.grad is None for param in params):
-        return gradients
-    added = []
-    for param, gradient in zip(params, gradients, strict=True):
-        added.append(gradient if param.grad is None else gradient + param.grad)
-        param.grad = None
-    return added
 
 
 def _equal_neighbours(indices: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:

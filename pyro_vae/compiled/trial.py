@@ -46,7 +46,11 @@ class Trial:
     Attributes:
         outputs: The named tensors.
         trainable: Tensors that the loss depends on.
-        gradients: By these.
+        left: Others of Pyro's store that it depends on, such as those that a handler hides: their gradients
+            stay, as after ``backward()``, and nothing is updated by them.
+        gradients: By ``trainable`` and ``left``.
+        unused: What Pyro's handlers see and the loss does not depend on, and whether it has a gradient, by
+            which Pyro would go on to update it.
         reason: Why no graph can stand for the programs; None if none is known.
         settles: Whether that may be otherwise at the next run.
 
@@ -88,7 +92,7 @@ class Trial:
         try:
             with poutine.trace(param_only=True) as params, torch.set_grad_enabled(differentiate), witness:
                 self.outputs = run()
-                self.trainable, self.gradients = [], []
+                self.trainable, self.left, self.gradients, self.unused = [], [], [], []
                 if differentiate and self.outputs["loss"].requires_grad:
                     traced = _traced(params.trace) if traced_only else None
                     self._differentiate(traced)
@@ -113,22 +117,29 @@ class Trial:
 
     def _differentiate(self, traced: list[Tensor] | None) -> None:
         leaves = _leaves(self.outputs["loss"])
-        found = dict(zip(map(id, leaves), torch.autograd.grad(self.outputs["loss"], leaves), strict=True))
+        try:
+            gradients = torch.autograd.grad(self.outputs["loss"], leaves)
+        except RuntimeError as error:  # as of reentrant checkpoints, which know backward() alone
+            raise CaptureError(f"torch.autograd.grad says: {str(error).splitlines()[0]}") from error
+        found = dict(zip(map(id, leaves), gradients, strict=True))
         # Pyro goes on with gradients of 0 for parameters of its store that are no longer used.
         self.trainable = (
             leaves
             if traced is None
             else [tensor for tensor in traced if id(tensor) in found or tensor.grad is not None]
         )
+        self.unused = [(t, t.grad is not None) for t in traced or () if id(t) not in found]
         trained = set(map(id, self.trainable))
-        trained |= set(map(id, pyro.get_param_store()._params.values()))  # such as those hidden by a block
         others = [leaf for leaf in leaves if id(leaf) not in trained]
-        self._has_others = bool(others)
+        stored = set(map(id, pyro.get_param_store()._params.values()))
+        self.left = [leaf for leaf in others if id(leaf) in stored]
+        self._has_others = len(others) > len(self.left)
         for leaf in others:  # as backward() does
-            leaf.grad = found[id(leaf)] if leaf.grad is None else leaf.grad + found[id(leaf)]
+            if id(leaf) not in stored:
+                leaf.grad = found[id(leaf)] if leaf.grad is None else leaf.grad + found[id(leaf)]
         self.gradients = [
             found[id(tensor)] if id(tensor) in found else torch.zeros_like(tensor)
-            for tensor in self.trainable
+            for tensor in (*self.trainable, *self.left)
         ]
 
     def _judge(
@@ -139,6 +150,11 @@ class Trial:
         now = [tensor._version for tensor in arguments if not tensor.is_inference()]
         if now != list(versions):
             return "it changes an argument in place: let it work on a copy", False
+        if (label := self.heap.lost()) is not None:
+            return (
+                f"it changes {label}, which is large, or gives it other memory, as by .data = ...: make it a "
+                "buffer and change that in place"
+            ), False
         counted = [change for change in self.changes if change.counts]
         lasting = [change for change in counted if not change.may_settle]
         for change in (*lasting, *counted):

@@ -19,14 +19,19 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 class Variant:
     """What is compiled for some arguments and for plain values such as ``training``; None if nothing is."""
 
-    def __init__(self, state: ProgramState, trainable: list[Tensor], graph: "CompiledGraph | None") -> None:
+    def __init__(self, state: ProgramState, trial: Trial, graph: "CompiledGraph | None") -> None:
         self.state = state
-        self.trainable = trainable
+        self.trainable, self.left = trial.trainable, trial.left
         self.graph = graph
+        self._unused = trial.unused
 
     def is_current(self) -> bool:
         """Whether all is as it was."""
-        return self.state.changed() is None
+        return self.state.changed() is None and self.trains_the_same()
+
+    def trains_the_same(self) -> bool:
+        """Whether of the parameters without effect on the loss the same have gradients as then."""
+        return all((tensor.grad is not None) == had for tensor, had in self._unused)
 
 
 class CompiledGraph:
@@ -72,11 +77,12 @@ def difference(variant: Variant, trial: Trial, results: tuple[Outputs, Sequence[
         if not agree(outputs[name], value.detach()):
             return name
     # Where a gradient is 0 in theory, as before a batch normalisation, rounding is all of it.
-    expected = {id(t): g for t, g in zip(trial.trainable, trial.gradients, strict=True)}
-    if {id(tensor) for tensor in variant.trainable} != expected.keys():
+    wanted = (*variant.trainable, *variant.left)
+    expected = {id(t): g for t, g in zip((*trial.trainable, *trial.left), trial.gradients, strict=True)}
+    if {id(tensor) for tensor in wanted} != expected.keys():
         return "what the loss depends on"
     size = torch.stack([g.norm() for g in expected.values()]).norm() if expected else None
-    for tensor, gradient in zip(variant.trainable, gradients, strict=True):
+    for tensor, gradient in zip(wanted, gradients, strict=True):
         own, eps = expected[id(tensor)], torch.finfo(gradient.dtype).eps
         is_lost = not bool(gradient.any()) and bool(own.norm() > eps * size)
         if is_lost or not agree(gradient, own, own.norm() + _OF_ALL * size):

@@ -18,8 +18,10 @@ Near a node of a coarse lattice there may be far more mass than at it. What coun
 would rise towards the neighbouring nodes along its gradient, which is above its maximum among them wherever
 it is concave, and at most the prior (with the same allowance) times the largest likelihood. Far outside of
 draws from the prior, where the lattice is as wide as it is far away, :math:`\log f` itself counts. Nothing
-depends on a guide or on finding one mode, so that it is a check on everything that does. What it can miss is
-a spike of which no neighbouring node feels the slope.
+depends on a guide or on finding one mode, so that it is a check on everything that does. A slope says nothing
+of a likelihood that oscillates from node to node: in few dimensions all nodes of the first lattices are kept
+(``_WHOLE``), and mass that quasi-random points find where nodes were left counts as error. What that can
+miss is a spike narrower than the distance between these points.
 
 Where :math:`\log f` is far from what the slopes at two neighbours say, f jumps: half of the interval between
 them counts as its error. Where it is nan or infinite beside a node that carries mass, there is no value.
@@ -44,6 +46,8 @@ _QUARTILES, _BETWEEN_QUARTILES = torch.tensor([0.25, 0.5, 0.75]), 1.349  # of a 
 _BEND = 0.5  # u = c + s sinh(b v) / b: as good as linear over the bulk, and exponentially far in the tails
 _START = 4.0  # the lattice starts over so many standard deviations of the prior to both sides,
 _SPACING = 0.5  # with this spacing, in the same unit
+_WHOLE = {1: 5, 2: 1}  # halvings, by dimensions, before any node is left: 513 and 33 x 33 nodes
+_PROBES = 1024  # points that look for mass where nodes were left
 _KEPT = 30.0  # nats below the maximum that are kept
 _UNSEEN = 15.0  # nats by which the likelihood may be larger between the nodes than at them
 _FAR = 6.0  # times as far as the farthest of draws: of exponential tails e**-30 lie beyond
@@ -163,7 +167,7 @@ class Lattices:
                 doubt = torch.maximum(doubt, self._beyond(nodes_of, ready, _SPACING / 2**level))
             error = torch.where(active, doubt + rounding, error)
             converged |= ready & (error.isfinite() & (doubt < self.tolerance))
-            kept = self._kept(nodes_of)
+            kept = self._kept(nodes_of) | (level < _WHOLE.get(self.dim, 0))
             children = torch.bincount(nodes_of.datum[kept].cpu(), minlength=count) * 2**self.dim
             active &= ~converged & (size <= self.max_nodes) & (children <= self.max_nodes)
             active &= rounding.isfinite() & (level < _FINEST)
@@ -238,6 +242,7 @@ class Lattices:
             known=len(datum),
         )
         known = len(datum)
+        off += self._left(nodes, ready, highest, spacing)
         pairs = zip(nodes, self._evaluated(*new, spacing), strict=True)
         nodes = _Nodes(*(torch.cat(pair) for pair in pairs))
         datum, log_f = nodes.datum, nodes.log_f
@@ -258,6 +263,18 @@ class Lattices:
             is_unknown &= torch.maximum(weight[one], weight[other]) > _CARRIES
             off.scatter_add_(0, datum[one], torch.where(is_unknown, math.inf, lost))
         return (off / mass).nan_to_num(0.0, posinf=math.inf).cpu().double()
+
+    def _left(self, nodes: _Nodes, ready: Tensor, highest: Tensor, spacing: float) -> Float[Tensor, " data"]:
+        """Mass next to nodes that were left, as quasi-random points find it, in weights of nodes."""
+        points = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=0).draw(_PROBES).to(self.centre)
+        width = 2 * _START / spacing
+        datum = ready.nonzero()[:, 0].to(nodes.datum.device).repeat_interleave(_PROBES)
+        at = (width * (points.double() - 0.5)).repeat(int(ready.sum()), 1)
+        is_left = ~torch.isin(self._key(datum, at.round().long()), self._key(nodes.datum, nodes.coords))
+        found = self._evaluated(datum[is_left], at[is_left], spacing)
+        weight = (found.log_f - highest[found.datum]).exp().nan_to_num(0.0)
+        mass = torch.zeros(len(ready), dtype=weight.dtype, device=weight.device)
+        return mass.scatter_add(0, found.datum, weight * width**self.dim / _PROBES)
 
     def _evaluated(self, datum: Tensor, coords: Tensor, spacing: float) -> _Nodes:
         """The nodes with what they are worth."""

@@ -193,16 +193,20 @@ class _Given(Messenger):
 
 
 def _agree(found: dict[str, Tensor], expected: dict[str, Tensor], leniency: float = 1.0) -> bool:
-    """Whether they are the same but for rounding, nats."""
+    """Whether they are the same but for rounding, nats, of the coarsest of them (data may be finer)."""
+    floating = [value.dtype for value in expected.values() if value.is_floating_point()]
+    coarsest = max(floating, key=lambda dtype: torch.finfo(dtype).eps, default=None)
     return found.keys() == expected.keys() and all(
-        _close(found[name], expected[name], leniency) for name in expected
+        _close(found[name], expected[name], leniency, coarsest) for name in expected
     )
 
 
-def _close(found: Tensor, expected: Tensor, leniency: float = 1.0) -> bool:
+def _close(
+    found: Tensor, expected: Tensor, leniency: float = 1.0, precision: torch.dtype | None = None
+) -> bool:
     if not expected.is_floating_point():
         return torch.equal(found, expected)
-    tolerance = 200 * leniency * torch.finfo(expected.dtype).eps
+    tolerance = 200 * leniency * torch.finfo(precision or expected.dtype).eps
     return torch.allclose(found, expected, rtol=tolerance, atol=10 * tolerance, equal_nan=True)
 
 
