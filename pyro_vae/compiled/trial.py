@@ -102,7 +102,9 @@ class Trial:
             raise
         finally:
             hook.remove()
+        hidden = set(map(id, self.left))
         self._params = list(params.trace.param_nodes)
+        self._params += [name for name, t in pyro.get_param_store()._params.items() if id(t) in hidden]
         background.ran += witness.ran
         background.held += witness.held
         self._drawn_after = _drawn()
