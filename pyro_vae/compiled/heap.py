@@ -215,7 +215,7 @@ class Heap:
     def _visit_space(self, thing: Any) -> Found:
         """A class or a module: those of libraries are not followed, but the user's code may write there."""
         is_class = isinstance(thing, type)
-        name = thing.__name__ if is_class else vars(thing).get("__name__", "a module")  # stand-ins have none
+        name = thing.__name__
         is_foreign = is_library(thing.__module__ if is_class else name)
         self._keep(name, thing, _ATTRIBUTES if is_foreign else None)
         if not is_foreign:

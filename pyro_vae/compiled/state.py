@@ -5,10 +5,11 @@ so their values may change; a *replaced* tensor, module, function or number, ano
 ``train()``/``eval()``, ``requires_grad`` are noticed, mostly by identity, which takes some 10 µs.
 """
 
+import contextlib
 import itertools
 import operator
 import types
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from functools import partial
 
 import pyro
@@ -198,14 +199,21 @@ class _Swapped:
             holder[name] = own
 
 
-def readable(roots: Sequence[object], ran: Sequence[tuple[types.CodeType, dict]] = ()) -> Survey:
-    """What programs reach, or ``CaptureError`` if it cannot be followed or compared."""
+@contextlib.contextmanager
+def following() -> Iterator[None]:
+    """``CaptureError`` in place of what objects raise that are looked at: any of the user's may be there."""
     try:
-        survey = Survey(roots, ran)
-    except Exception as error:  # any object of the user's may be in it
+        yield
+    except Exception as error:
         raise CaptureError(
             f"what it reads cannot be followed ({type(error).__name__}: {str(error)[:200]})"
         ) from error
+
+
+def readable(roots: Sequence[object], ran: Sequence[tuple[types.CodeType, dict]] = ()) -> Survey:
+    """What programs reach, or ``CaptureError`` if it cannot be followed or compared."""
+    with following():
+        survey = Survey(roots, ran)
     if survey.refused is not None:
         raise CaptureError(survey.refused)
     return survey

@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.compiled.heap import Heap
-from pyro_vae.compiled.state import CaptureError, ProgramState, readable
+from pyro_vae.compiled.state import CaptureError, ProgramState, following, readable
 from pyro_vae.compiled.witness import Witness
 
 
@@ -79,7 +79,8 @@ class Trial:
             if tensor is not None and (tensor._backward_hooks or tensor._post_accumulate_grad_hooks):
                 name = ProgramState(survey, store).names.get(tensor, "a tensor")
                 raise CaptureError(f"{name} has a hook for its gradient, which a graph would not call")
-        self.heap = Heap((*roots, *containers, *background.held), background.ran)
+        with following():
+            self.heap = Heap((*roots, *containers, *background.held), background.ran)
         self.heap.keep_tensors(own)
         self.heap.keep_tensors(arguments)
         self._called: list[nn.Module] = []
@@ -181,7 +182,8 @@ class Trial:
 
     def heap_now(self) -> Heap:
         """All that the programs reach, after the run."""
-        return Heap((*self._roots, *self._background.held, *self._called), self._background.ran)
+        with following():
+            return Heap((*self._roots, *self._background.held, *self._called), self._background.ran)
 
     def has_drawn_as_much(self) -> bool:
         """Whether as many random numbers were drawn since :meth:`rewind` as by the run."""
