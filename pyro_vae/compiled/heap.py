@@ -215,14 +215,13 @@ class Heap:
     def _visit_space(self, thing: Any) -> Found:
         """A class or a module: those of libraries are not followed, but the user's code may write there."""
         is_class = isinstance(thing, type)
-        name = thing.__name__
-        is_foreign = is_library(thing.__module__ if is_class else name)
-        self._keep(name, thing, _ATTRIBUTES if is_foreign else None)
+        is_foreign = is_library(thing.__module__ if is_class else thing.__name__)
+        self._keep(thing.__name__, thing, _ATTRIBUTES if is_foreign else None)
         if not is_foreign:
             skipped = {"__dict__", "__weakref__", "__builtins__", "__loader__", "__spec__"}
             for key, value in list(vars(thing).items()):
                 if key not in skipped:
-                    yield f"{key} of {name}", value, None
+                    yield f"{key} of {thing.__name__}", value, None
             yield from ((base.__name__, base, None) for base in (thing.__bases__ if is_class else ()))
 
     def _visit_function(self, function: types.FunctionType) -> Found:
