@@ -581,16 +581,6 @@ def test_a_step_of_an_optimiser_that_was_wrapped_is_taken(pyros):
 # --------------------------------------------------------- gradients of what is used in some steps
 
 
-def net_and_guide(job, decoder, guide):
-    def model(x):
-        pyro.module("decoder", decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
-
-    job.model, job.guide = model, guide
-
-
 @pytest.mark.parametrize("every", [2, 3])
 @pytest.mark.parametrize("first", ["with", "without"])
 def test_a_parameter_that_the_loss_depends_on_in_some_steps(every, first):
@@ -628,9 +618,13 @@ def test_parameters_of_two_that_are_trained_in_turn_and_hidden():
                 loc, log_scale = encoder(x).chunk(2, -1)
                 pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
-        net_and_guide(job, decoder, guide)
-        model, others = job.model, []
-        job.guide = poutine.block(guide, hide_types=["param"])
+        def model(x):
+            pyro.module("decoder", decoder)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+        job.model, job.guide, others = model, poutine.block(guide, hide_types=["param"]), []
 
         def before(step, svi):
             if not others:
@@ -659,10 +653,9 @@ class Sum(nn.Module):
 def test_equal_gradients_that_are_clipped_in_place():
     def trained(compile):  # noqa: A002
         torch.manual_seed(0)
-        model, guide = vae(3, 3, hidden=(4,), decoder=None)
+        model, guide = vae(3, 3, hidden=(4,))
         total = Sum()
-        decoder = model.likelihood.net
-        model.likelihood.net = nn.Sequential(total, decoder)
+        model.likelihood.net = nn.Sequential(total, model.likelihood.net)
         params = [*model.parameters(), *guide.parameters()]
         optimizer = torch.optim.SGD(params, lr=0.1)
         optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(params, 0.1) and None)
@@ -705,7 +698,6 @@ def test_tensors_that_are_no_buffers(way):
 def test_a_checkpoint_that_knows_backward_alone():
     def make():
         job, decoder = Job(), nn.Linear(1, 3)
-        guide = job.guide
 
         def model(x):
             pyro.module("decoder", decoder)
@@ -714,7 +706,7 @@ def test_a_checkpoint_that_knows_backward_alone():
             with pyro.plate("data", len(x)):
                 pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
-        job.model, job.guide = model, guide
+        job.model = model
         return job
 
     assert not same(make)
