@@ -54,6 +54,7 @@ class Range:
 Count = Annotated[int, Range(1)]
 NonNegative = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, open=True)]
+Share = Annotated[float, Range(0, 1, open=True)]
 Weight = Annotated[float, Range(0)]
 Finite = Annotated[float, Range()]
 

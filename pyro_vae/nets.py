@@ -137,7 +137,9 @@ def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _sizes(height: int, width: int, scales: int) -> list[tuple[int, int]]:
-    """Heights and widths, each half of that before, rounded up."""
+    """Heights and widths, each half of that before, rounded up; raises ``ValueError`` if there is none."""
+    if scales < 1:
+        raise ValueError("channels are those of the convolutions, at least one; an MLP has none")
     sizes = [(height, width)]
     for _ in range(scales):
         height, width = (height + 1) // 2, (width + 1) // 2

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae import diagnostics
-from pyro_vae.arguments import checked
+from pyro_vae.arguments import Share, checked
 from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes
 from pyro_vae.hmc import Position, init, jittered, step, tune
 from pyro_vae.tempering import TemperedDensity, pilot_run, pilot_steps
@@ -218,7 +218,7 @@ def sample_posterior(
     num_samples: int = 250,
     num_warmup: int = 300,
     num_leapfrog: int = 10,
-    target_acceptance: float = 0.8,
+    target_acceptance: Share = 0.8,
     progress: bool = True,
     checkpoint: Path | None = None,
 ) -> PosteriorDraws:

@@ -61,7 +61,8 @@ def write_json(
     """Write plain values with their checksum, beside them or ``in_parts``, in each of them; atomically."""
     record = json.loads(json.dumps(record))
     written = {CHECKSUM: checksum(record)}
-    record = {name: part | written for name, part in record.items()} if in_parts else record | written
+    # First, so that its line can be removed by who edits the file: after the last there is no comma.
+    record = {name: written | part for name, part in record.items()} if in_parts else written | record
     write_atomically(json.dumps(record, indent=indent).encode(), path)
 
 

@@ -197,7 +197,7 @@ def take_networks(folder: Path, config: Config, model: "VAEModel", guide: "VAEGu
     Raises:
         ConfigError: If the other run differs in more than the prior and its training.
     """
-    from pyro_vae.training import load_checkpoint, load_parameters
+    from pyro_vae.training import load_best, load_parameters
 
     other = load_config(folder)
     fields = {field.name for field in dataclasses.fields(Config)} - set(_NETWORKS)
@@ -207,8 +207,7 @@ def take_networks(folder: Path, config: Config, model: "VAEModel", guide: "VAEGu
             f"refit_prior takes encoder and decoder of {folder}, so all but the prior and its training must "
             f"be as there, but {differing or 'the posterior differs'}"
         )
-    path = _best(folder)
-    state = load_checkpoint(path, identity(other))
+    path, state = load_best(folder, identity(other))
     load_parameters(state, path, None, guide)
     parts = {"likelihood.": model.likelihood}
     if config.has_codes:
@@ -218,12 +217,6 @@ def take_networks(folder: Path, config: Config, model: "VAEModel", guide: "VAEGu
     for prefix, part in parts.items():
         own = {name.removeprefix(prefix): weight for name, weight in weights if name.startswith(prefix)}
         load_parameters({"algorithm": {"model": own}}, path, part, None)
-
-
-def _best(folder: Path) -> Path:
-    """The checkpoint with the best bound on validation data, else the last."""
-    best = folder / "best.pt"
-    return best if os.path.lexists(best) else folder / "checkpoint.pt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,10 +244,9 @@ class Run:
 
 def load_weights(folder: Path, config: Config, model: "VAEModel", guide: "VAEGuide") -> int:
     """Load the weights of the epoch with the best bound on validation data, else of the last; returns it."""
-    from pyro_vae.training import load_checkpoint, load_parameters
+    from pyro_vae.training import load_best, load_parameters
 
-    path = _best(folder)
-    checkpoint = load_checkpoint(path, identity(config))
+    path, checkpoint = load_best(folder, identity(config))
     load_parameters(checkpoint, path, model, guide)
     return checkpoint["epoch"]
 

@@ -66,7 +66,9 @@ class TemperedDensity:
                 log_base = log_guide_at(self.guide, position, point, *batch)
             log_base = log_base + point.log_jacobian
             wanted = list(position.values())
-            base = torch.autograd.grad(log_base.sum(), wanted, retain_graph=True, materialize_grads=True)
+            base = [torch.zeros_like(u) for u in wanted]
+            if log_base.requires_grad:  # not that of a guide with one density for all z, such as a box
+                base = torch.autograd.grad(log_base.sum(), wanted, retain_graph=True, materialize_grads=True)
             joint = torch.autograd.grad(log_joint.sum(), wanted)
         outputs = {"log_base": log_base, "log_joint": log_joint}
         for name, in_base, in_joint in zip(position, base, joint, strict=True):

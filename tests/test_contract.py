@@ -310,6 +310,8 @@ def test_wrong_data_are_explained_by_plain_pyro_too():
     for batch in (torch.zeros(DATA_DIM), torch.zeros(0, DATA_DIM)):
         with pytest.raises(SupportError, match="batch of at least one datum"):
             Trace_ELBO().loss(model, guide, batch)
+    with pytest.raises(SupportError, match=r"makes \(4, 3\) codes of it: .* x\.flatten\(1\)"):
+        Trace_ELBO().loss(model, guide, torch.zeros(4, 3, DATA_DIM))
     pair = vae(DATA_DIM, 2, context_dim=3)
     for rows in (1, 3):
         with pytest.raises(SupportError, match=r"one row of numbers for each of 4 data"):

@@ -371,3 +371,20 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience(run, call):
         UserError, match=f"would have stopped after epoch {stopped['epoch']}.*larger patience"
     ):
         train("stopped", "--resume", at, "--patience", 1, "--epochs", 14)
+
+
+def test_a_lost_best_epoch_is_said(run, call):
+    """Going on, the best of all epochs would be another; scored, the weights would be others."""
+    (run / "best.pt").unlink()
+    for command in (("estimate", run), ("train", "--resume", run, "--epochs", 4)):
+        with pytest.raises(UserError, match=r"has lost best\.pt, .*: put it back, or copy checkpoint\.pt"):
+            call(*command)
+    shutil.copy(run / "checkpoint.pt", run / "best.pt")
+    call("train", "--resume", run, "--epochs", 4)
+
+
+def test_the_line_of_the_checksum_can_be_removed(run, call):
+    path = run / "config.json"
+    lines = [line for line in path.read_text().splitlines() if records.CHECKSUM not in line]
+    path.write_text("\n".join(lines))
+    call("plot", run)

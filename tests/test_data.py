@@ -769,6 +769,13 @@ def test_numbers_that_differ_by_less_than_a_float_tells_are_not_rounded():
     assert from_array(constant).train.x.dtype == torch.float32
 
 
+def test_yes_and_no_beside_bytes_are_no_grey_values():
+    table = {"age": np.array([57, 30, 41] * 10, np.uint8), "smoker": np.array([True, False] * 15)}
+    assert set(from_array(table).train.x.unique().tolist()) == {0.0, 1.0, 30.0, 41.0, 57.0}
+    assert set(from_array({"smoker": table["smoker"]}).train.x.unique().tolist()) == {0.0, 1.0}
+    assert from_array({"grey": table["age"]}).train.x.max() == torch.tensor(57 / 255)
+
+
 def test_a_table_without_rows_is_named():
     with pytest.raises(DataError, match="array"):
         from_array({"a": np.zeros(0), "b": np.zeros(0)})

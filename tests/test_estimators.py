@@ -364,6 +364,17 @@ def test_quadrature_of_a_likelihood_that_oscillates(pace, noise, monkeypatch):
     assert result.std_error[is_off].isinf().all()
 
 
+def test_quadrature_sees_peaks_with_heavy_tails_far_out():
+    """Half of the mass is at 0, half in a peak at x as wide: 1 of 10 million, within exponential steps."""
+    model = _of(lambda x: dist.Cauchy(x.new_zeros(()), 1.0), lambda z: dist.Cauchy(z, 1.0))
+    x = torch.tensor([1.0, 30.0, 2e4, 5e4, 1e6, 1e7])
+    result = quadrature(model, x, max_nodes=10_000, progress=False)
+    exact = dist.Cauchy(0.0, 2.0).log_prob(x)
+    torch.testing.assert_close(result.values[:2], exact[:2], rtol=0, atol=1e-6)
+    assert (result.diagnostics["converged"] == torch.tensor([1.0, 1, 0, 0, 0, 0])).all()
+    assert result.std_error[2:].isinf().all()  # so many nodes would not do
+
+
 @pytest.mark.parametrize(("loc", "noise"), [(1e4, 1e-4), (1e3, 1e-5)])
 def test_quadrature_knows_where_neighbouring_nodes_are_one_number(loc, noise):
     model = _of(lambda x: dist.Normal(x.new_tensor(loc), 1.0), lambda z: dist.Normal(z, noise))
@@ -980,3 +991,78 @@ def test_estimates_of_missing_and_impossible_numbers_are_read_again(tmp_path):
     assert result.values[1] == -math.inf
     result.save(tmp_path / "estimates.json")
     torch.testing.assert_close(LogMarginal.load(tmp_path / "estimates.json").values, result.values)
+
+
+def test_a_guide_of_a_smaller_support_is_noted():
+    """Half of the mass is out of its reach: no number tells, for the weights of the other half are even."""
+
+    def half(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.HalfNormal(torch.ones(len(x))))
+
+    def box(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(-20.0 * torch.ones(len(x)), 20.0))
+
+    model = _of(lambda x: dist.Normal(x.new_zeros(()), 1.0), lambda z: dist.Normal(z, 1.0))
+    x = torch.linspace(-2.0, 2.0, 5)
+    exact = dist.Normal(0.0, math.sqrt(2.0)).log_prob(x)
+    above = exact + (1 - dist.Normal(x / 2, math.sqrt(0.5)).cdf(torch.zeros(()))).log()
+    for guide, expected in ((half, above), (box, exact)):
+        for result in (
+            importance_sampling(model, guide, x, num_samples=20_000, progress=False),
+            ais(model, x, guide=guide, num_chains=100, num_temperatures=100, progress=False),
+        ):
+            assert ((result.values - expected).abs() < 4 * result.std_error).all()
+            assert ("draws 'z' from a part of the model's support" in result.summary()) == (guide is half)
+
+
+def test_data_that_are_impossible_for_other_latents():
+    """x lies between 0 and z: for a draw from the prior, as tells models apart, it may be impossible."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Pareto(torch.tensor(0.5), torch.tensor(2.0)))
+            pyro.sample("x", dist.Uniform(0.0, z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Pareto(x.clamp(min=0.5), torch.tensor(2.5)))
+
+    x = torch.tensor([0.3, 0.6, 1.0, 2.9])
+    exact = (2 / 3 * 0.5**2 / x.clamp(min=0.5) ** 3).log()
+    result = importance_sampling(model, guide, x, num_samples=5_000, progress=False)
+    torch.testing.assert_close(result.values, exact, rtol=0, atol=0.03)
+
+
+def test_other_programs_than_can_be_scored_are_named():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def trials(x, count):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Binomial(count, 0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def masked(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.poutine.mask(mask=x > 0):
+                pyro.sample("x", dist.Normal(z[..., None], 1.0).expand([*z.shape, 3]).to_event(1), obs=x)
+
+    def flat(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.randn(2)
+    with pytest.raises(ValueError, match="samples 'z_unconstrained' besides the model's sites"):
+        importance_sampling(model, pyro.infer.autoguide.AutoNormal(model), x, progress=False)
+    with pytest.raises(ValueError, match=r"cannot be summed out \(Inhomogeneous total count"):
+        enumeration(trials, x, torch.tensor([2.0, 3.0]), progress=False)
+    with pytest.raises(ValueError, match=r"'x' is masked by shape \(5, 3\).*one number a datum"):
+        quadrature(masked, torch.randn(5, 3), progress=False)
+    with pytest.raises(ValueError, match="the prior of a site is flat"):
+        quadrature(flat, x, progress=False)

@@ -54,6 +54,18 @@ def test_a_prior_that_does_not_factorise_is_refused():
         kl_per_dim(model, guide, torch.zeros(2, 5))
 
 
+def test_model_and_guide_are_told_apart():
+    model, guide = vae(5, 3)
+    x = torch.rand(6, 5).round()
+    for take in (
+        lambda: active_units(model, x),
+        lambda: posterior_mean(model, x),
+        lambda: kl_per_dim(guide, model, x),
+    ):
+        with pytest.raises(ValueError, match="this takes the guide, but 'x' is observed"):
+            take()
+
+
 def test_a_posterior_with_correlations_is_refused():
     model, guide = LinearGaussian.random(5, 3).pair()
     with pytest.raises(ValueError, match="posterior of 'z', MultivariateNormal"):

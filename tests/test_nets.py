@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae.nets import MLP, ConvDecoder, ConvEncoder, Log1p, WithMissing, glorot, small_normal
+from pyro_vae.nets import (
+    MLP,
+    ConvDecoder,
+    ConvEncoder,
+    GridDecoder,
+    GridEncoder,
+    Log1p,
+    WithMissing,
+    glorot,
+    small_normal,
+)
 
 
 def test_mlp_is_the_formula_of_the_paper():
@@ -109,6 +119,14 @@ def test_wrong_images_are_explained():
         ConvEncoder((4, 4), 5)(torch.zeros(3, 15))
     with pytest.raises(ValueError, match=r"move the colours to the last axis"):
         ConvEncoder((3, 8, 10), 5)
+    for net in (
+        lambda: ConvEncoder((4, 4), 5, ()),
+        lambda: ConvDecoder(5, (4, 4), 1, ()),
+        lambda: GridEncoder((4, 4), 5, ()),
+        lambda: GridDecoder(5, (4, 4), 1, ()),
+    ):
+        with pytest.raises(ValueError, match="channels are those of the convolutions, at least one"):
+            net()
 
 
 def test_missing_numbers_are_seen_as_zero_and_as_missing():

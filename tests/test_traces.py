@@ -11,6 +11,7 @@ from pyro_vae import (
     ais,
     bidirectional,
     elbo,
+    enumeration,
     importance_sampling,
     log_joint,
     log_weights,
@@ -282,3 +283,58 @@ def test_masked_latents_are_not_there():
 
     exact = torch.where(X > 0, dist.Normal(0.0, math.sqrt(2)).log_prob(X), 0.0)
     torch.testing.assert_close(quadrature(model, X, progress=False).values, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [{"model", "guide"}, {"model"}, {"guide"}])
+def test_a_mask_means_the_same_in_both_programs_and_in_every_estimator(masked):
+    """Where the model masks a latent it is not there; elsewhere the guide's density counts, masked or not."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=x > 0 if "model" in masked else torch.tensor(True)):
+                y = pyro.sample("y", dist.Categorical(torch.tensor([0.2, 0.8])))
+                z = pyro.sample("z", dist.Uniform(-5.0, 5.0))
+            with poutine.mask(mask=x > 0):
+                pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+    def guide(x):
+        mask = x > 0 if "guide" in masked else torch.tensor(True)
+        with pyro.plate("data", len(x)), poutine.mask(mask=mask):
+            pyro.sample("y", dist.Categorical(torch.tensor([0.5, 0.5]).expand(len(x), 2)))
+            pyro.sample("z", dist.Uniform(-5.0, 5.0).expand(x.shape))
+
+    box = dist.Normal(torch.tensor([[0.0], [1.0]]), 1.0)
+    within = box.cdf(X + 5) - box.cdf(X - 5)
+    exact = torch.where(X > 0, (torch.tensor([[0.02], [0.08]]) * within).sum(0).log(), 0.0)
+    for result in (
+        quadrature(model, X, progress=False),
+        importance_sampling(model, guide, X, num_samples=5_000, progress=False),
+        ais(model, X, num_temperatures=50, num_chains=100, progress=False),
+    ):
+        assert ((result.values - exact).abs() < 5 * result.std_error + 1e-6).all()
+    bound = elbo(model, guide, X, num_samples=2000).elbo
+    assert (bound < exact + 0.06).all()
+    if "model" in masked:
+        assert (bound[X <= 0] == 0).all()
+
+
+@pytest.mark.parametrize("latent", [dist.Normal(0.0, 1.0), dist.Categorical(torch.tensor([0.2, 0.3, 0.5]))])
+def test_data_that_depend_on_a_masked_latent_have_no_density(latent):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=x > 0):
+                z = pyro.sample("z", latent)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", latent.expand(x.shape))
+
+    method = quadrature if latent.has_rsample else enumeration
+    for estimate in (
+        lambda: importance_sampling(model, guide, X, num_samples=10, progress=False),
+        lambda: elbo(model, guide, X),
+        lambda: method(model, X, progress=False),
+    ):
+        with pytest.raises(ValueError, match="the model masks 'z', so that it is not there, but 'x' depends"):
+            estimate()

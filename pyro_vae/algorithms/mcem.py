@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae import hmc
 from pyro_vae.algorithms.svi import SVI
-from pyro_vae.arguments import Count, check, check_arguments, checked
+from pyro_vae.arguments import Count, Share, check, check_arguments, checked
 from pyro_vae.compiled import CompiledFunction, Outputs
 from pyro_vae.objectives import MAP, Objective
 from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained, training_step
@@ -62,12 +62,10 @@ class MCEM:
         *,
         weight_prior: bool = False,
         num_leapfrog: Count = 10,
-        target_acceptance: float = 0.9,
+        target_acceptance: Share = 0.9,
         num_updates: Count = 5,
         compile: bool | Literal["always"] = True,  # noqa: A002
     ) -> None:
-        if not 0 < target_acceptance < 1:
-            raise ValueError(f"target_acceptance must lie between 0 and 1, not at {target_acceptance}")
         self.num_data = num_data
         self.num_leapfrog = num_leapfrog
         self.target_acceptance = target_acceptance

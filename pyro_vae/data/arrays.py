@@ -151,7 +151,7 @@ def _flat(part: np.ndarray) -> np.ndarray:
 
 
 def _numbers(x: Any, name: str) -> np.ndarray:
-    """An array of bytes, whole numbers or floats; nan wherever ``x`` says that a number is missing."""
+    """An array of bytes (grey values), whole numbers or floats; nan where ``x`` says that one is missing."""
     if isinstance(x, Tensor):
         x = _of_tensor(x, name)
     if hasattr(x, "toarray") and hasattr(x, "nnz"):
@@ -177,7 +177,7 @@ def _numbers(x: Any, name: str) -> np.ndarray:
         raise DataError(
             f"{name} holds {x.dtype}, not numbers: give {advice.get(x.dtype.kind, 'bytes, 0/1 or floats')}"
         )
-    return x.astype(np.uint8) if x.dtype == bool else x
+    return x.astype(np.int8) if x.dtype == bool else x  # beside a column of bytes they are no grey values
 
 
 def _of_tensor(x: Tensor, name: str) -> np.ndarray:

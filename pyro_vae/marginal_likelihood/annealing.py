@@ -29,10 +29,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.arguments import checked
+from pyro_vae.arguments import Share, checked
 from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes, evaluation
 from pyro_vae.hmc import HMCState, Position, init, jittered, step
-from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
+from pyro_vae.marginal_likelihood.result import LogMarginal, left_out, log_marginal
 from pyro_vae.tempering import Frozen, TemperedDensity, pilot_run, pilot_steps, schedule, tempered
 from pyro_vae.traces import DrawUnconstrained, Program, log_weights, simulate, unconstrain
 
@@ -47,7 +47,7 @@ def ais(
     num_chains: int = 16,
     num_temperatures: int = 1000,
     num_leapfrog: int = 3,
-    target_acceptance: float = 0.65,
+    target_acceptance: Share = 0.65,
     data: str | None = None,
     progress: bool = True,
     checkpoint: Path | None = None,
@@ -95,7 +95,7 @@ def bidirectional(
     num_chains: int = 16,
     num_temperatures: int = 1000,
     num_leapfrog: int = 3,
-    target_acceptance: float = 0.65,
+    target_acceptance: Share = 0.65,
     progress: bool = True,
     checkpoint: Path | None = None,
 ) -> LogMarginal:
@@ -202,10 +202,12 @@ def _anneal(
     )
     base = "prior" if guide is None else "guide"
     few = int((columns["ess"] < min(_FEW_CHAINS, num_chains / 2)).sum()) if num_chains > 1 else 0
-    note = (
-        f"of {few:,} data all weight is with one or two chains: their values are too low, by more than the "
-        "errors say; give more num_temperatures"
-    )
+    notes = [] if guide is None else left_out(model, guide, *batch)
+    if few:
+        notes.append(
+            f"of {few:,} data all weight is with one or two chains: their values are too low, by more than "
+            "the errors say; give more num_temperatures"
+        )
     with evaluation(*programs):
         return log_marginal(
             columns,
@@ -219,7 +221,7 @@ def _anneal(
             base=base,
             **sizes,
             **({"data_checksum": "simulated"} if is_simulated else {}),
-            **({"notes": [note]} if few else {}),
+            **({"notes": notes} if notes else {}),
         )
 
 

@@ -102,7 +102,8 @@ def quadrature(
         error, and what the rounding of nodes and densities may add; infinite where it has not converged.
         Diagnostics ``nodes``, ``converged`` (1 or 0) and ``prior_mass``, what the prior integrates to by the
         same rule: where it is not 1, there is mass that the lattice does not see, and the value counts as
-        not converged.
+        not converged. What no error tells of is a spike of the likelihood that is far narrower than the
+        posterior and has no slope at the nodes around it.
 
     Raises:
         ValueError: If there are more than three latent dimensions, or a latent site is discrete and cannot be

@@ -35,8 +35,9 @@ from pyro_vae.blocks import (
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
 from pyro_vae.distributions import QuantizedPoint, base_distribution
-from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
+from pyro_vae.marginal_likelihood.result import LogMarginal, left_out, log_marginal
 from pyro_vae.traces import Program, draw, guide_distributions, log_weights
+from pyro_vae.traces.masks import check_masked
 
 
 @checked
@@ -134,6 +135,8 @@ def importance_sampling(
     is_of_codes = _has_codes(guide, *batch)
     if is_of_codes:
         columns["std_error"] = torch.zeros_like(columns["std_error"])
+    else:
+        notes += left_out(model, guide, *batch)
     with evaluation(model, guide):
         return log_marginal(
             columns,
@@ -284,7 +287,9 @@ def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -
     blocks = []
     with evaluation(model, guide):
         rows = rows_at_once(model, batch)
+        masks = True
         for block in split(batch, _block_size(rows, num_samples)):
+            masks = masks and check_masked(model, *block)
             total = torch.zeros(2, len(block[0]), dtype=torch.float64)
             for count in _counts(num_samples, block, rows):
                 draws = draw(model, guide, *block, num_samples=count)

@@ -20,8 +20,10 @@ it is concave, and at most the prior (with the same allowance) times the largest
 draws from the prior, where the lattice is as wide as it is far away, :math:`\log f` itself counts. Nothing
 depends on a guide or on finding one mode, so that it is a check on everything that does. A slope says nothing
 of a likelihood that oscillates from node to node: in few dimensions all nodes of the first lattices are kept
-(``_WHOLE``), and mass that quasi-random points find where nodes were left counts as error. What that can
-miss is a spike narrower than the distance between these points.
+(``_WHOLE``), and mass that quasi-random points find where nodes were left counts as error. A peak with heavy
+tails may stand between two nodes far out, where neither is near it: its height counts as error, as a climb
+from the node beside it finds it. What that can miss is a spike narrower than the distance between these
+points, without tails that rise to it.
 
 Where :math:`\log f` is far from what the slopes at two neighbours say, f jumps: half of the interval between
 them counts as its error. Where it is nan or infinite beside a node that carries mass, there is no value.
@@ -54,6 +56,7 @@ _FAR = 6.0  # times as far as the farthest of draws: of exponential tails e**-30
 _CARRIES = 1e-5  # of the largest, the density at a node beside which nothing may be unknown
 _SEEN = 1e-9  # of the largest, what a node is worth whose rounding counts
 _FINEST = 60  # halvings, where neighbouring nodes are one number
+_CLIMB = 20  # halvings on the way up to a peak between nodes
 _JUMP = 1.0  # nats by which log f differs from what the slopes at two neighbours say, where it jumps
 
 
@@ -242,7 +245,7 @@ class Lattices:
             known=len(datum),
         )
         known = len(datum)
-        off += self._left(nodes, ready, highest, spacing)
+        off += self._left(nodes, ready, highest, spacing) + self._between(nodes, highest, spacing)
         pairs = zip(nodes, self._evaluated(*new, spacing), strict=True)
         nodes = _Nodes(*(torch.cat(pair) for pair in pairs))
         datum, log_f = nodes.datum, nodes.log_f
@@ -275,6 +278,28 @@ class Lattices:
         weight = (found.log_f - highest[found.datum]).exp().nan_to_num(0.0)
         mass = torch.zeros(len(ready), dtype=weight.dtype, device=weight.device)
         return mass.scatter_add(0, found.datum, weight * width**self.dim / _PROBES)
+
+    def _between(self, nodes: _Nodes, highest: Tensor, spacing: float) -> Float[Tensor, " data"]:
+        """Mass of peaks that stand between nodes, at most, in weights of nodes.
+
+        From nodes above their neighbours that are steep all the same, by halved steps up the slope.
+        """
+        is_start = nodes.slope.abs().amax(-1) > _JUMP
+        key, order = self._key(nodes.datum, nodes.coords).sort()
+        for axis in range(self.dim):
+            for beside in (side := 2 ** (57 // self.dim * (self.dim - 1 - axis))), -side:
+                place = torch.searchsorted(key, key + beside).clamp(max=len(key) - 1)
+                other = torch.where(key[place] == key + beside, nodes.log_f[order[place]], -math.inf)
+                is_start[order] &= nodes.log_f[order] >= other
+        datum, at = nodes.datum[is_start], nodes.coords[is_start].double()
+        top, slope = nodes.log_f[is_start], nodes.slope[is_start]
+        for k in range(1, _CLIMB + 1):
+            at = at + slope.sign() / 2**k
+            found = self._evaluated(datum, at, spacing)
+            top, slope = torch.maximum(top, found.log_f), found.slope
+        is_peak = top > nodes.log_f[is_start] + self.dim * _JUMP
+        weight = torch.where(is_peak, (top - highest[datum]).exp(), 0.0)
+        return weight.new_zeros(len(self.block[0])).scatter_add(0, datum, weight)
 
     def _evaluated(self, datum: Tensor, coords: Tensor, spacing: float) -> _Nodes:
         """The nodes with what they are worth."""

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_vae.arguments import Share, checked
 from pyro_vae.blocks import Batch, Columns, by_blocks, evaluation
 from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, effective_sample_size, pareto_smooth
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
@@ -32,6 +33,7 @@ Density = Callable[[Float[Tensor, "points batch dim"]], Float[Tensor, "points ba
 FitDensity = Callable[[Float[Tensor, "draws batch dim"]], Density]
 
 
+@checked
 def hmc(
     model: Program,
     *batch: Tensor,
@@ -40,7 +42,7 @@ def hmc(
     num_samples: int = 250,
     num_warmup: int = 300,
     num_leapfrog: int = 10,
-    target_acceptance: float = 0.8,
+    target_acceptance: Share = 0.8,
     data: str | None = None,
     progress: bool = True,
     checkpoint: Path | None = None,

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,11 +21,11 @@ from torch import Tensor
 from pyro_vae import diagnostics as stats
 from pyro_vae import records
 from pyro_vae.arguments import checked
-from pyro_vae.blocks import Batch, Columns, behaviour_of, checksum, programs_checksum
+from pyro_vae.blocks import Batch, Columns, behaviour_of, checksum, evaluation, programs_checksum
 from pyro_vae.distributions import scores_cross_entropy
 from pyro_vae.errors import UserError
 from pyro_vae.files import locked
-from pyro_vae.traces import Program
+from pyro_vae.traces import Program, uncovered
 from pyro_vae.traces.running import trace_of
 from pyro_vae.traces.sites import sample_sites
 
@@ -292,13 +293,25 @@ def log_marginal(
 
 def _of_the_model(model: Program, *batch: Tensor) -> dict[str, Any]:
     """What is scored, and what tells models apart whose weights are no tensors: what they draw and score."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), pyro.validation_enabled(False):  # data may be impossible at these latents
         torch.manual_seed(0)
         sites = [site for _, site in sample_sites(trace_of(model, batch, 1))]
     scores = "log p(x)"
     if any(scores_cross_entropy(site["fn"]) for site in sites):
         scores = "minus the cross-entropy of grey values (not a log-likelihood)"
     return {"scores": scores, "model_behaviour": behaviour_of(sites).tolist()}
+
+
+def left_out(model: Program, guide: Program, *batch: Tensor) -> list[str]:
+    """A note, if the guide never draws where the model does; looked at for a few data."""
+    few = [argument[:3] for argument in batch]
+    with torch.random.fork_rng(), evaluation(model, guide), pyro.validation_enabled(False):
+        names = uncovered(model, guide, *few, num_samples=100)
+    return [
+        f"the guide draws {' and '.join(map(repr, names))} from a part of the model's support only: what "
+        "lies outside of it is missing in every value, and no error tells of it; give a guide with the "
+        "support of the model"
+    ] * bool(names)
 
 
 # ------------------------------------------------------------------------------------ files

@@ -23,6 +23,7 @@ from pyro_vae.distributions import (
     Family,
     Missing,
     StandardNormal,
+    SupportError,
     check_support,
     same_support,
 )
@@ -81,7 +82,13 @@ class VAEGuide(nn.Module):
         if validating():
             check_data(self, x, c, missing=self.missing)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(beside(x, c)))
+            posterior = self.posterior(beside(x, c))
+            if validating() and len(posterior.batch_shape) > 1:
+                raise SupportError(
+                    f"x has shape {tuple(x.shape)}, and the posterior makes {tuple(posterior.batch_shape)} "
+                    "codes of it: a datum is one row of numbers, x.flatten(1)"
+                )
+            pyro.sample("z", posterior)
 
 
 def beside(

@@ -39,6 +39,7 @@ from pyro_vae.traces.densities import (
     model_distributions,
     sample,
     simulate,
+    uncovered,
 )
 from pyro_vae.traces.running import takes_samples
 from pyro_vae.traces.sites import Program
@@ -92,5 +93,6 @@ __all__ = [
     "takes_samples",
     "training_step",
     "unconstrain",
+    "uncovered",
     "unmoved",
 ]

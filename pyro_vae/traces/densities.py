@@ -1,5 +1,6 @@
 """Log-densities of model and guide, and draws from them."""
 
+import contextlib
 from typing import NamedTuple
 
 import pyro
@@ -158,6 +159,7 @@ def draw(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Dr
     guide_trace = trace_of(guide, batch, num_samples)
     model_trace = _replayed(model, guide_trace, batch, num_samples, EnumMessenger(ENUMERATION_DIM))
     names = latent_names(guide_trace)
+    _mask_alike(guide_trace, model_trace, names)
     values = {name: guide_trace.nodes[name]["value"] for name in names}
     return Draws(
         values,
@@ -172,6 +174,11 @@ def _replayed(
     """The model's trace at the guide's draws."""
     names = latent_names(guide_trace)
     for name in names:
+        if guide_trace.nodes[name]["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"the guide samples {name!r} besides the model's sites, as Pyro's autoguides do, so that the "
+                "density of those is not known: give a guide that samples each from a density"
+            )
         if is_point_mass(guide_trace.nodes[name]["fn"]):
             raise ValueError(
                 f"the guide's site {name!r} is a point mass: it has no density, so there are no "
@@ -207,6 +214,15 @@ def _replayed(
     return model_trace
 
 
+def _mask_alike(guide_trace: poutine.Trace, model_trace: poutine.Trace, names: list[str]) -> None:
+    """Mask the guide's sites where the model's are: what is not there has no density in either program.
+
+    Elsewhere the guide's density is that of what was drawn, whether the guide masks it or not.
+    """
+    for name in names:
+        guide_trace.nodes[name]["mask"] = model_trace.nodes[name]["mask"]
+
+
 @checked
 def log_weights(
     model: Program, guide: Program, *batch: Tensor, num_samples: Count
@@ -234,6 +250,7 @@ def log_weights(
     enumerates = any(is_enumerated(guide_trace.nodes[name]) for name in names)
     enum = EnumMessenger(None if enumerates else ENUMERATION_DIM)  # the model goes on where the guide ended
     model_trace = _replayed(model, guide_trace, batch, num_samples, enum)
+    _mask_alike(guide_trace, model_trace, names)
     drawn = [(guide_trace, name) for name in names if not is_enumerated(guide_trace.nodes[name])]
     return sum_sites([(model_trace, name) for name, _ in sample_sites(model_trace)], num_samples, minus=drawn)
 
@@ -313,12 +330,36 @@ def _check_simulated(
             )
 
 
+def uncovered(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> list[str]:
+    """Names of latent sites of which the guide's support leaves out draws from the model."""
+    drawn = trace_of(model, batch, num_samples)
+    latents = {name: drawn.nodes[name]["value"] for name in latent_names(drawn)}
+    trace = trace_of(guide, batch, num_samples, lambda program: poutine.condition(program, data=latents))
+    names = []
+    for name, site in sample_sites(trace):
+        with contextlib.suppress(NotImplementedError, AttributeError):  # no support is known
+            if name in latents and not bool(site["fn"].support.check(latents[name]).all()):
+                names.append(name)
+    return names
+
+
 def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, Distribution]:
     """The guide's distribution of every latent site, batch shape (1, batch).
 
     A site that depends on another one is conditioned on a draw of it.
     """
     sites = sample_sites(trace_of(guide, batch, 1))
+    observed = [
+        repr(name)
+        for name, site in sites
+        if site["is_observed"]
+        and not site["infer"].get("is_auxiliary")
+        and not isinstance(base_distribution(site["fn"]), dist.Unit)
+    ]
+    if observed:
+        raise ValueError(
+            f"this takes the guide, but {', '.join(observed)} is observed, as data of a model are"
+        )
     return {name: site["fn"] for name, site in sites if not site["is_observed"]}
 
 
@@ -409,6 +450,9 @@ def kl_by_dimension(
             each = _kl_of_numbers(base_distribution(q), base_distribution(p), z)
         if each is None:
             each = (q.log_prob(z) - p.log_prob(z)).unsqueeze(-1)
+        if (mask := model_trace.nodes[name]["mask"]) is not None:
+            there = torch.as_tensor(mask, device=each.device)
+            each = torch.where(there.reshape(*there.shape, *(1,) * (each.dim() - 2)), each, 0.0)
         kl[name] = each.expand(num_samples, len(batch[0]), *each.shape[2:]).flatten(2)
     return joint.log_likelihood, kl
 

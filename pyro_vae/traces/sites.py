@@ -29,6 +29,15 @@ def shapes_in_words(tracer: Any) -> Iterator[None]:
     """Errors about shapes and plates that arise while a program is traced are said in its own terms."""
     try:
         yield
+    except NotImplementedError as error:
+        if "ImproperUniform" in str(error):  # of Pyro 1.9, where it is drawn
+            raise ValueError(f"the prior of a site is flat: {_FLAT}") from None
+        if "total count" in str(error):  # as of a Binomial whose number of trials differs between data
+            raise ValueError(
+                f"a discrete site cannot be summed out ({error}): use importance_sampling with a guide that "
+                "samples it"
+            ) from None
+        raise
     except (IndexError, RuntimeError):  # of shapes, it may be, that the program does not expect of a site
         check_plates(tracer.trace, [name for name, _ in sample_sites(tracer.trace)])
         raise
@@ -48,6 +57,10 @@ def shapes_in_words(tracer: Any) -> Iterator[None]:
         raise
 
 
+_FLAT = (
+    "nothing can be drawn from it, and log p(x) is not defined. An autoencoder does not say which codes are "
+    "likely; to draw from it, fit a density to its codes (latents.fitted_normal, fitted_box, fitted_mixture)"
+)
 _WAY_OUT = (
     "What every datum has of its own is sampled in the plate 'data', several numbers by to_event; what all "
     "data share is a parameter (pyro.param), or given to the program"
@@ -108,11 +121,7 @@ def check_proper(trace: poutine.Trace) -> None:
     """Raise ``ValueError`` if a latent site has a flat prior, which has no draws and makes no p(x)."""
     for name, site in sample_sites(trace):
         if isinstance(base_distribution(site["fn"]), dist.ImproperUniform):
-            raise ValueError(
-                f"the prior of the model's site {name!r} is flat: nothing can be drawn from it, and log p(x) "
-                "is not defined. An autoencoder does not say which codes are likely; to draw from it, fit a "
-                "density to its codes (latents.fitted_normal, fitted_box, fitted_mixture)"
-            )
+            raise ValueError(f"the prior of the model's site {name!r} is flat: {_FLAT}")
 
 
 def sample_count(latents: dict[str, Tensor], batch: tuple[Tensor, ...]) -> int:
@@ -169,7 +178,14 @@ def sum_sites(sites: _Sites, num_samples: int, minus: _Sites = ()) -> Float[Tens
         log_prob = site["infer"].get("_log_prob")  # known better than from the value
         if log_prob is None:
             log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        log_prob = scale_and_mask(log_prob, mask=site["mask"])
+        try:
+            log_prob = scale_and_mask(log_prob, mask=site["mask"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"site {name!r} is masked by shape {tuple(site['mask'].shape)}, but its log-density of shape "
+                f"{tuple(log_prob.shape)} is one number a datum: mask the numbers of a datum before "
+                "to_event, dist.Normal(...).mask(mask).to_event(1)"
+            ) from error
         if is_enumerated(site) and site["mask"] is not None:
             # Where it is masked the site is not there: its values must sum to 1, not to their number.
             count = site["value"].shape[site["infer"]["_enumerate_dim"] - site["fn"].event_dim]

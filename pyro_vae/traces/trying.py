@@ -22,7 +22,7 @@ from pyro_vae.traces.unmoved import unmoved
 _SAMPLES, _FEWEST, _MOST = 2, 3, 6
 _LOOKED_AT = 1_000  # data from which those are chosen
 # What programs raise for shapes that they were not made for. Others, such as an interruption, go on.
-_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def fits(program: Program, batch: Batch) -> bool:
@@ -40,10 +40,10 @@ def fits(program: Program, batch: Batch) -> bool:
         stack.enter_context(torch.no_grad())
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(unmoved(program))
-        stack.enter_context(_without_handlers())
+        stack.enter_context(without_handlers())
         try:
             singly = [_run(program, few, seed) for seed in range(_SAMPLES)]
-        except _MISFITS:  # said in its own words where the program is used
+        except MISFITS:  # said in its own words where the program is used
             return True
         if not all(singly):
             return True
@@ -56,11 +56,11 @@ def fits(program: Program, batch: Batch) -> bool:
 
         try:
             in_a_plate = found(trace_in_a_plate)
-        except _MISFITS:
+        except MISFITS:
             in_a_plate = {}
         try:
             together = found(folded_trace)
-        except _MISFITS as error:
+        except MISFITS as error:
             if "intermediates cache" in str(error):
                 return True  # a flow of Pyro's without an inverse, which cannot score what it has not drawn
             if _agree(in_a_plate, expected):
@@ -120,7 +120,7 @@ def _is_by_itself(
 
 
 @contextlib.contextmanager
-def _without_handlers() -> Iterator[None]:
+def without_handlers() -> Iterator[None]:
     """Handlers that are active around, such as one that gives latents values, do not see what is tried."""
     around = list(_PYRO_STACK)  # Pyro's own list, as of 1.9.2
     _PYRO_STACK.clear()
@@ -153,7 +153,7 @@ def _run(
     num_samples = 1 if values is None else _SAMPLES
     _seed(seed, batch[0].device)
     given = values or {}
-    trace = way(program, batch, num_samples, _Given(given, batch[0].device))
+    trace = way(program, batch, num_samples, Given(given, batch[0].device))
     found = {}
     for name, site in sample_sites(trace):
         if {frame.name for frame in site["cond_indep_stack"] if frame.vectorized} != {"samples", "data"}:
@@ -176,7 +176,7 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-class _Given(Messenger):
+class Given(Messenger):
     """Latent sites have these values, or are drawn; those of flat priors from a normal."""
 
     def __init__(self, values: dict[str, Tensor], device: torch.device) -> None:
@@ -228,8 +228,8 @@ def _first_that_differs(program: Program, batch: Batch, values: dict[str, Tensor
         for rows, given in (batch, last), (batch, values), (_copies(batch, row), _of_one_datum(last, row)):
             _seed(0, batch[0].device)
             num_samples = len(next(iter(given.values()))) if given else 1
-            with contextlib.suppress(*_MISFITS):
-                folded_trace(program, rows, num_samples, _Given(given, batch[0].device))
+            with contextlib.suppress(*MISFITS):
+                folded_trace(program, rows, num_samples, Given(given, batch[0].device))
             runs.append(list(calls))
             calls.clear()
     finally:

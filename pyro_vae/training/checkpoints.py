@@ -92,6 +92,7 @@ class Checkpoint(Callback):
             )
         if exists:
             state = load_checkpoint(path, self.run)
+            _check_best(self.folder, state)
             rows = read_metrics(self.folder, state)
             _restore(training, state, path)
             # Rows are written before the checkpoint, so those it knows of are whole; the row of a test has
@@ -158,6 +159,7 @@ class _Progress:
     samples: _Count
     seconds: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
     stop: Annotated[str | None, Field(strict=True)]
+    callbacks: dict[str, dict[str, Any]]
 
 
 # What a compiled function remembers; more names may come.
@@ -193,6 +195,26 @@ def load_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
     except ValidationError as error:
         raise CheckpointError(f"{path} is damaged ({records.in_words(error)}): {_REPLACE}") from None
     return state
+
+
+def load_best(folder: Path, run: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint with the best held-out metric, else the last; raises as :func:`load_checkpoint`."""
+    best, last = folder / "best.pt", folder / "checkpoint.pt"
+    if os.path.lexists(best):
+        return best, load_checkpoint(best, run)
+    state = load_checkpoint(last, run)
+    _check_best(folder, state)
+    return last, state
+
+
+def _check_best(folder: Path, state: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` if there was a best epoch whose weights are gone."""
+    best = state.get("callbacks", {}).get(Checkpoint.__name__, {}).get("best")
+    if best not in (None, -math.inf) and not os.path.lexists(folder / "best.pt"):
+        raise CheckpointError(
+            f"{folder} has lost best.pt, the weights of its best epoch: put it back, or copy checkpoint.pt "
+            "to best.pt to go on with those of the last"
+        )
 
 
 def load_parameters(
