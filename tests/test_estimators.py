@@ -1062,7 +1062,7 @@ def test_other_programs_than_can_be_scored_are_named():
         importance_sampling(model, pyro.infer.autoguide.AutoNormal(model), x, progress=False)
     with pytest.raises(ValueError, match=r"cannot be summed out \(Inhomogeneous total count"):
         enumeration(trials, x, torch.tensor([2.0, 3.0]), progress=False)
-    with pytest.raises(ValueError, match=r"'x' is masked by shape \(5, 3\).*one number a datum"):
+    with pytest.raises(ValueError, match=r"'x' is masked by shape \(\d+, 3\).*one number a datum"):
         quadrature(masked, torch.randn(5, 3), progress=False)
     with pytest.raises(ValueError, match="the prior of a site is flat"):
         quadrature(flat, x, progress=False)
