@@ -11,6 +11,7 @@ import weakref
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vae.arguments import check
 from pyro_vae.distributions import SupportError
@@ -80,4 +81,13 @@ def check_data(module: nn.Module, x: Tensor, c: Tensor | None = None, *, missing
         raise SupportError(
             f"x holds {bad} {kind} numbers of {x.numel()}: remove or fill them in"
             + ("" if missing else "; or, if nan says that a number is missing, vae(..., missing=True)")
+        )
+
+
+def check_rows(x: Tensor, posterior: Distribution) -> None:
+    """Raise ``SupportError`` if the posterior has more than one code for a datum."""
+    if len(posterior.batch_shape) > 1:
+        raise SupportError(
+            f"x has shape {tuple(x.shape)}, and the posterior makes {tuple(posterior.batch_shape)} codes of it: "
+            "a datum is one row of numbers, x.flatten(1)"
         )

@@ -23,11 +23,10 @@ from pyro_vae.distributions import (
     Family,
     Missing,
     StandardNormal,
-    SupportError,
     check_support,
     same_support,
 )
-from pyro_vae.models.program import check_data, register, validating
+from pyro_vae.models.program import check_data, check_rows, register, validating
 from pyro_vae.nets import MLP, WithMissing
 
 
@@ -83,11 +82,8 @@ class VAEGuide(nn.Module):
             check_data(self, x, c, missing=self.missing)
         with pyro.plate("data", len(x)):
             posterior = self.posterior(beside(x, c))
-            if validating() and len(posterior.batch_shape) > 1:
-                raise SupportError(
-                    f"x has shape {tuple(x.shape)}, and the posterior makes {tuple(posterior.batch_shape)} "
-                    "codes of it: a datum is one row of numbers, x.flatten(1)"
-                )
+            if validating():
+                check_rows(x, posterior)
             pyro.sample("z", posterior)
 
 
