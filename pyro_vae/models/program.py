@@ -88,6 +88,6 @@ def check_rows(x: Tensor, posterior: Distribution) -> None:
     """Raise ``SupportError`` if the posterior has more than one code for a datum."""
     if len(posterior.batch_shape) > 1:
         raise SupportError(
-            f"x has shape {tuple(x.shape)}, and the posterior makes {tuple(posterior.batch_shape)} codes of it: "
-            "a datum is one row of numbers, x.flatten(1)"
+            f"x has shape {tuple(x.shape)}, and the posterior makes {tuple(posterior.batch_shape)} codes of "
+            "it: a datum is one row of numbers, x.flatten(1)"
         )

@@ -232,8 +232,8 @@ def log_weights(
     Their mean over samples is the ELBO, their log-mean-exp the importance-weighted bound (Burda, Grosse &
     Salakhutdinov 2016). Differentiable in the parameters of model and guide where the guide's sites are
     reparameterised. Where the model masks a latent site it is not there, in the guide as well; elsewhere the
-    guide's density counts, masked or not. Like all of this module it is taken in evaluation mode and leaves buffers as they were,
-    except within a step of training (of ``SVI``, or of an objective of this package).
+    guide's density counts, masked or not. Like all of this module it is taken in evaluation mode and leaves
+    buffers as they were, except within a step of training (of ``SVI``, or of an objective of this package).
 
     Args:
         model: A Pyro program that keeps the contract.
