@@ -284,20 +284,23 @@ class Lattices:
 
         From nodes above their neighbours that are steep all the same, by halved steps up the slope.
         """
-        is_start = nodes.slope.abs().amax(-1) > _JUMP
+        start = (nodes.slope.abs().amax(-1) > _JUMP).nonzero()[:, 0]
         key, order = self._key(nodes.datum, nodes.coords).sort()
+        own = self._key(nodes.datum[start], nodes.coords[start])
+        is_highest = torch.ones_like(start, dtype=torch.bool)
         for axis in range(self.dim):
             for beside in (side := 2 ** (57 // self.dim * (self.dim - 1 - axis))), -side:
-                place = torch.searchsorted(key, key + beside).clamp(max=len(key) - 1)
-                other = torch.where(key[place] == key + beside, nodes.log_f[order[place]], -math.inf)
-                is_start[order] &= nodes.log_f[order] >= other
-        datum, at = nodes.datum[is_start], nodes.coords[is_start].double()
-        top, slope = nodes.log_f[is_start], nodes.slope[is_start]
-        for k in range(1, _CLIMB + 1):
+                place = torch.searchsorted(key, own + beside).clamp(max=len(key) - 1)
+                is_higher = (key[place] == own + beside) & (nodes.log_f[order[place]] > nodes.log_f[start])
+                is_highest &= ~is_higher
+        start = start[is_highest]  # of most posteriors, none
+        datum, at = nodes.datum[start], nodes.coords[start].double()
+        top, slope = nodes.log_f[start], nodes.slope[start]
+        for k in range(1, _CLIMB + 1) if len(start) else ():
             at = at + slope.sign() / 2**k
             found = self._evaluated(datum, at, spacing)
             top, slope = torch.maximum(top, found.log_f), found.slope
-        is_peak = top > nodes.log_f[is_start] + self.dim * _JUMP
+        is_peak = top > nodes.log_f[start] + self.dim * _JUMP
         weight = torch.where(is_peak, (top - highest[datum]).exp(), 0.0)
         return weight.new_zeros(len(self.block[0])).scatter_add(0, datum, weight)
 

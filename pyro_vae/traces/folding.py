@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.distributions.unfolded import unfolded
-from pyro_vae.traces.sites import Program
+from pyro_vae.traces.sites import MasksOutside, Program
 
 Batch = tuple[Tensor, ...]
 
@@ -26,6 +26,7 @@ def folded_trace(
     Sites that handlers enumerate put axes of their own to the left of the samples. How many values they have
     is found by running the program once; then it is run at all of them.
     """
+    program = MasksOutside()(program)
     fold = _Fold((), num_samples, len(batch[0]))
     # Pyro's allocator of such axes, as of 1.9.2, goes on where the first run ended.
     free = getattr(runtime._ENUM_ALLOCATOR, "next_available_dim", None)

@@ -18,7 +18,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.distributions import base_distribution
+from pyro_vae.distributions import SupportError, base_distribution
 
 Program = Callable[..., object]
 ENUMERATION_DIM = -3  # left of the data and the samples
@@ -69,6 +69,26 @@ SUBSAMPLED = (
     "a plate of the program draws some of the data that it is given, and log p(x) is wanted of all: leave "
     "out its subsample_size, or let it be the number of rows that the program is given"
 )
+
+
+class MasksOutside(Messenger):
+    """A mask in the distribution of a latent site becomes that of the site, as ``poutine.mask`` sets it."""
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        fn = msg["fn"]
+        while isinstance(fn, dist.MaskedDistribution):
+            mask = fn._mask  # where Pyro keeps it, as of 1.9.2
+            fn, msg["mask"] = fn.base_dist, mask if msg["mask"] is None else mask & msg["mask"]
+        msg["fn"] = fn
+        while hasattr(fn, "base_dist") and isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+            fn = fn.base_dist
+            if isinstance(fn, dist.MaskedDistribution):
+                raise ValueError(
+                    f"some numbers of the latent site {msg['name']!r} are masked by its distribution, inside "
+                    "of to_event: sample them by a site of their own, in poutine.mask"
+                )
 
 
 class RowsAsGiven(Messenger):
@@ -165,6 +185,19 @@ def check_known(trace: poutine.Trace, latents: dict[str, Tensor]) -> None:
             )
 
 
+def _log_prob(name: str, site: dict) -> Tensor:
+    try:
+        return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except ValueError as error:
+        if "within the support" not in str(error):  # of torch 2
+            raise
+        raise SupportError(
+            f"site {name!r} holds numbers, such as nan, that are outside of the support of its "
+            f"{type(site['fn']).__name__}, {site['fn'].support}. Where data are masked, fill in any that are "
+            "inside"
+        ) from error
+
+
 _Sites = Sequence[tuple[poutine.Trace, str]]
 
 
@@ -177,7 +210,7 @@ def sum_sites(sites: _Sites, num_samples: int, minus: _Sites = ()) -> Float[Tens
         data = next(frame for frame in site["cond_indep_stack"] if frame.name == "data")
         log_prob = site["infer"].get("_log_prob")  # known better than from the value
         if log_prob is None:
-            log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            log_prob = _log_prob(name, site)
         try:
             log_prob = scale_and_mask(log_prob, mask=site["mask"])
         except RuntimeError as error:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_vae.compiled.survey import Survey
 from pyro_vae.distributions import QuantizedPoint, base_distribution, is_point_mass
 from pyro_vae.traces.folding import Batch, folded_trace
-from pyro_vae.traces.sites import Program, RowsAsGiven, sample_sites, shapes_in_words, sum_sites
+from pyro_vae.traces.sites import MasksOutside, Program, RowsAsGiven, sample_sites, shapes_in_words, sum_sites
 from pyro_vae.traces.unmoved import unmoved
 
 _SAMPLES, _FEWEST, _MOST = 2, 3, 6
@@ -134,7 +134,7 @@ def trace_in_a_plate(
     program: Program, batch: Batch, num_samples: int, around: Callable[[Program], Program]
 ) -> poutine.Trace:
     """A trace of the program in a plate of samples."""
-    tracer = poutine.trace(around(program))
+    tracer = poutine.trace(around(MasksOutside()(program)))
     with shapes_in_words(tracer), RowsAsGiven(batch), pyro.plate("samples", num_samples, dim=-2):
         return tracer.get_trace(*batch)
 
