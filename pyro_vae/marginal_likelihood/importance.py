@@ -35,7 +35,8 @@ from pyro_vae.blocks import (
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
 from pyro_vae.distributions import QuantizedPoint, base_distribution
-from pyro_vae.marginal_likelihood.result import LogMarginal, left_out, log_marginal
+from pyro_vae.marginal_likelihood.coverage import left_out
+from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
 from pyro_vae.traces import Program, draw, guide_distributions, log_weights
 from pyro_vae.traces.masks import check_masked
 

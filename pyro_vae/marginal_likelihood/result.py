@@ -21,11 +21,11 @@ from torch import Tensor
 from pyro_vae import diagnostics as stats
 from pyro_vae import records
 from pyro_vae.arguments import checked
-from pyro_vae.blocks import Batch, Columns, behaviour_of, checksum, evaluation, programs_checksum
+from pyro_vae.blocks import Batch, Columns, behaviour_of, checksum, programs_checksum
 from pyro_vae.distributions import scores_cross_entropy
 from pyro_vae.errors import UserError
 from pyro_vae.files import locked
-from pyro_vae.traces import Program, uncovered
+from pyro_vae.traces import Program
 from pyro_vae.traces.running import trace_of
 from pyro_vae.traces.sites import sample_sites
 
@@ -300,18 +300,6 @@ def _of_the_model(model: Program, *batch: Tensor) -> dict[str, Any]:
     if any(scores_cross_entropy(site["fn"]) for site in sites):
         scores = "minus the cross-entropy of grey values (not a log-likelihood)"
     return {"scores": scores, "model_behaviour": behaviour_of(sites).tolist()}
-
-
-def left_out(model: Program, guide: Program, *batch: Tensor) -> list[str]:
-    """A note, if the guide never draws where the model does; looked at for a few data."""
-    few = [argument[:3] for argument in batch]
-    with torch.random.fork_rng(), evaluation(model, guide), pyro.validation_enabled(False):
-        names = uncovered(model, guide, *few, num_samples=100)
-    return [
-        f"the guide draws {' and '.join(map(repr, names))} from a part of the model's support only: what "
-        "lies outside of it is missing in every value, and no error tells of it; give a guide with the "
-        "support of the model"
-    ] * bool(names)
 
 
 # ------------------------------------------------------------------------------------ files

@@ -37,11 +37,9 @@ from pyro_vae.traces.densities import (
     log_joint,
     log_weights,
     model_distributions,
-    sample,
-    simulate,
-    uncovered,
 )
 from pyro_vae.traces.running import takes_samples
+from pyro_vae.traces.simulation import sample, simulate
 from pyro_vae.traces.sites import Program
 from pyro_vae.traces.unconstrained import (
     DrawUnconstrained,
@@ -93,6 +91,5 @@ __all__ = [
     "takes_samples",
     "training_step",
     "unconstrain",
-    "uncovered",
     "unmoved",
 ]

@@ -1,6 +1,5 @@
 """Log-densities of model and guide, and draws from them."""
 
-import contextlib
 from typing import NamedTuple
 
 import pyro
@@ -16,6 +15,7 @@ from torch.distributions import Distribution, kl_divergence
 from pyro_vae.arguments import Count, checked
 from pyro_vae.distributions import QuantizedPoint, SupportError, base_distribution, is_point_mass
 from pyro_vae.distributions.unfolded import is_unfolded
+from pyro_vae.traces.masks import mask_alike
 from pyro_vae.traces.running import trace_of
 from pyro_vae.traces.sites import (
     ENUMERATION_DIM,
@@ -159,7 +159,7 @@ def draw(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Dr
     guide_trace = trace_of(guide, batch, num_samples)
     model_trace = _replayed(model, guide_trace, batch, num_samples, EnumMessenger(ENUMERATION_DIM))
     names = latent_names(guide_trace)
-    _mask_alike(guide_trace, model_trace, names)
+    mask_alike(guide_trace, model_trace, names)
     values = {name: guide_trace.nodes[name]["value"] for name in names}
     return Draws(
         values,
@@ -214,15 +214,6 @@ def _replayed(
     return model_trace
 
 
-def _mask_alike(guide_trace: poutine.Trace, model_trace: poutine.Trace, names: list[str]) -> None:
-    """Mask the guide's sites where the model's are: what is not there has no density in either program.
-
-    Elsewhere the guide's density is that of what was drawn, whether the guide masks it or not.
-    """
-    for name in names:
-        guide_trace.nodes[name]["mask"] = model_trace.nodes[name]["mask"]
-
-
 @checked
 def log_weights(
     model: Program, guide: Program, *batch: Tensor, num_samples: Count
@@ -251,97 +242,9 @@ def log_weights(
     enumerates = any(is_enumerated(guide_trace.nodes[name]) for name in names)
     enum = EnumMessenger(None if enumerates else ENUMERATION_DIM)  # the model goes on where the guide ended
     model_trace = _replayed(model, guide_trace, batch, num_samples, enum)
-    _mask_alike(guide_trace, model_trace, names)
+    mask_alike(guide_trace, model_trace, names)
     drawn = [(guide_trace, name) for name in names if not is_enumerated(guide_trace.nodes[name])]
     return sum_sites([(model_trace, name) for name, _ in sample_sites(model_trace)], num_samples, minus=drawn)
-
-
-@checked
-def sample(
-    model: Program, *batch: Tensor, num_samples: Count = 1
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draws from the model itself: (latents, observations), each ``(samples, batch, *event)`` by site.
-
-    Args:
-        model: A Pyro program that keeps the contract.
-        *batch: Its arguments; of the data only the number counts, their values are drawn anew.
-        num_samples: Draws for every row of the batch.
-
-    Raises:
-        ValueError: If a prior is flat, as an autoencoder's.
-    """
-    latents, observations = {}, {}
-    trace = trace_of(model, batch, num_samples, poutine.uncondition)
-    check_proper(trace)
-    for name, site in sample_sites(trace):
-        values = observations if site["infer"].get("was_observed") else latents
-        values[name] = site["value"]
-    return latents, observations
-
-
-def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Data drawn from the model in place of those given, and the latents that they come from.
-
-    Args:
-        model: A Pyro program that keeps the contract.
-        *batch: Its arguments; those that it observes are replaced.
-
-    Returns:
-        Latents by site, shape ``(1, batch, *event)``, and the new arguments.
-
-    Raises:
-        ValueError: If what a site observes is not one of the arguments itself, or (while Pyro validates) a
-            density depends on the data that it shall draw.
-    """
-    latents, arguments, drawn = {}, list(batch), {}
-    trace = trace_of(model, batch, 1, poutine.uncondition)
-    check_proper(trace)
-    check_plates(trace, [name for name, _ in sample_sites(trace)], len(batch[0]))
-    for name, site in sample_sites(trace):
-        drawn[name] = site["value"]
-        if not site["infer"].get("was_observed"):
-            latents[name] = site["value"].expand(1, len(batch[0]), *site["fn"].event_shape)
-            continue
-        places = [i for i, argument in enumerate(batch) if site["infer"]["obs"] is argument]
-        if not places or arguments[places[0]] is not batch[places[0]]:
-            raise ValueError(
-                f"data cannot be simulated: what the model's site {name!r} observes is none of its arguments "
-                "as they are, or one that another site observes as well. Pass obs=x, without changing x"
-            )
-        value = site["value"].expand(1, *batch[places[0]].shape)[0]
-        arguments[places[0]] = value.to(batch[places[0]].dtype)
-    if pyro.settings.get("validate_poutine"):
-        _check_simulated(model, trace, drawn, tuple(arguments))
-    return latents, tuple(arguments)
-
-
-def _check_simulated(
-    model: Program, trace: poutine.Trace, drawn: dict[str, Tensor], arguments: tuple[Tensor, ...]
-) -> None:
-    """Raise ``ValueError`` if, given the drawn data, the model would have drawn from another density."""
-    again = trace_of(
-        model, arguments, 1, lambda program: poutine.condition(poutine.uncondition(program), data=drawn)
-    )
-    for name, _ in sample_sites(trace):
-        before, after = (t.nodes[name]["fn"].log_prob(drawn[name]) for t in (trace, again))
-        if not torch.allclose(before, after, rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise ValueError(
-                f"data cannot be simulated: the density of the model's site {name!r} depends on the data "
-                "that it shall draw (an autoregressive model, or a prior given x)"
-            )
-
-
-def uncovered(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> list[str]:
-    """Names of latent sites of which the guide's support leaves out draws from the model."""
-    drawn = trace_of(model, batch, num_samples)
-    latents = {name: drawn.nodes[name]["value"] for name in latent_names(drawn)}
-    trace = trace_of(guide, batch, num_samples, lambda program: poutine.condition(program, data=latents))
-    names = []
-    for name, site in sample_sites(trace):
-        with contextlib.suppress(NotImplementedError, AttributeError):  # no support is known
-            if name in latents and not bool(site["fn"].support.check(latents[name]).all()):
-                names.append(name)
-    return names
 
 
 def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, Distribution]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.traces.running import trace_of
@@ -12,6 +13,15 @@ from pyro_vae.traces.sites import Program, sample_sites, sum_sites
 from pyro_vae.traces.trying import MISFITS, Given, without_handlers
 
 _SAMPLES = 2
+
+
+def mask_alike(guide_trace: poutine.Trace, model_trace: poutine.Trace, names: list[str]) -> None:
+    """Mask the guide's sites where the model's are: what is not there has no density in either program.
+
+    Elsewhere the guide's density is that of what was drawn, whether the guide masks it or not.
+    """
+    for name in names:
+        guide_trace.nodes[name]["mask"] = model_trace.nodes[name]["mask"]
 
 
 def check_masked(model: Program, *batch: Any) -> bool:
