@@ -387,4 +387,5 @@ def test_the_line_of_the_checksum_can_be_removed(run, call):
     path = run / "config.json"
     lines = [line for line in path.read_text().splitlines() if records.CHECKSUM not in line]
     path.write_text("\n".join(lines))
+    assert load_config(run).latent_dim == 2
     call("plot", run)

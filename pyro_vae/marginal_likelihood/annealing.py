@@ -32,7 +32,6 @@ from torch import Tensor
 from pyro_vae.arguments import Share, checked
 from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes, evaluation
 from pyro_vae.hmc import HMCState, Position, init, jittered, step
-from pyro_vae.marginal_likelihood.coverage import left_out
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
 from pyro_vae.tempering import Frozen, TemperedDensity, pilot_run, pilot_steps, schedule, tempered
 from pyro_vae.traces import DrawUnconstrained, Program, log_weights, simulate, unconstrain
@@ -203,16 +202,15 @@ def _anneal(
     )
     base = "prior" if guide is None else "guide"
     few = int((columns["ess"] < min(_FEW_CHAINS, num_chains / 2)).sum()) if num_chains > 1 else 0
-    notes = [] if guide is None else left_out(model, guide, *batch)
-    if few:
-        notes.append(
-            f"of {few:,} data all weight is with one or two chains: their values are too low, by more than "
-            "the errors say; give more num_temperatures"
-        )
+    note = (
+        f"of {few:,} data all weight is with one or two chains: their values are too low, by more than the "
+        "errors say; give more num_temperatures"
+    )
     with evaluation(*programs):
         return log_marginal(
             columns,
             model=model,
+            guide=guide,
             batch=batch,
             method=method,
             bound="lower",
@@ -222,7 +220,7 @@ def _anneal(
             base=base,
             **sizes,
             **({"data_checksum": "simulated"} if is_simulated else {}),
-            **({"notes": notes} if notes else {}),
+            notes=[note] * bool(few),
         )
 
 

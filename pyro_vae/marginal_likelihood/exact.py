@@ -155,5 +155,5 @@ def quadrature(
             effort=f"{columns['nodes'].mean().item():,.0f} nodes a datum, tolerance {tolerance:g} nats",
             data=data,
             tolerance=tolerance,
-            **({"notes": notes} if notes else {}),
+            notes=notes,
         )

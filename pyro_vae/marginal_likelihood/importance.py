@@ -35,7 +35,6 @@ from pyro_vae.blocks import (
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
 from pyro_vae.distributions import QuantizedPoint, base_distribution
-from pyro_vae.marginal_likelihood.coverage import left_out
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
 from pyro_vae.traces import Program, draw, guide_distributions, log_weights
 from pyro_vae.traces.masks import check_masked
@@ -136,12 +135,11 @@ def importance_sampling(
     is_of_codes = _has_codes(guide, *batch)
     if is_of_codes:
         columns["std_error"] = torch.zeros_like(columns["std_error"])
-    else:
-        notes += left_out(model, guide, *batch)
     with evaluation(model, guide):
         return log_marginal(
             columns,
             model=model,
+            guide=None if is_of_codes else guide,
             batch=batch,
             method="importance_sampling",
             bound="lower",
@@ -152,7 +150,7 @@ def importance_sampling(
             curve={size: bound for size, bound in curve.items() if not bound.isnan().any()},
             num_samples=num_samples,
             **({} if tolerance is None else {"tolerance": tolerance}),
-            **({"notes": notes} if notes else {}),
+            notes=notes,
             **({"is_of_codes": True} if is_of_codes else {}),
         )
 

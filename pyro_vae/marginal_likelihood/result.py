@@ -25,6 +25,7 @@ from pyro_vae.blocks import Batch, Columns, behaviour_of, checksum, programs_che
 from pyro_vae.distributions import scores_cross_entropy
 from pyro_vae.errors import UserError
 from pyro_vae.files import locked
+from pyro_vae.marginal_likelihood.coverage import left_out
 from pyro_vae.traces import Program
 from pyro_vae.traces.running import trace_of
 from pyro_vae.traces.sites import sample_sites
@@ -272,7 +273,9 @@ def log_marginal(
     bound: str,
     effort: str,
     data: str | None,
+    guide: Program | None = None,
     curve: dict[int, Tensor] | None = None,
+    notes: Sequence[str] = (),
     **settings: Any,
 ) -> LogMarginal:
     """The result of an estimator from its columns ``values``, ``std_error`` and diagnostics."""
@@ -283,7 +286,7 @@ def log_marginal(
         "data": data or "not said (nor how they were binarised)",
         "data_checksum": checksum(*batch),
         "model_checksum": programs_checksum(model),
-        **_of_the_model(model, *(argument[:3] for argument in batch)),
+        **_of_the_programs(model, guide, list(notes), *(argument[:3] for argument in batch)),
         **settings,
     }
     return LogMarginal(
@@ -291,15 +294,16 @@ def log_marginal(
     )
 
 
-def _of_the_model(model: Program, *batch: Tensor) -> dict[str, Any]:
-    """What is scored, and what tells models apart whose weights are no tensors: what they draw and score."""
+def _of_the_programs(model: Program, guide: Program | None, notes: list[str], *batch: Tensor) -> dict:
+    """What is scored, what tells models apart whose weights are no tensors, and what to keep in mind."""
     with torch.random.fork_rng(), pyro.validation_enabled(False):  # data may be impossible at these latents
         torch.manual_seed(0)
-        sites = [site for _, site in sample_sites(trace_of(model, batch, 1))]
-    scores = "log p(x)"
-    if any(scores_cross_entropy(site["fn"]) for site in sites):
-        scores = "minus the cross-entropy of grey values (not a log-likelihood)"
-    return {"scores": scores, "model_behaviour": behaviour_of(sites).tolist()}
+        trace = trace_of(model, batch, 1)
+        notes += [] if guide is None else left_out(guide, trace, *batch)
+    sites = [site for _, site in sample_sites(trace)]
+    is_entropy = any(scores_cross_entropy(site["fn"]) for site in sites)
+    scores = "minus the cross-entropy of grey values (not a log-likelihood)" if is_entropy else "log p(x)"
+    return {"scores": scores, "model_behaviour": behaviour_of(sites).tolist(), "notes": notes}
 
 
 # ------------------------------------------------------------------------------------ files
