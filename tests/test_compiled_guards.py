@@ -580,6 +580,46 @@ def test_sequential_plates_blocked_parameters_and_namespaces():
     assert max(losses) > 1_000
 
 
+@pytest.mark.parametrize("plates", ["nested", "twice", "permuted"])
+def test_data_one_by_one_have_the_index_of_their_plate(plates):
+    data, order = torch.arange(12.0).reshape(4, 3) / 5, torch.tensor([3, 0, 2, 1])
+
+    def pairs():
+        rows = pyro.plate("rows", 4, subsample=order if plates == "permuted" else None)
+        if plates == "nested":
+            columns = pyro.plate("columns", 3)
+            return ((f"{i}_{j}", i, j) for i in rows for j in columns)
+        return ((f"{i}_{j}", i, j) for j in range(2) for i in rows)
+
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        for position, (name, i, j) in enumerate(pairs()):
+            pyro.sample(f"x_{name}", dist.Normal(a, 1.0 + position), obs=data[i, j])
+
+    def guide():
+        pyro.sample("a", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    if plates == "permuted":  # which indices they are is a value
+        with pytest.warns(NotCompiledWarning, match=r"looks at the value of a tensor by item\(\)"):
+            same_as_pyro(model, guide, [()] * 6)
+    else:
+        assert same_as_pyro(model, guide, [()] * 6)._compiled.function.is_compiled
+
+
+def test_elements_of_a_range_that_is_written_to_are_values():
+    def model(x):
+        steps = torch.arange(3)
+        steps.mul_(2)
+        scale = 1.0 + int(steps[1])
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), scale), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    with pytest.warns(NotCompiledWarning, match=r"looks at the value of a tensor by int\(\)"):
+        same_as_pyro(model, guide, [(torch.tensor(1.0),)] * 6)
+
+
 def test_a_loss_that_cannot_be_captured_runs_eagerly():
     def model(x):
         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)

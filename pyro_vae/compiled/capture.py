@@ -7,6 +7,7 @@ fake tensors there is no value to see, and the attempt is reported with its line
 """
 
 import contextlib
+import operator
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.compiled.heap import Heap
@@ -164,6 +165,28 @@ _LOOKS = {
 }
 
 
+_WHOLE_NUMBERS = (torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__index__)
+_ELEMENTS = (torch.ops.aten.unbind.int, torch.ops.aten.select.int)
+
+
+def _position(tensor: Tensor) -> int | None:
+    """The value of an element of ``torch.arange(size)``, as a plate has them that takes data one by one."""
+    mode = get_proxy_mode()
+    known = mode and get_proxy_slot(tensor, mode.tracer, None)  # none of a constant
+    node = getattr(getattr(known, "proxy", None), "node", None)
+    if node is None:
+        return None
+    elements = node.args[0] if node.target is operator.getitem else node
+    if elements.target not in _ELEMENTS:
+        return None
+    whole = elements.args[0]
+    if whole.target is not torch.ops.aten.arange.default or any(
+        n.target not in _ELEMENTS for n in whole.users
+    ):
+        return None
+    return range(whole.args[0])[node.args[-1]]
+
+
 class _NoValues(TorchFunctionMode):
     """Lets Pyro's own looks at values pass, which only report or check, and names the user's."""
 
@@ -171,6 +194,8 @@ class _NoValues(TorchFunctionMode):
 
     def __torch_function__(self, func, _, args=(), kwargs=None):
         if func in _LOOKS:
+            if func in _WHOLE_NUMBERS and (position := _position(args[0])) is not None:
+                return position
             frame = sys._getframe(1)
             while _is_of(frame, _CHECKERS) or frame.f_globals["__name__"].startswith("torch.fx."):
                 frame = frame.f_back
@@ -181,10 +206,6 @@ class _NoValues(TorchFunctionMode):
             caller = frame.f_globals["__name__"]
             if caller.startswith("pyro.infer") and func is torch.Tensor.item:
                 return args[0].detach()  # the loss as a number
-            if caller == "pyro.poutine.indep_messenger" and func is torch.Tensor.item:
-                plate = frame.f_locals["self"]  # one after the other
-                if getattr(plate, "subsample_size", None) == plate.size:
-                    return plate.counter - 1
             if caller == "pyro.infer.util" and func is torch.Tensor.__bool__:
                 return True  # whether no probability is 0, in which case nothing need be left out
             # The program may catch what is raised.
