@@ -4,6 +4,7 @@ import copy
 import enum
 import functools
 import itertools
+import math
 import random
 import shutil
 import time
@@ -16,7 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import nn
 
 from pyro_vae import SVI, BetaELBO, NotCompiledWarning, PyroSVI
@@ -604,6 +605,28 @@ def test_data_one_by_one_have_the_index_of_their_plate(plates):
             same_as_pyro(model, guide, [()] * 6)
     else:
         assert same_as_pyro(model, guide, [()] * 6)._compiled.function.is_compiled
+
+
+def test_what_has_no_probability_is_left_out_whenever_that_is():
+    def model(x, known):
+        scale = pyro.param("scale", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
+            pyro.sample("x", dist.Uniform(0.0, 1.0 + z, validate_args=False), obs=x)  # above 1 never if z = 0
+            pyro.sample("y", dist.Normal(z, scale), obs=x)
+
+    @config_enumerate
+    def guide(x, known):
+        logits = torch.stack([torch.zeros(3), pyro.param("logit", torch.tensor(0.0)).expand(3)], -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample(
+                "z", dist.Categorical(logits=torch.where(known, torch.tensor([-math.inf, 0.0]), logits))
+            )
+
+    possible = torch.tensor([0.2, 0.4, 0.9]), torch.tensor([[False], [False], [False]])
+    labelled = torch.tensor([0.2, 1.4, 0.9]), torch.tensor([[False], [True], [False]])
+    svi = same_as_pyro(model, guide, [possible] * 6 + [labelled] * 6, TraceEnum_ELBO(max_plate_nesting=1))
+    assert svi._compiled.function.is_compiled
 
 
 def test_elements_of_a_range_that_is_written_to_are_values():

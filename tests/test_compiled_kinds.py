@@ -533,7 +533,26 @@ def drifts(family, value):
     return make
 
 
+def becomes_no_number(score):
+    def make():
+        job = Job()
+
+        def model(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                score(x.log() + z)
+
+        job.model, job.args = model, lambda step: (torch.full((6,), 1.0 if step < 10 else -1.0),)
+        return job
+
+    return make
+
+
 REFUSED = {
+    "a factor that is no number": becomes_no_number(lambda loc: pyro.factor("weight", loc)),
+    "a mean that is no number": becomes_no_number(
+        lambda loc: pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.zeros(6))
+    ),
     "a draw below 0 of an exponential": outside(lambda: dist.Exponential(1.0), 0.4),
     "a draw outside of a box": outside(lambda: dist.Uniform(-2.0, 2.0), 0.9),
     "a probability below 0": drifts(dist.Bernoulli, 0.0),

@@ -96,8 +96,9 @@ class PyroSVI(pyro.infer.SVI):
         """One update; returns the loss before it as a number: minus the ELBO, summed over the batch, in nats.
 
         Values and parameters of distributions are checked against their supports and constraints as by Pyro,
-        whose error is raised; on a CPU before an update. A loss that is nan or infinite updates nothing on a
-        CPU once steps are compiled, unless all of its gradients are finite.
+        whose error is raised; on a CPU before an update, and where the loss is nan Pyro itself decides. One
+        that is infinite, or nan without checks, updates nothing on a CPU once steps are compiled, unless all
+        of its gradients are finite.
         """
         if self._compiled is not None and not self._compiled.is_of(self.model, self.guide, self._elbo):
             self._compiled = self._make_compiled()
@@ -112,11 +113,13 @@ class PyroSVI(pyro.infer.SVI):
         if math.isnan(loss) and math.isnan(outputs.get("inside", 1.0)):
             torch.set_rng_state(drawn)
             with torch.no_grad():
-                self._elbo.loss(self.model, self.guide, *args, **kwargs)  # raises, unless checks are off now
+                self._elbo.loss(self.model, self.guide, *args, **kwargs)  # raises, if Pyro does
             torch.set_rng_state(drawn)
+            checked = set(self._checked)
             self._checked.clear()
-            self._compiled = self._make_compiled()
-            return self._eager_step(*args, **kwargs)["loss"].item()
+            loss = self._eager_step(*args, **kwargs)["loss"].item()
+            if self._checked != checked:  # as when checks are off now
+                self._compiled = self._make_compiled()
         return loss
 
     def _eager_step(self, *args: Any, **kwargs: Any) -> Outputs:
@@ -134,9 +137,9 @@ class PyroSVI(pyro.infer.SVI):
                     raise
                 raise CaptureError("there is nothing to train: the ELBO depends on no parameter") from error
         loss = torch.as_tensor(loss)
-        if not inside:
+        if not self._checked:
             return {"loss": loss}
-        is_inside = torch.stack([each.to(loss.device) for each in inside]).all()
+        is_inside = torch.stack([~loss.isnan(), *(each.to(loss.device) for each in inside)]).all()
         weight = torch.where(is_inside, torch.ones_like(loss), math.nan).detach()
         return {"loss": loss * weight, "inside": weight}
 

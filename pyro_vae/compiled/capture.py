@@ -207,10 +207,12 @@ class _NoValues(TorchFunctionMode):
             if caller.startswith("pyro.infer") and func is torch.Tensor.item:
                 return args[0].detach()  # the loss as a number
             if caller == "pyro.infer.util" and func is torch.Tensor.__bool__:
-                return True  # whether no probability is 0, in which case nothing need be left out
+                return False  # whether all probabilities are above 0: terms of others are left out, below
             # The program may catch what is raised.
             self.seen = f"it looks at the value of a tensor by {_LOOKS[func]} at {_line_of(frame)}"
             raise CaptureError(self.seen)
+        if func is torch.Tensor.masked_select and _is_of_pyros_sums(sys._getframe(1)):
+            return torch.where(args[1], args[0], 0)  # what is summed, in a shape that hangs on no value
         return func(*args, **(kwargs or {}))
 
 
@@ -238,6 +240,12 @@ def _is_of(frame: types.FrameType, libraries: Sequence[str]) -> bool:
     """Whether the frame runs code of one of these libraries, or generated code, which no file has."""
     library, file = frame.f_globals.get("__name__", "").split(".")[0], frame.f_code.co_filename
     return library in libraries or (file[0] == "<" and not file.startswith(("<stdin", "<ipython")))
+
+
+def _is_of_pyros_sums(frame: types.FrameType) -> bool:
+    while not _asks(frame):
+        frame = frame.f_back
+    return frame.f_globals["__name__"] == "pyro.infer.util"  # Dice, as in Pyro 1.9.2
 
 
 def _asks(frame: types.FrameType) -> bool:
