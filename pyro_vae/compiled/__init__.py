@@ -35,9 +35,8 @@ containers of modules and other objects, classes, code, defaults, globals, closu
 parameters and their layout. Values of tensors are read anew and need no comparison; anything else that
 changes gets a graph of its own, up to a few. Of containers of more than 1,000 entries only the length is
 compared. Handlers of torch or Pyro, anomaly detection or a profiler around a step let it run eagerly. Not
-seen is what ``threading.local``, queues and values of ``multiprocessing`` hold, what a tracing handler keeps,
-and an outcome of ``TraceEnum_ELBO`` whose probability becomes 0 later, which Pyro leaves out and a graph
-counts. When compiling begins hangs on counts alone (:mod:`pyro_vae.compiled.work`), so that on a CPU a run
+seen is what ``threading.local``, queues and values of ``multiprocessing`` hold, and what a tracing handler
+keeps. When compiling begins hangs on counts alone (:mod:`pyro_vae.compiled.work`), so that on a CPU a run
 that was killed goes on to the same bits.
 """
 
