@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from pyro_vae import command_line
+from pyro_vae.lab import cli
 
 if TYPE_CHECKING:
     import torch
@@ -131,4 +131,4 @@ def drawn(errors: "dict[tuple[int, int, str], torch.Tensor]", names: list[str]) 
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

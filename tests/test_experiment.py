@@ -14,31 +14,26 @@ from pyro_vae import MAP, BetaELBO, WakeSleep, fit, log_weights, training
 from pyro_vae.data import BINARIZATIONS, SOURCES
 from pyro_vae.distributions import MixtureOfNormals, SupportError
 from pyro_vae.errors import UserError
-from pyro_vae.experiment import BINARIZATIONS as DESCRIBED_BINARIZATIONS
-from pyro_vae.experiment import (
-    DATA,
-    INITS,
-    OPTIMIZERS,
-    SCHEDULES,
-    Config,
-    ConfigError,
+from pyro_vae.lab import Config, ConfigError, Facts, choices, load_config, load_run
+from pyro_vae.lab.build import (
     arguments,
-    build_family,
     build_objective,
     build_pair,
     build_training,
-    check_data,
+    check_support,
     load_data,
 )
-from pyro_vae.experiment import device as choose_device
-from pyro_vae.runs import check_continuation, continue_run, free_folder, load_config, load_run, start_run
+from pyro_vae.lab.build import device as choose_device
+from pyro_vae.lab.build import family as build_family
+from pyro_vae.lab.choices import DATA, INITS, OPTIMIZERS, SCHEDULES
+from pyro_vae.lab.runs import check_continuation, continue_run, free_folder, start_run
 
 SMALL = Config(latent_dim=2, hidden=(8,), epochs=1, test_samples=10, components=3)
 
 
 def test_help_and_code_know_the_same_names():
     assert set(DATA) - {"PATH"} == {"digits", *SOURCES}
-    assert set(DESCRIBED_BINARIZATIONS) == set(BINARIZATIONS)
+    assert set(choices.BINARIZATIONS) == set(BINARIZATIONS)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +57,7 @@ def test_every_setting_trains(change, tmp_path):
     config = dataclasses.replace(SMALL, **change)
     dataset = load_data(config)
     model, guide = build_pair(config, dataset)
-    check_data(model, config, dataset)
+    check_support(model, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
     few = [(dataset.train.minibatch(torch.arange(100)),)] * 2
     (row,) = fit(svi, few, 1, callbacks, progress=False)
@@ -177,8 +172,13 @@ def test_objectives_get_their_settings():
 def test_families_know_the_levels_of_the_data():
     dataset = load_data(dataclasses.replace(SMALL, family="beta_binomial"))
     for name in ("beta_binomial", "discretized_logistic", "logistic_mixture", "grey_categorical"):
-        assert build_family(dataclasses.replace(SMALL, family=name), dataset).levels == 17
-    assert build_family(dataclasses.replace(SMALL, family="low_rank_normal", rank=3), dataset).rank == 3
+        assert build_family(dataclasses.replace(SMALL, family=name), Facts.of(SMALL, dataset)).levels == 17
+    assert (
+        build_family(
+            dataclasses.replace(SMALL, family="low_rank_normal", rank=3), Facts.of(SMALL, dataset)
+        ).rank
+        == 3
+    )
 
 
 def test_pseudo_inputs_are_learned_or_kept():
@@ -193,25 +193,25 @@ def test_pseudo_inputs_are_learned_or_kept():
 def test_labels_are_the_context():
     config = dataclasses.replace(SMALL, condition_on_labels=True)
     dataset = load_data(config)
-    x, c = arguments(config, dataset, dataset.test, 20)
+    x, c = arguments(dataset.test, Facts.of(config, dataset), 20)
     assert (x.shape, c.shape) == ((20, 64), (20, 10))
-    everything, labels = arguments(config, dataset, dataset.test)
+    everything, labels = arguments(dataset.test, Facts.of(config, dataset))
     index = [int((everything == datum).all(1).nonzero()[0]) for datum in x]
     assert torch.equal(labels[index], c)
-    assert len(arguments(SMALL, dataset, dataset.test)) == 1
+    assert len(arguments(dataset.test, Facts.of(SMALL, dataset))) == 1
 
 
 def test_some_of_the_data_are_a_random_sample_of_them():
     """Static MNIST is sorted by class, as many files are: the first data would say nothing of the rest."""
     dataset = load_data(SMALL)
-    everything = arguments(SMALL, dataset, dataset.train)[0]
-    few, more = (arguments(SMALL, dataset, dataset.train, limit)[0] for limit in (200, 400))
+    everything = arguments(dataset.train, Facts.of(SMALL, dataset))[0]
+    few, more = (arguments(dataset.train, Facts.of(SMALL, dataset), limit)[0] for limit in (200, 400))
     assert torch.equal(few, more[:200])
     assert not torch.equal(few, everything[:200])
     where = [int((everything == datum).all(1).nonzero()[0]) for datum in few]
     assert abs(np.mean(where) - len(everything) / 2) < 4 * len(everything) / (12 * 200) ** 0.5
     assert len(set(where)) > 190  # without replacement; a few images may be equal
-    assert torch.equal(arguments(SMALL, dataset, dataset.train, 10**6)[0], everything)
+    assert torch.equal(arguments(dataset.train, Facts.of(SMALL, dataset), 10**6)[0], everything)
 
 
 def test_conditioning_needs_labels(tmp_path):
@@ -295,7 +295,7 @@ def test_nonsense_is_refused(change, message):
 
 def test_configurations_survive_json():
     config = dataclasses.replace(SMALL, data_dir=Path("/tmp/x"), binarization="fixed", learning_rate=1.0)
-    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
     with pytest.raises(ConfigError, match="Did you mean 'latent_dim'"):
         Config.from_dict({"latent_dims": 3})
     with pytest.raises(ConfigError, match="latent_dim cannot be '3'"):
@@ -317,7 +317,7 @@ def test_rubbish_gives_a_configuration_or_one_message(values):
         config = Config.from_dict(values)
     except ConfigError:
         return
-    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
 
 
 @settings(deadline=None, max_examples=30)
@@ -419,4 +419,4 @@ def test_data_that_the_family_does_not_cover_are_found_before_training():
     dataset = load_data(config)
     model, _ = build_pair(config, dataset)
     with pytest.raises(SupportError, match=r"digits train.*Binarise"):
-        check_data(model, config, dataset)
+        check_support(model, config, dataset)
