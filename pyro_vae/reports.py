@@ -14,7 +14,6 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_vae import experiment, plots
-from pyro_vae.blocks import evaluation
 from pyro_vae.data import Split
 from pyro_vae.files import WriteError, write_atomically
 from pyro_vae.latents import active_units, code_usage, fitted_mixture, posterior_mean
@@ -28,6 +27,7 @@ from pyro_vae.marginal_likelihood import (
 from pyro_vae.models.vae import beside
 from pyro_vae.runs import Run
 from pyro_vae.traces import at_point_masses, guide_distributions
+from pyro_vae.traces.blocks import evaluation
 from pyro_vae.training import read_metrics
 
 

@@ -10,11 +10,11 @@ import torch
 from pyro.infer import MCMC, NUTS
 
 from pyro_vae import sample_posterior
-from pyro_vae.diagnostics import arviz, rhat
-from pyro_vae.hmc import Evaluation, init, jittered, step, tune
 from pyro_vae.marginal_likelihood import hmc
+from pyro_vae.mcmc.diagnostics import arviz, rhat
+from pyro_vae.mcmc.hmc import Evaluation, init, jittered, step, tune
+from pyro_vae.mcmc.tempering import TemperedDensity, schedule, tempered
 from pyro_vae.oracles import LinearGaussian
-from pyro_vae.tempering import TemperedDensity, schedule, tempered
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -18,7 +18,6 @@ from pyro_vae import (
     GreyCategorical,
     LogMarginal,
     bits_per_dim,
-    diagnostics,
     elbo,
     importance_sampling,
     load_estimates,
@@ -26,9 +25,10 @@ from pyro_vae import (
     save_estimates,
     vae,
 )
-from pyro_vae.blocks import rows_at_once
 from pyro_vae.marginal_likelihood import EstimatesError, importance
+from pyro_vae.mcmc import diagnostics
 from pyro_vae.oracles import LinearGaussian, quadrature
+from pyro_vae.traces.blocks import rows_at_once
 
 
 def estimate(*arguments, **settings):
