@@ -252,10 +252,8 @@ def test_arviz_ranks_models_by_our_values(error):
     good, bad = estimates(values, error), estimates(values - 1 + 0.1 * torch.randn(40), error)
     az = arviz()
     loo = az.loo(good.to_arviz(), pointwise=True)
-    elpd = loo.elpd_loo if hasattr(loo, "elpd_loo") else loo.elpd
-    assert float(elpd) == pytest.approx(values.sum().item(), abs=0.1)
-    pointwise = loo.loo_i if hasattr(loo, "loo_i") else loo.elpd_i
-    np.testing.assert_allclose(pointwise.values.squeeze(), values, atol=0.01)
+    assert float(loo.elpd_loo) == pytest.approx(values.sum().item(), abs=0.1)
+    np.testing.assert_allclose(loo.loo_i.values, values, atol=0.01)
     ranking = az.compare({"bad": bad.to_arviz(), "good": good.to_arviz()})
     assert list(ranking.index) == ["good", "bad"]
 

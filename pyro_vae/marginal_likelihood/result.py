@@ -204,7 +204,7 @@ class LogMarginal:
         error, of which those that are not known or above 0.5 nats count as 0.5.
 
         Returns:
-            ArviZ' own type (``InferenceData``, in 1.x a ``DataTree``) with the groups ``log_likelihood``
+            ``arviz.InferenceData`` with the groups ``log_likelihood``
             (variable ``x`` with dimensions ``chain``, ``draw`` and ``datum``) and ``posterior`` (their mean).
         """
         draws = 400

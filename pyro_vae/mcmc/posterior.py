@@ -187,7 +187,7 @@ class PosteriorDraws:
     divergences: Float[Tensor, " batch"]
 
     def to_arviz(self, datum: Any = None) -> Any:
-        """ArviZ' own type with the group ``posterior``.
+        """``arviz.InferenceData`` with the group ``posterior``.
 
         Every site has dimensions ``chain``, ``draw``, ``datum`` and, for vectors, ``z_dim`` (``<site>_dim``).
 
