@@ -87,7 +87,7 @@ _HOMES = {
         "RenyiELBO",
         "ReweightedWakeSleep",
     ],
-    "posterior": ["PosteriorDraws", "sample_posterior"],
+    "mcmc": ["PosteriorDraws", "sample_posterior"],
     "tasks": [
         "anomaly_score",
         "denoise",
