@@ -2,8 +2,8 @@
 
     python scripts/paper/figure4.py
 
-Trains what is not trained yet, as in figure 2, and draws results/figures/paper_figure4_*.png: the mean of
-p(x|z) on a grid that is even in probability.
+Trains the models that are not trained yet, as in figure 2, and draws
+results/figures/paper_figure4_*.png: the mean of p(x|z) on a grid that is even in probability.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Arguments:
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("mnist", "frey_face")
     """mnist, frey_face or both."""
     seed: int = 0
-    """Of initial weights, minibatches and noise."""
+    """Seed of the initial weights, the minibatches and the noise."""
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
 

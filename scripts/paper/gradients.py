@@ -1,9 +1,9 @@
-"""Why the reparameterisation: the variance of gradients of one and the same bound, by estimator and draws.
+"""Variance of gradients of one and the same bound, by estimator and draws: why the paper reparameterises.
 
     python scripts/paper/gradients.py
 
-Before, early in and after training of a VAE of MNIST (--latent-dim 10, 500 hidden units, grey values) this
-measures gradients by phi, the encoder's parameters, on one minibatch of 100 data, drawn again and again:
+This measures gradients in phi, the encoder's parameters, on one minibatch of 100 data, drawn again and again:
+before, early in and after the training of a VAE of MNIST (--latent-dim 10, 500 hidden units, grey values).
 
 - the score function, log w grad log q(z | x), which the paper's section 2.2 calls impractical;
 - the same with a baseline, the mean of log w over the other data of the minibatch;
@@ -11,7 +11,7 @@ measures gradients by phi, the encoder's parameters, on one minibatch of 100 dat
 - estimator B, reparameterised, with the KL term in closed form (TraceMeanField_ELBO).
 
 All have the same mean. The variance is summed over parameters, in units of the squared length of the mean;
-beside it stands that of taking another minibatch, against which the paper finds L = 1 draw enough.
+beside it stands the variance due to the choice of minibatch, next to which the paper finds L = 1 draw enough.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ STEP_SIZE = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Why the reparameterisation: the variance of gradients of one and the same bound."""
+    """Variance of gradients of one and the same bound: why the paper reparameterises."""
 
     latent_dim: int = 10
     """Dimensions of z."""
@@ -55,7 +55,7 @@ class Arguments:
     repetitions: int = 200
     """Gradients that every variance is of."""
     seed: int = 0
-    """Of weights, minibatches and draws."""
+    """Seed of weights, minibatches and draws."""
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=lambda: Common(budget=1e6))
 
 
@@ -113,7 +113,7 @@ def main() -> None:
 def gradient(
     name: str, model: "nn.Module", guide: "nn.Module", num_samples: int, *batch: "Tensor"
 ) -> "Tensor":
-    """One estimate of the gradient of the bound's mean over the batch by the guide's parameters, flat."""
+    """Estimate the gradient of the bound's mean over the batch in the guide's parameters once, flat."""
     import torch
     from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
@@ -151,7 +151,7 @@ def measured(samples: int, estimator: str, num_samples: int, gradients: Any) -> 
 
 
 def signal(rows: list[dict[str, Any]], samples: int) -> float:
-    """The squared length of the mean gradient at a stage: that of the estimate with the least variance."""
+    """Squared length of the mean gradient at a stage: that of the estimate with the least variance."""
     of_stage = [row for row in rows if row["samples"] == samples and row["estimator"] != "minibatch"]
     return min(of_stage, key=lambda row: row["variance"])["squared_mean"]
 
@@ -178,7 +178,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]]) -> "Figure":
-    """Variance against L, one panel a stage of training."""
+    """Draw the variance against L, one panel for each stage of training."""
     from matplotlib.figure import Figure
 
     stages = sorted({row["samples"] for row in rows})

@@ -1,12 +1,12 @@
-"""Why are samples of VAEs blurry? Three explanations, each changed alone.
+"""Test three explanations of blurry samples, each changed alone.
 
     python scripts/studies/blur.py
 
-They are said to be blurry because of maximum likelihood, which must cover all data and so puts mass between
-them; because of the family p(x | z), squared errors of independent pixels; or because of the bound, whose
-posteriors are too simple. Frey Face is learned with one of these changed at a time: proper families, a flow
-posterior, the importance-weighted bound. What maximum likelihood does shows in samples of the prior that are
-less sharp than reconstructions, which have the same decoder. Ends in a report, blur.md.
+Samples of VAEs are said to be blurry because of maximum likelihood, which must cover all data and so puts
+mass between them; because of the family p(x | z), squared errors of independent pixels; or because of the
+bound, whose posteriors are too simple. Frey Face is learned with one of these changed at a time: proper
+families, a flow posterior, the importance-weighted bound. The effect of maximum likelihood shows in samples
+of the prior that are less sharp than reconstructions, which have the same decoder. Ends in a report, blur.md.
 """
 
 import dataclasses
@@ -44,13 +44,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     },
 }
 FREY_EPOCHS = 20  # for each of the command's
-NUM_IMAGES = 100  # of which log p(x) is estimated
+NUM_IMAGES = 100  # whose log p(x) is estimated
 NUM_SAMPLES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Why are samples of VAEs blurry? Three explanations, each changed alone."""
+    """Test three explanations of blurry samples, each changed alone."""
 
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
@@ -64,12 +64,12 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Of its folder and file."""
+        """Name of its folder and file."""
         words = "".join(c if c.isalnum() else " " for c in self.system).split()
         return f"{'_'.join(words)},seed{self.seed}"
 
     def config(self, common: Common) -> Config:
-        """Its configuration."""
+        """Return its configuration."""
         return Config(
             **{
                 "data": "frey_face",
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def sharpness(images: "Tensor", shape: tuple[int, ...]) -> float:
-    """The variance of an image's Laplacian, of the median image; numbers are cut to [0, 1], as shown."""
+    """Variance of the Laplacian of the median image; numbers are cut to [0, 1], as shown."""
     import torch
 
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).reshape(1, 1, 3, 3)
@@ -105,7 +105,7 @@ def sharpness(images: "Tensor", shape: tuple[int, ...]) -> float:
 
 
 def trained(setting: Setting, common: Common, *, progress: bool) -> Any:
-    """Train, or go on with it; the run."""
+    """Train, or go on with it, and return the run: its pair and its data."""
     from pyro_vae.lab import train
 
     config = setting.config(common)
@@ -116,7 +116,7 @@ def trained(setting: Setting, common: Common, *, progress: bool) -> Any:
 
 
 def measure(setting: Setting, common: Common, *, progress: bool) -> str:
-    """Train one, and write what was measured."""
+    """Train one setting, measure it and keep the record."""
     import pyro
     import torch
 
@@ -234,7 +234,7 @@ def report(records: dict[Setting, dict[str, Any]], common: Common) -> Path:
 
 
 def figure_of(common: Common) -> Any:
-    """Data, and of every system means of samples, from its prior and from its codes, of the first seed."""
+    """Draw data and, for every system, means of samples from its prior and its codes; first seed."""
     import torch
 
     from pyro_vae.lab import plots
