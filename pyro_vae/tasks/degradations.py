@@ -73,7 +73,7 @@ class Mask(Degradation):
 
     def forward(self, of_x: Distribution) -> Distribution:
         """The density of what is not nan."""
-        return of_x if isinstance(of_x, Observed) else Observed(of_x)
+        return of_x if isinstance(base_distribution(of_x), Observed) else Observed(of_x)
 
     def blank(self, y: Float[Tensor, "batch observed"]) -> Float[Tensor, "batch data"]:
         """0 where nothing was observed."""
