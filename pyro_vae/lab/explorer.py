@@ -51,9 +51,7 @@ class Explorer:
         self._lock = threading.Lock()
 
     def _context(self, label: int) -> "tuple[Tensor, ...]":
-        import torch
-
-        return (torch.eye(self.num_classes)[label : label + 1],) if self.num_classes else ()
+        return self.run.context(1, [label] if self.num_classes else None)
 
     def _flat(self, image: "np.ndarray") -> "Tensor":
         """A datum such as the run was trained on: bits, or grey levels."""

@@ -203,7 +203,7 @@ def continue_run(folder: Path, config: Config, dataset: "Dataset") -> None:
 
 def differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> str:
     """In words, in which settings two configurations differ; empty if in none."""
-    before, now = ({**dict.fromkeys(("model",)), **config.to_dict()} for config in (old, new))
+    before, now = ({"model": None} | config.to_dict() for config in (old, new))
     return ", ".join(
         f"{name} was {value!r} and now is {now[name]!r}"
         for name, value in before.items()
@@ -287,7 +287,12 @@ class Run:
     @property
     def device(self) -> Any:
         """Device of the pair."""
-        return next(p.device for p in (*self.guide.parameters(), *self.model.parameters()))
+        return next(self.guide.parameters()).device
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the pair's numbers."""
+        return next(self.guide.parameters()).dtype
 
     def arguments(self, split: "Split", limit: int | None = None) -> "tuple[Tensor, ...]":
         """Arguments that both programs are called with, for a split or ``limit`` of its data, at random."""
@@ -307,11 +312,19 @@ class Run:
                 f"data of this run have the shape (batch, {self.facts.data_dim}) or (batch, "
                 f"{', '.join(map(str, self.facts.shape))}), not {tuple(values.shape)}"
             )
-        dtype = next(self.guide.parameters()).dtype
-        values = values.reshape(len(values), -1).to(self.device, dtype)
-        return (values, *self._context(len(values), labels, dtype))
+        values = values.reshape(len(values), -1).to(self.device, self.dtype)
+        return (values, *self.context(len(values), labels))
 
-    def _context(self, count: int, labels: object, dtype: Any = None) -> "tuple[Tensor, ...]":
+    def context(self, count: int, labels: object = None) -> "tuple[Tensor, ...]":
+        """Argument of both programs besides x: labels, one-hot, where they are given them.
+
+        Args:
+            count: Number of data.
+            labels: Class of every datum, or one of all.
+
+        Raises:
+            ConfigError: If they are missing, too many or out of range.
+        """
         import torch
 
         classes = self.facts.num_classes
@@ -326,7 +339,7 @@ class Run:
         labels = torch.as_tensor(labels, device=self.device).long().expand(count)
         if not ((labels >= 0) & (labels < classes)).all():
             raise ConfigError(f"labels of this run are 0 to {classes - 1}")
-        return (torch.nn.functional.one_hot(labels, classes).to(dtype or torch.get_default_dtype()),)
+        return (torch.nn.functional.one_hot(labels, classes).to(self.dtype),)
 
     def encode(self, x: object, labels: object = None) -> "Tensor":
         """Mean of q(z | x), for every datum: (batch, latent)."""
@@ -348,8 +361,8 @@ class Run:
 
         self.model.eval()
         with torch.no_grad():
-            z = z.to(self.device, next(self.model.parameters()).dtype)
-            return self.model.likelihood(beside(z, *self._context(len(z), labels, z.dtype)))
+            z = z.to(self.device, self.dtype)
+            return self.model.likelihood(beside(z, *self.context(len(z), labels)))
 
     def sample(self, num_samples: int, labels: object = None) -> "Tensor":
         """Draws of x from p(x): (num_samples, data); ``decode`` of draws of z has less noise.
