@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reproduction import Common, Setting
 
 from pyro_vae.files import write_atomically
-from pyro_vae.provenance import provenance
+from pyro_vae.lab.provenance import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

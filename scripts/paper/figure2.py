@@ -19,8 +19,8 @@ import reproduction
 import tyro
 from reproduction import Common, Setting, Variation
 
-from pyro_vae import command_line, jobs
-from pyro_vae.experiment import ConfigError
+from pyro_vae.lab import cli, jobs
+from pyro_vae.lab.config import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,4 +169,4 @@ def _panel(
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

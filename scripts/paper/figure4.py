@@ -14,7 +14,7 @@ import figure2
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line, jobs
+from pyro_vae.lab import cli, jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ def main() -> None:
     jobs.run_all(figure2.make_curve, settings, common)
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
 
     for setting in settings:
         model, shape = figure2.trained_model(setting, common)
@@ -49,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

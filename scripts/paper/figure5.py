@@ -14,7 +14,7 @@ import figure2
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line, jobs
+from pyro_vae.lab import cli, jobs
 
 _SIDE = 10  # images
 
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -20,7 +20,7 @@ import reproduction
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line, jobs
+from pyro_vae.lab import cli, jobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,4 +210,4 @@ def draw_figure(records: list[dict[str, Any]], arguments: Arguments) -> Path:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -24,11 +24,12 @@ import reproduction
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line
-from pyro_vae.experiment import ConfigError
 from pyro_vae.files import write_atomically
-from pyro_vae.progress import progress_bar
-from pyro_vae.provenance import provenance
+from pyro_vae.lab import cli
+from pyro_vae.lab.config import ConfigError
+from pyro_vae.lab.gradients import flat_gradient, moments
+from pyro_vae.lab.provenance import provenance
+from pyro_vae.progress import counted, progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,9 +91,9 @@ def main() -> None:
             for name, num_samples in itertools.product(ESTIMATORS, arguments.num_samples):
                 draws = (
                     gradient(name, algorithm.model, algorithm.guide, num_samples, *batches[0])
-                    for _ in range(arguments.repetitions)
+                    for _ in counted(bar, arguments.repetitions)
                 )
-                rows.append(measured(samples, name, num_samples, draws, bar.update))
+                rows.append(measured(samples, name, num_samples, draws))
         between = (gradient("B", algorithm.model, algorithm.guide, most, *batch) for batch in batches)
         rows.append(measured(samples, "minibatch", most, between))
     record = {
@@ -133,36 +134,20 @@ def gradient(
             mean = log_w.mean(0)
             log_w = log_w - (mean.sum() - mean) / (len(mean) - 1)
         bound = (log_w * log_guide(guide, latents, *batch)).mean()
-    parts = torch.autograd.grad(bound, list(guide.parameters()), materialize_grads=True)
-    return torch.cat([part.flatten() for part in parts])
+    return flat_gradient(bound, list(guide.parameters()))
 
 
-def measured(
-    samples: int, estimator: str, num_samples: int, gradients: Any, advance: Any = lambda: None
-) -> dict[str, Any]:
-    """Record of an estimator at a stage of training, with ``num_samples`` draws."""
-    variance, length = moments(gradients, advance)
+def measured(samples: int, estimator: str, num_samples: int, gradients: Any) -> dict[str, Any]:
+    """Record of an estimator at a stage of training, summed over parameters and without bias."""
+    mean, variance, count = moments(gradients)
+    total = variance.sum().item()
     return {
         "samples": samples,
         "estimator": estimator,
         "L": num_samples,
-        "variance": variance,
-        "squared_mean": length,
+        "variance": total,
+        "squared_mean": mean.square().sum().item() - total / count,
     }
-
-
-def moments(gradients: Any, advance: Any = lambda: None) -> tuple[float, float]:
-    """Variance, summed over parameters, and an unbiased estimate of the squared length of the mean."""
-    count, mean, squares = 0, 0.0, 0.0
-    for value in gradients:
-        value = value.double()
-        count += 1
-        change = value - mean
-        mean = mean + change / count
-        squares = squares + change * (value - mean)
-        advance()
-    variance = squares.sum().item() / (count - 1)
-    return variance, mean.square().sum().item() - variance / count
 
 
 def signal(rows: list[dict[str, Any]], samples: int) -> float:
@@ -218,4 +203,4 @@ def draw(rows: list[dict[str, Any]]) -> "Figure":
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

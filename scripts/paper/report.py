@@ -22,8 +22,8 @@ import tyro
 from curves import load_all, value_at
 from reproduction import Common, Setting
 
-from pyro_vae import command_line
 from pyro_vae.files import write_atomically
+from pyro_vae.lab import cli
 
 Record = dict[str, Any]
 _LEGEND = "ours (minus the paper's); of test values ✓ within the band, ✗ outside"
@@ -410,4 +410,4 @@ def table(header: Sequence[str], rows: Any) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pyro_vae import experiment
-from pyro_vae.experiment import Config, ConfigError
-from pyro_vae.jobs import FailedError
+from pyro_vae.lab import build as lab_build
+from pyro_vae.lab.config import Config, ConfigError
+from pyro_vae.lab.jobs import FailedError
 
 if TYPE_CHECKING:
     from pyro_vae.data import Batches, Dataset
@@ -157,14 +157,14 @@ class Setting:
 def load(setting: Setting, common: Common) -> "Dataset":
     """Load the data onto the device; of the training data the first ``num_train``."""
     config = setting.config(common)
-    dataset = experiment.load_data(config)
+    dataset = lab_build.load_data(config)
     levels = float(setting.levels)
     train, test = (dataclasses.replace(split, levels=levels) for split in (dataset.train, dataset.test))
     if setting.num_train is not None:
         stored, labels = (data[: setting.num_train] for data in (train.stored, train.labels))
         train = dataclasses.replace(train, stored=stored, labels=labels)
     dataset = dataclasses.replace(dataset, train=train, test=test)
-    return dataset.to(experiment.device(config))
+    return dataset.to(lab_build.device(config))
 
 
 def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float) -> "Algorithm":
@@ -177,14 +177,14 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
     config = setting.config(common)
     num_data = len(dataset.train)
     prior_data = {"data": num_data, "minibatch": setting.batch_size, "none": None}[setting.weight_prior]
-    pair = experiment.build_pair(config, dataset)
+    pair = lab_build.build_pair(config, dataset)
     if setting.init == "authors":
         start_at_zero(*pair)
     if setting.clip_dreams:  # data are within [0, 1] anyway
         pair[1].posterior.net.register_forward_pre_hook(lambda _, inputs: (inputs[0].clamp(0, 1),))
     if setting.algorithm == "full_vb":
         pair = bayesian(*pair, num_data)
-    model, guide = (program.to(experiment.device(config)) for program in pair)
+    model, guide = (program.to(lab_build.device(config)) for program in pair)
     parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
     if setting.algorithm == "mcem":
         if setting.weight_prior == "minibatch":

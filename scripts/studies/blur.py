@@ -19,8 +19,9 @@ import study
 import tyro
 from study import Common, cell
 
-from pyro_vae import command_line, experiment
-from pyro_vae.experiment import Config
+from pyro_vae.lab import cli
+from pyro_vae.lab.choices import FAMILIES
+from pyro_vae.lab.config import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,20 +105,14 @@ def sharpness(images: "Tensor", shape: tuple[int, ...]) -> float:
 
 
 def trained(setting: Setting, common: Common, *, progress: bool) -> Any:
-    """Train, and return the run: its pair and its data."""
-    from pyro_vae import batches, fit, runs
-    from pyro_vae.training import Checkpoint
+    """Train, or continue a training; return the run."""
+    from pyro_vae.lab import train
 
     config = setting.config(common)
-    options = {"binarization": config.chosen_binarization}
-    dataset = study.load("frey_face", common, **options)
-    model, guide = experiment.build_pair(config, dataset)
+    dataset = study.load("frey_face", common, binarization=config.chosen_binarization)
     folder = common.runs / "blur" / setting.name
-    algorithm, callbacks = experiment.build_training(config, model, guide, dataset, folder)
-    minibatches = batches(dataset.train, config.batch_size, seed=config.seed)
-    checkpoint = Checkpoint(folder, resume=True, every=50)
-    fit(algorithm, minibatches, config.epochs, [*callbacks, checkpoint], progress=progress)
-    return runs.Run(config, dataset, model.eval(), guide.eval(), config.epochs)
+    resume = (folder / "config.json").exists()
+    return train(config, folder, resume=resume, dataset=dataset, test=False, progress=progress, say=str)
 
 
 def measure(setting: Setting, common: Common, *, progress: bool) -> str:
@@ -138,7 +133,7 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
     (x,) = run.arguments(test, NUM_IMAGES)
     estimate = annealed(run.model, run.guide, x, progress=progress)
     sampled = importance_sampling(run.model, run.guide, x, num_samples=1000, progress=progress)
-    width = 1.0 if run.config.family in experiment.GREY_LEVELS else test.bin_width
+    width = 1.0 if FAMILIES[run.config.family].values == "levels" else test.bin_width
     with torch.no_grad():
         rebuilt = run.model.likelihood(posterior_mean(run.guide, test.x)).mean
         drawn = run.model.likelihood(run.model.prior().sample((NUM_SAMPLES,)))
@@ -242,7 +237,7 @@ def figure_of(common: Common) -> Any:
     """Draw data and, for every system, means of samples from its prior and its codes; first seed."""
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
     from pyro_vae.latents import fitted_mixture, posterior_mean
 
     dataset = study.load("frey_face", common, binarization="none")
@@ -283,4 +278,4 @@ sharp, so that samples say less than their means do.
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -17,7 +17,7 @@ import study
 import tyro
 from study import Common
 
-from pyro_vae import command_line
+from pyro_vae.lab import cli
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -281,4 +281,4 @@ def report(records: dict[Setting, dict[str, Any]], common: Common) -> Path:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -291,7 +291,7 @@ def samples(pairs: dict, common: Common) -> "Figure":
     import torch
     from latent_space import samplers
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
     from pyro_vae.latents import posterior_mean
 
     x = study.load("mnist", common, binarization="dynamic").train.x[:10_000]
@@ -334,7 +334,7 @@ def walks(pairs: dict, common: Common) -> "Figure":
     """Draw walks from one test digit to another, with 20 latents; those of the VQ-VAE by its codes."""
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
     from pyro_vae.latents import along, posterior_mean, straight
 
     x = study.load("mnist", common, binarization="dynamic").test.x

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae import jobs
-from pyro_vae.experiment import ConfigError
 from pyro_vae.files import write_atomically
-from pyro_vae.provenance import provenance
+from pyro_vae.lab import jobs
+from pyro_vae.lab.config import ConfigError
+from pyro_vae.lab.provenance import provenance
 
 if TYPE_CHECKING:
     import torch

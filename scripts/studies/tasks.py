@@ -19,7 +19,7 @@ import study
 import tyro
 from study import Common, cell
 
-from pyro_vae import command_line
+from pyro_vae.lab import cli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -328,7 +328,7 @@ def figure_of(found: dict[str, Any], task: str) -> "Figure":
     """Draw truth, what was seen, draws and ways for the ten images whose draws differ most and two others."""
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
 
     parts = found[task]
     spread = parts["found"].samples.std(0).mean(1)
@@ -399,4 +399,4 @@ The ten images whose draws differ most, and the two whose draws differ least.
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -15,7 +15,7 @@ import study
 import tyro
 from study import Common, cell
 
-from pyro_vae import command_line
+from pyro_vae.lab import cli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,7 +202,7 @@ def figure_of(common: Common) -> "Figure":
     """Draw test images, reconstructions and samples of the first seed."""
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
     from pyro_vae.latents import posterior_mean
 
     x = study.load("mnist", common, binarization="dynamic").test.x[:16]
@@ -247,4 +247,4 @@ nearest training image than 95 % of test images are.
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)
