@@ -118,7 +118,11 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
     _, name, *arguments = shlex.split(command)
     module = importlib.import_module(cli.COMMANDS[name])
     if "--resume" in arguments:
-        start_run(Path(arguments[arguments.index("--resume") + 1]), Config(epochs=30), load("digits", binarization="dynamic"))
+        start_run(
+            Path(arguments[arguments.index("--resume") + 1]),
+            Config(epochs=30),
+            load("digits", binarization="dynamic"),
+        )
     assert isinstance(module.parse(arguments, f"pyro-vae {name}"), module.Arguments)
 
 

@@ -11,7 +11,6 @@ import pyro
 import torch
 from matplotlib.figure import Figure
 
-from pyro_vae.blocks import evaluation
 from pyro_vae.data import Split
 from pyro_vae.files import WriteError, write_atomically
 from pyro_vae.lab import plots
@@ -21,6 +20,7 @@ from pyro_vae.latents import fitted_mixture, posterior_mean
 from pyro_vae.marginal_likelihood import LogMarginal, best_estimate, elbo, load_estimates_by_data
 from pyro_vae.models.vae import beside
 from pyro_vae.traces import at_point_masses, guide_distributions
+from pyro_vae.traces.blocks import evaluation
 from pyro_vae.training import read_metrics
 
 

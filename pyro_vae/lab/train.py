@@ -72,7 +72,7 @@ def train(
         minibatches = batches(run.dataset.train, config.batch_size, seed=config.seed, context=labels)
         training.fit(algorithm, minibatches, config.epochs, [*callbacks, checkpoint], progress=progress)
         last = training.load_checkpoint(folder / "checkpoint.pt")
-        run.epoch = runs.load_weights(folder, config, run.model, run.guide)
+        run.epoch = runs.load_weights(folder, config, run.model.eval(), run.guide.eval())
         say(f"{last['epoch']} epochs in {int(last['seconds'])} s of training; weights of epoch {run.epoch}")
         if not test:
             return run

@@ -105,7 +105,7 @@ def sharpness(images: "Tensor", shape: tuple[int, ...]) -> float:
 
 
 def trained(setting: Setting, common: Common, *, progress: bool) -> Any:
-    """Train, or continue a training; return the run."""
+    """Train, or go on with it, and return the run: its pair and its data."""
     from pyro_vae.lab import train
 
     config = setting.config(common)
