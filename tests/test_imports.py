@@ -91,8 +91,7 @@ EXPORTED = {alias.asname for node in STUB.body if isinstance(node, ast.ImportFro
 
 # Rooms without a door of their own: the scripts and the package know them.
 PRIVATE = {
-    *("arguments", "blocks", "command_line", "diagnostics", "files", "hmc", "jobs", "progress", "provenance"),
-    *("records", "reports", "tempering"),
+    *("__main__", "arguments", "files", "progress", "records"),
 }
 
 

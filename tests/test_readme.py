@@ -64,9 +64,10 @@ def test_every_command_is_an_install_a_test_or_a_script():
 
 
 def small(command):
-    """The command with small budgets, for Python: two epochs, one more where it resumes, few samples."""
+    """The command with small budgets, for Python: an epoch, one more where it resumes, few samples."""
     program, name, *arguments = shlex.split(command)
-    for flag, value in (("--epochs", str(3 if "--resume" in arguments else 2)), ("--num-samples", "40")):
+    epochs = "2" if "--resume" in arguments else "1"
+    for flag, value in (("--epochs", epochs), ("--num-samples", "40"), ("--limit", "20")):
         if flag in arguments:
             arguments[arguments.index(flag) + 1] = value
         elif flag == "--epochs" and "train" in name:

@@ -1,6 +1,6 @@
 """Measure the signal in the encoder's gradients of the importance-weighted bound, by estimator and draws.
 
-    python scripts/signal_to_noise.py runs/digits --num-particles 1 8 64
+    python scripts/studies/signal_to_noise.py runs/digits --num-particles 1 8 64
 
 Of the same images the gradient is taken again and again, with new draws of z. The signal-to-noise ratio of a
 parameter is |mean| / standard deviation (Rainforth et al., Tighter Variational Bounds are Not Necessarily

@@ -1,6 +1,6 @@
 """Failure of the paper's estimator of log p(x) as latents are added, where the answer is known.
 
-    python scripts/appendix_d.py --out results
+    python scripts/studies/appendix_d.py --out results
 
 Appendix D of Auto-Encoding Variational Bayes (Kingma & Welling 2013) fits a density to posterior draws and
 averages its ratio to p(x, z) over others. Here the model is linear and Gaussian, so that the posterior draws
