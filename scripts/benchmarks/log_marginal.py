@@ -41,8 +41,8 @@ class Arguments:
 def main() -> None:
     """Build, take turns, report."""
     arguments = tyro.cli(Arguments)
-    import works
     import torch
+    import works
 
     from pyro_vae import importance_sampling, vae
 
