@@ -1,4 +1,4 @@
-"""What the benchmarks run: the same pairs for Pyro, plain torch and NumPyro.
+"""Works of the benchmarks: the same pairs for Pyro, plain torch and NumPyro.
 
 ``variants(work)`` gives functions that build a variant; what they return runs an epoch of so many steps.
 """

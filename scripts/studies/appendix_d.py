@@ -1,4 +1,4 @@
-"""How the paper's estimator of log p(x) fails as latent dimensions are added, where the answer is known.
+"""Failure of the paper's estimator of log p(x) as latents are added, where the answer is known.
 
     python scripts/studies/appendix_d.py --out results
 
@@ -27,7 +27,7 @@ DRAWS = (25, 250, 2500)  # for the fit, and as many for the mean
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """How the paper's estimator of log p(x) fails as latents are added, where the answer is known."""
+    """Failure of the paper's estimator of log p(x) as latents are added, where the answer is known."""
 
     out: Path = Path("results")
     """Folder for figures/appendix_d.png."""
@@ -36,7 +36,7 @@ class Arguments:
     data_dim: int = 30
     """Dimensions of a datum."""
     seed: int = 0
-    """Of the models, data and draws."""
+    """Seed of the models, the data and the draws."""
 
 
 def main() -> None:

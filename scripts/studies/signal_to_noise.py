@@ -1,4 +1,4 @@
-"""How much signal is in the encoder's gradients of the importance-weighted bound, by estimator and draws.
+"""Measure the signal in the encoder's gradients of the importance-weighted bound, by estimator and draws.
 
     python scripts/studies/signal_to_noise.py runs/digits --num-particles 1 8 64
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """How much signal is in the encoder's gradients of the importance-weighted bound.
+    """Measure the signal in the encoder's gradients of the importance-weighted bound.
 
     Mean over its parameters of |mean| / standard deviation, by estimator and number of draws.
     """
