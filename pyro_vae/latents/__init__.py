@@ -1,4 +1,4 @@
-"""What a latent space is like: its information, its regularity, and what its codes are worth."""
+"""Qualities of a latent space: its information, its regularity, and the worth of its codes."""
 
 from pyro_vae.latents.information import AggregatePosterior as AggregatePosterior
 from pyro_vae.latents.information import CodeUsage as CodeUsage

@@ -1,7 +1,7 @@
-r"""What a density model is for: data that are missing, noisy, coarse, in between, or strange.
+r"""Uses of a density model: data that are missing, noisy, coarse, in between, or strange.
 
-Whatever happened to a datum is a *degradation* of p(x | z) into a density p(y | z) of what was seen. The pair
-whose model observes y in place of x (:func:`degraded`) is a pair like any other, so that every sampler
+A datum x that was not seen as it is was *degraded*: p(x | z) became a density p(y | z) of what was seen. The
+pair whose model observes y in place of x (:func:`degraded`) is a pair like any other, so that every sampler
 and every estimator of the package takes it: its posterior is :math:`p(z \mid y)`, its evidence :math:`p(y)`.
 Restoring a datum is posterior inference,
 

@@ -60,7 +60,7 @@ class _Fold(Messenger):
         self._mine: set[str] = set()
 
     def argument(self, value: Any) -> Any:
-        """The argument for all rows."""
+        """Repeat an argument for all rows."""
         if not isinstance(value, Tensor) or value.shape[:1] != self.axes[-1:] or self.rows == len(value):
             return value
         return value.expand(*self.axes[:-1], *value.shape).flatten(0, len(self.axes) - 1)
@@ -74,7 +74,7 @@ class _Fold(Messenger):
 
     @property
     def _hidden(self) -> int:
-        """Axes of sites that are still to come."""
+        """Number of axes of sites that are still to come."""
         return len(self.axes) - 2 - len(self.found)
 
     def _pyro_sample(self, msg: dict) -> None:
