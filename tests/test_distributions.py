@@ -399,7 +399,7 @@ def test_mixture_of_one_component_is_its_normal():
         (lambda: LogitNormal(1.0, 1.0), "below"),
         (lambda: UniformBox(2, 1.0, 0.0), "below"),
         (lambda: LogitNormal(min_scale=2.0), "min_scale"),
-        (lambda: affine_coupling(1), "at least 2 dimensions"),
+        (lambda: affine_coupling(1), "dim must be at least 2"),
         (lambda: MixtureOfNormals(2, components=0), "components must be at least 1"),
     ],
 )

@@ -468,7 +468,7 @@ def test_free_bits_of_dependent_dimensions_are_those_of_the_whole(oracle):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ImportanceWeightedELBO(5, "dregs"), "plain, stl, dreg"),
+        (lambda: ImportanceWeightedELBO(5, "dregs"), "Did you mean 'dreg'"),
         (lambda: RenyiELBO(float("nan")), "alpha"),
         (lambda: FreeBitsELBO(-1.0), "free_nats"),
         (lambda: ImportanceWeightedELBO(0), "num_particles"),
