@@ -19,6 +19,7 @@ over those that the guide leaves out, and over those of the guide that are marke
 :math:`\mathbb R^n` by Pyro's ``biject_to(support)``: :func:`at_unconstrained`.
 """
 
+from pyro_vae.compiled import register_library, register_programs
 from pyro_vae.traces.densities import (
     Draws,
     LogJoint,
@@ -57,6 +58,10 @@ from pyro_vae.traces.unmoved import (
     training_step,
     unmoved,
 )
+
+# Programs are made of this package; what trains, data and what registers modules with Pyro stand around them.
+register_programs("pyro_vae")
+register_library("pyro_vae.algorithms", "pyro_vae.training", "pyro_vae.data", "pyro_vae.models.program")
 
 __all__ = [
     "DrawUnconstrained",
