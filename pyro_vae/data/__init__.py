@@ -35,8 +35,7 @@ import torch
 
 from pyro_vae.arguments import checked
 from pyro_vae.data.arrays import DataError
-from pyro_vae.data.files import from_path
-from pyro_vae.data.published import SOURCES, from_source, read_digits
+from pyro_vae.data.files import SOURCES, from_path, from_source, read_digits
 from pyro_vae.data.splits import (
     BINARIZATIONS,
     Batches,

@@ -145,7 +145,7 @@ def from_array(
     check_binarization(binarization, missing=missing)
     dtype = check_dtype(dtype)
     x = as_array(x, name, missing=missing, dtype=dtype)
-    labels = None if labels is None else as_labels(labels, name)
+    labels = None if labels is None else as_labels(labels, name, len(x))
     return build(name, shuffled(x, labels, name), x.shape[1:], "an array", binarization, dtype=dtype)
 
 
