@@ -36,7 +36,7 @@ from pyro_vae.distributions import (
     outputs_of,
     perplexity,
 )
-from pyro_vae.models.program import check_data, register, validating
+from pyro_vae.models.program import check_inputs, register, validating
 from pyro_vae.models.vae import VAEGuide, VAEModel, vae
 from pyro_vae.nets import MLP
 
@@ -117,7 +117,7 @@ class VQGuide(nn.Module):
         """Sample site ``z`` in the plate ``data``; auxiliary sites ``commitment`` and ``perplexity``."""
         register(self)
         if validating():
-            check_data(self, x)
+            check_inputs(self, x)
         codebook = self.codebook
         encoding = outputs_of(
             self.encoder, x, self.outputs, "encoder", f"a Codebook of {codebook.code_dim} numbers"

@@ -55,7 +55,7 @@ def _check_dtype(name: str, value: Tensor, wanted: torch.dtype) -> None:
     )
 
 
-def check_data(module: nn.Module, x: Tensor, c: Tensor | None = None, *, missing: bool = False) -> None:
+def check_inputs(module: nn.Module, x: Tensor, c: Tensor | None = None, *, missing: bool = False) -> None:
     """Raise ``SupportError`` unless ``x`` is a batch of finite numbers of the type of the parameters.
 
     If ``missing``, they may be nan. A context ``c`` must have as many rows.

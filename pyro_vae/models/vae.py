@@ -26,7 +26,7 @@ from pyro_vae.distributions import (
     check_support,
     same_support,
 )
-from pyro_vae.models.program import check_data, check_rows, register, validating
+from pyro_vae.models.program import check_inputs, check_rows, register, validating
 from pyro_vae.nets import MLP, WithMissing
 
 
@@ -79,7 +79,7 @@ class VAEGuide(nn.Module):
         """Sample site ``z`` in the plate ``data``."""
         register(self)
         if validating():
-            check_data(self, x, c, missing=self.missing)
+            check_inputs(self, x, c, missing=self.missing)
         with pyro.plate("data", len(x)):
             posterior = self.posterior(beside(x, c))
             if validating():

@@ -10,8 +10,8 @@ from pyro_vae.arguments import Count, Finite, checked
 from pyro_vae.objectives.base import Objective, check_reparameterised
 from pyro_vae.traces import (
     Program,
-    draw,
     draw_latents,
+    draw_pair,
     log_guide,
     log_joint,
     log_weights,
@@ -157,7 +157,7 @@ class ReweightedWakeSleep(Objective):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """See :func:`loss_and_metrics`."""
         with torch.no_grad():
-            latents = draw(model, guide, *batch, num_samples=self.num_particles).latents
+            latents = draw_pair(model, guide, *batch, num_samples=self.num_particles).latents
         log_p = sum(log_joint(model, latents, *batch))
         log_q = log_guide(guide, latents, *batch)
         log_w = (log_p - log_q).detach()
