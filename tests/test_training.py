@@ -149,7 +149,7 @@ def test_kl_warmup_rises_to_one_and_holds():
     objective = BetaELBO()
     history = train(make(objective), 5, [KLWarmup(objective, 4)])
     assert [row["beta"] for row in history] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
-    with pytest.raises(ValueError, match="at least one epoch"):
+    with pytest.raises(ValueError, match="num_epochs must be at least 1"):
         KLWarmup(objective, 0)
 
 

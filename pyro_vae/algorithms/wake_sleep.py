@@ -20,7 +20,7 @@ def WakeSleep(  # noqa: N802  (called as the other algorithms are)
 
     Args:
         model: A Pyro program; an ``nn.Module`` that keeps the contract.
-        guide: The same, for q(z | x).
+        guide: Another one, for q(z | x).
         optimizer: Any optimiser of ``torch.optim`` over the parameters of both.
         num_data: N, the number of training data, for maximum a posteriori with a standard normal prior on the
             weights of both programs, as in the paper (:class:`~pyro_vae.objectives.MAP`); by default maximum

@@ -1,4 +1,4 @@
-"""From what users hold numbers in to checked numpy arrays, split the same way everywhere."""
+"""Arrays, tables and lists of users as checked numpy arrays, split the same way everywhere."""
 
 import math
 import numbers
@@ -51,7 +51,7 @@ def as_array(x: object, name: str, *, missing: bool = False, dtype: torch.dtype 
 
 
 def stored_type(dtype: torch.dtype) -> type[np.floating]:
-    """What floats are stored as: numpy has no shorter types that torch has."""
+    """Type that floats are stored as: numpy has no shorter types that torch has."""
     return np.float64 if dtype == torch.float64 else np.float32
 
 
@@ -126,12 +126,12 @@ def _check_spread(x: np.ndarray, name: str, dtype: torch.dtype) -> None:
 
 
 def largest_whole(dtype: torch.dtype) -> float:
-    """Up to which all whole numbers are floats of this type: 2^24 for 32 bits, 2^53 for 64."""
+    """Number up to which all whole ones are floats of this type: 2^24 for 32 bits, 2^53 for 64."""
     return 2 / torch.finfo(dtype).eps
 
 
 def _is_rounded(whole: np.ndarray, floats: np.ndarray) -> np.ndarray:
-    """Which whole numbers the floats differ from."""
+    """Mask of the whole numbers that the floats differ from."""
     info = np.iinfo(whole.dtype)
     inside = (floats >= info.min) & (floats < float(info.max) + 1)  # or the way back would be undefined
     back = np.where(inside, floats, 0).astype(whole.dtype)
@@ -300,7 +300,7 @@ def _of_objects(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def _is_gap(value: Any) -> bool:
-    """Whether a value says that there is none: None, nan, NaT, pandas' NA, numpy's masked."""
+    """Return True if a value says that there is none: None, nan, NaT, pandas' NA, numpy's masked."""
     if isinstance(value, float | Decimal | np.generic):
         return bool(value != value)
     return value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType")

@@ -50,7 +50,7 @@ class Source(NamedTuple):
     Attributes:
         forms: Sets of files that hold it, each complete by itself; the last is what gets downloaded.
         read: Takes the paths of one form; returns splits and the shape of a datum.
-        provenance: Who published it.
+        provenance: Publishers.
     """
 
     forms: tuple[tuple[File, ...], ...]

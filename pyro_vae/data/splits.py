@@ -27,8 +27,8 @@ class Split:
         labels: Class of every datum, if the data set has any.
         levels: x is ``stored / levels``: 255 for bytes; dequantised, (stored + noise) / (levels + 1).
         binarization: One of ``BINARIZATIONS``; under "fixed" and "threshold" ``stored`` holds the bits.
-        seed: Of the draw that ``x`` shows of data that are binarised or dequantised anew for every batch.
-        description: Which data these are and how they were binarised, for reports.
+        seed: Seed of the draw that ``x`` is, where batches are binarised or dequantised anew.
+        description: Name of these data and of their binarisation, for reports.
         dtype: Floating-point type of x.
     """
 
@@ -70,7 +70,7 @@ class Split:
         return noise.lt_(x)
 
     def to(self, device: Any) -> "Split":
-        """The same data on another device; raises as ``arguments.check_device``."""
+        """Return the data on another device; raises as ``arguments.check_device``."""
         device = check_device(device)
         labels = None if self.labels is None else self.labels.to(device)
         return dataclasses.replace(self, stored=self.stored.to(device), labels=labels)
@@ -84,12 +84,12 @@ class Dataset:
     """Fixed splits of one data set.
 
     Attributes:
-        name: As it was asked for.
+        name: Name or path that was asked for.
         train: Data to train on.
         valid: Data to choose between checkpoints and settings; None if the data set has none.
         test: Data to look at once, at the end.
         shape: Shape of a datum, such as (28, 28); ``x`` holds it flattened, row by row.
-        provenance: Where the data come from.
+        provenance: Source of the data.
         checksum: sha256 of all data as they are stored, before anything is binarised or dequantised.
     """
 
@@ -107,7 +107,7 @@ class Dataset:
         return self.train.stored.shape[1]
 
     def to(self, device: Any) -> "Dataset":
-        """The same data on another device; raises as ``arguments.check_device``."""
+        """Return the data on another device; raises as ``arguments.check_device``."""
         valid = None if self.valid is None else self.valid.to(device)
         return dataclasses.replace(self, train=self.train.to(device), valid=valid, test=self.test.to(device))
 
@@ -129,7 +129,7 @@ def from_array(
             flattened. Bytes are read as grey values 0..255, 0 and 1 as bits, anything else as it is.
         labels: Whole numbers, one a datum.
         binarization: One of ``BINARIZATIONS``.
-        name: What to call it in reports.
+        name: Name of it in reports.
         missing: Numbers of x may be missing, for a pair that takes it (``vae(..., missing=True)``): by nan, a
             mask (``numpy.ma``), None, NA or null. They are nan in the data set.
         dtype: Floating-point type of x, by default torch's default dtype (float32). Reals are rounded to it;
@@ -155,7 +155,7 @@ class Batches:
         split: The data.
         batch_size: Data in a batch.
         seed: Seed of the order and of what is drawn anew (``Split.minibatch``).
-        context: What the programs are given besides x, a row for every datum, such as
+        context: Condition that the programs are given besides x, a row for every datum, such as
             ``one_hot(split.labels).float()``: minibatches are then ``(x, c)``.
         epoch_size: Draw data with replacement, so many in an epoch; by default every datum comes once.
         drop_last: Leave the last minibatch of an epoch out if it is smaller.
