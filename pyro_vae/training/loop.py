@@ -23,7 +23,7 @@ Row = dict[str, Any]  # metric -> number
 
 @runtime_checkable
 class Algorithm(Protocol):
-    """Mover of the parameters: one file each in :mod:`pyro_vae.algorithms`."""
+    """Algorithm that moves the parameters: one file each in :mod:`pyro_vae.algorithms`."""
 
     model: nn.Module
     guide: nn.Module | None
@@ -76,7 +76,7 @@ class Training:
     """State of a training, which callbacks see and change.
 
     Attributes:
-        algorithm: Taker of the steps.
+        algorithm: Algorithm that takes the steps.
         batches: An epoch of batches at every iteration.
         num_epochs: Epochs altogether.
         callbacks: All callbacks, in the order in which they are called.
@@ -147,7 +147,7 @@ def fit(
     """Train: ``algorithm.step(*batch)`` for every batch of ``num_epochs`` epochs.
 
     Args:
-        algorithm: Taker of the steps, such as ``SVI``.
+        algorithm: Algorithm that takes the steps, such as ``SVI``.
         batches: Tuples of the programs' arguments, an epoch at every iteration: ``data.batches(...)``, a
             ``DataLoader``, a list; a stream without a length, or a function that returns one, such as a
             generator function: the epoch ends when it does. If it has ``state_dict``, that is part of
