@@ -347,16 +347,31 @@ def test_a_folder_is_the_same_class_in_every_split(tmp_path):
     assert dataset.test.labels.tolist() == [2] * 3
 
 
-def test_images_that_are_split_need_a_test_set(tmp_path):
-    save_images(tmp_path / "train", 4)
-    save_images(tmp_path / "valid", 4)
-    with pytest.raises(DataError, match="at least train and test"):
-        load(tmp_path, binarization="none")
+def without_a_test_set(folder):
+    save_images(folder / "train", 4)
+    save_images(folder / "valid", 4)
 
 
-def test_images_of_sixteen_bits_are_refused(tmp_path):
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(DataError, match=r"deep.png.*more than 8 bits"):
+def of_sixteen_bits(folder):
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(folder / "deep.png")
+
+
+def of_two_sizes(folder):
+    save_images(folder, 3)
+    save_images(folder / "z", 1, size=(9, 9))
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (without_a_test_set, "at least train and test"),
+        (of_sixteen_bits, r"deep.png.*more than 8 bits"),
+        (of_two_sizes, r"z/000.png is \(9, 9\)"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(tmp_path, save, message):
+    save(tmp_path)
+    with pytest.raises(DataError, match=message):
         load(tmp_path, binarization="none")
 
 
@@ -365,13 +380,6 @@ def test_splits_in_two_units_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", train=grey, test=grey / 255)
     with pytest.raises(DataError, match="all in one unit"):
         load(tmp_path / "x.npz", binarization="none")
-
-
-def test_images_of_two_sizes_are_named(tmp_path):
-    save_images(tmp_path, 3)
-    save_images(tmp_path / "z", 1, size=(9, 9))
-    with pytest.raises(DataError, match=r"z/000.png is \(9, 9\)"):
-        load(tmp_path, binarization="none")
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,9 @@ def _check_whole(x: np.ndarray, name: str, dtype: torch.dtype) -> None:
         is_whole = (np.isnan(x) | (np.floor(x) == x)).all(0)
         rounded = large & is_whole & (kept.astype(x.dtype) != x) & (np.abs(x) <= largest_whole(torch.float64))
     else:
-        rounded = _is_rounded(x, kept)
+        info = np.iinfo(x.dtype)
+        inside = (kept >= info.min) & (kept < float(info.max) + 1)  # or the way back would be undefined
+        rounded = ~inside | (np.where(inside, kept, 0).astype(x.dtype) != x)
     if rounded.any():
         first = tuple(np.argwhere(rounded)[0])
         others = f", as it does {rounded.sum():,} of {x.size:,} numbers"
@@ -128,14 +130,6 @@ def _check_spread(x: np.ndarray, name: str, dtype: torch.dtype) -> None:
 def largest_whole(dtype: torch.dtype) -> float:
     """Number up to which all whole ones are floats of this type: 2^24 for 32 bits, 2^53 for 64."""
     return 2 / torch.finfo(dtype).eps
-
-
-def _is_rounded(whole: np.ndarray, floats: np.ndarray) -> np.ndarray:
-    """Mask of the whole numbers that the floats differ from."""
-    info = np.iinfo(whole.dtype)
-    inside = (floats >= info.min) & (floats < float(info.max) + 1)  # or the way back would be undefined
-    back = np.where(inside, floats, 0).astype(whole.dtype)
-    return ~inside | (back != whole)
 
 
 # ------------------------------------------------------------------ what users hold numbers in
@@ -250,10 +244,11 @@ def _filled(x: np.ma.MaskedArray, name: str) -> np.ndarray:
             f"{name} holds bytes: bytes are read as grey values k / 255, and here some are missing: give "
             "floats, x.astype(float) / 255 for grey values or x.astype(float) for other numbers"
         )
-    filled = np.full(mask.shape, np.nan, known.dtype if known.dtype.kind == "f" else np.float64)
-    filled[~mask] = known
     if known.dtype.kind != "f":
-        _check_kept(known, filled[~mask], name)
+        _check_whole(known, name, torch.float64)
+        known = known.astype(np.float64)
+    filled = np.full(mask.shape, np.nan, known.dtype)
+    filled[~mask] = known
     return filled
 
 
@@ -265,14 +260,8 @@ def _join(parts: Sequence[np.ndarray], name: str, join: Callable[..., np.ndarray
         raise DataError(f"{name} is no array: its rows differ in length ({error})") from error
     for part in parts:
         if joined.dtype.kind == "f" and part.dtype.kind in "iu":
-            _check_kept(part, part.astype(joined.dtype), name)
+            _check_whole(part, name, torch.float64)
     return joined
-
-
-def _check_kept(whole: np.ndarray, floats: np.ndarray, name: str) -> None:
-    """Raise unless whole numbers are still what they were beside floats, or with gaps."""
-    if (rounded := _is_rounded(whole, floats)).any():
-        raise _rounds(f"{name} holds {whole[rounded][0]}")
 
 
 def _of_objects(x: np.ndarray, name: str) -> np.ndarray:
@@ -307,7 +296,7 @@ def _is_gap(value: Any) -> bool:
 
 
 def _where_text(x: np.ndarray, name: str) -> str:
-    """Say which columns hold text that is no number."""
+    """Say where text is that is no number."""
     columns = np.moveaxis(x, -1, 0) if x.ndim == 2 else [x]
     found = {i: text for i, column in enumerate(columns) if (text := next(_text(column), None)) is not None}
     if not found:
