@@ -6,16 +6,14 @@ from . import (
     data as data,
     distributions as distributions,
     errors as errors,
-    experiment as experiment,
+    lab as lab,
     latents as latents,
     marginal_likelihood as marginal_likelihood,
+    mcmc as mcmc,
     models as models,
     nets as nets,
     objectives as objectives,
     oracles as oracles,
-    plots as plots,
-    posterior as posterior,
-    runs as runs,
     tasks as tasks,
     traces as traces,
     training as training,
@@ -80,6 +78,13 @@ from .distributions import (
     spline_coupling as spline_coupling,
     sylvester as sylvester,
 )
+from .lab import (
+    Config as Config,
+    ConfigError as ConfigError,
+    Run as Run,
+    load_run as load_run,
+    train as train,
+)
 from .latents import (
     active_units as active_units,
     aggregate_posterior as aggregate_posterior,
@@ -99,6 +104,10 @@ from .marginal_likelihood import (
     load_estimates as load_estimates,
     quadrature as quadrature,
     save_estimates as save_estimates,
+)
+from .mcmc import (
+    PosteriorDraws as PosteriorDraws,
+    sample_posterior as sample_posterior,
 )
 from .models import (
     VAEGuide as VAEGuide,
@@ -127,10 +136,6 @@ from .objectives import (
     ImportanceWeightedELBO as ImportanceWeightedELBO,
     RenyiELBO as RenyiELBO,
     ReweightedWakeSleep as ReweightedWakeSleep,
-)
-from .posterior import (
-    PosteriorDraws as PosteriorDraws,
-    sample_posterior as sample_posterior,
 )
 from .tasks import (
     anomaly_score as anomaly_score,

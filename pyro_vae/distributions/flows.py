@@ -23,7 +23,7 @@ sylvester               1        none        van den Berg et al. 2018
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -88,9 +88,10 @@ class Flow(Family):
         # Pyro's transforms remember their last values: let that be as short-lived as the distribution.
         return copy.copy(transform)
 
-    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
-        """That of the base distribution: what the transforms make of it is another matter."""
-        return self.base.location(mean)
+    @property
+    def link(self) -> Callable[[Tensor], Tensor] | None:
+        """Link of the base distribution: what the transforms make of it is another matter."""
+        return self.base.link
 
 
 def _with_reversals(transforms: Sequence[nn.Module]) -> list[nn.Module]:

@@ -1,6 +1,6 @@
 """Time log p(x) of 10,000 MNIST-sized images, 5,000 samples each, on a tenth of them.
 
-    python scripts/benchmark_log_marginal.py
+    python scripts/benchmarks/log_marginal.py
 
 Compared in turn: `importance_sampling` with its captured graph, on the tenth and on two of them, so that
 what it costs once (the eager start, compiling) is known beside what every image costs; the decoder's matrix
@@ -41,8 +41,8 @@ class Arguments:
 def main() -> None:
     """Build, take turns, report."""
     arguments = tyro.cli(Arguments)
-    import benchmark_works as works
     import torch
+    import works
 
     from pyro_vae import importance_sampling, vae
 

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.blocks import Batch
 from pyro_vae.compiled import CompiledFunction, Outputs
-from pyro_vae.hmc import (
+from pyro_vae.mcmc.hmc import (
     LARGEST_LOG_STEP,
     Evaluation,
     HMCState,
@@ -29,6 +28,7 @@ from pyro_vae.hmc import (
     step,
 )
 from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained, log_guide_at
+from pyro_vae.traces.blocks import Batch
 
 _PILOT_STEPS = 3  # at each of its temperatures
 _FIRST_STEPS = 20  # more of them at the first

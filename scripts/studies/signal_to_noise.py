@@ -1,6 +1,6 @@
 """How much signal is in the encoder's gradients of the importance-weighted bound, by estimator and draws.
 
-    python scripts/signal_to_noise.py runs/digits --num-particles 1 8 64
+    python scripts/studies/signal_to_noise.py runs/digits --num-particles 1 8 64
 
 Of the same images the gradient is taken again and again, with new draws of z. The signal-to-noise ratio of a
 parameter is |mean| / standard deviation (Rainforth et al., Tighter Variational Bounds are Not Necessarily
@@ -10,15 +10,18 @@ Better, 2018); shown is its mean over the encoder's parameters. Writes signal_to
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from pyro_vae import command_line, experiment, runs
 from pyro_vae.files import write_atomically
-from pyro_vae.progress import progress_bar
+from pyro_vae.lab import cli, runs
+from pyro_vae.lab.choices import GRADIENTS, POSTERIORS
+from pyro_vae.lab.config import ConfigError
+from pyro_vae.lab.gradients import flat_gradient, moments
+from pyro_vae.progress import counted, progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +51,7 @@ def main() -> None:
     """Load the run, measure, write and draw."""
     arguments = tyro.cli(Arguments)
     if min(*arguments.num_particles, arguments.num_data) < 1 or arguments.repetitions < 2:
-        raise experiment.ConfigError("num_particles and num_data must be at least 1, repetitions at least 2")
+        raise ConfigError("num_particles and num_data must be at least 1, repetitions at least 2")
 
     import pyro
 
@@ -56,8 +59,8 @@ def main() -> None:
     batch = run.arguments(run.dataset.train, arguments.num_data)
     pyro.set_rng_seed(run.config.seed)
     ratios: dict[str, dict[int, float]] = {}
-    gradients = list(experiment.GRADIENTS)
-    if run.config.chosen_posterior in experiment.WITHOUT_INVERSE:
+    gradients = list(GRADIENTS)
+    if not POSTERIORS[run.config.chosen_posterior].has_inverse:
         print(f"posterior {run.config.chosen_posterior} has no density of given z: plain gradients only")
         gradients = ["plain"]
     total = len(gradients) * len(arguments.num_particles) * arguments.repetitions
@@ -65,10 +68,8 @@ def main() -> None:
         for gradient in gradients:
             ratios[gradient] = {}
             for num_particles in arguments.num_particles:
-                ratio = signal_to_noise(
-                    run, batch, gradient, num_particles, arguments.repetitions, bar.update
-                )
-                ratios[gradient][num_particles] = ratio
+                draws = counted(bar, arguments.repetitions)
+                ratios[gradient][num_particles] = signal_to_noise(run, batch, gradient, num_particles, draws)
 
     print(f"{'draws':>10} {''.join(f'{gradient:>10}' for gradient in ratios)}")
     for num_particles in arguments.num_particles:
@@ -81,32 +82,18 @@ def main() -> None:
 
 
 def signal_to_noise(
-    run: runs.Run,
-    batch: tuple["Tensor", ...],
-    gradient: str,
-    num_particles: int,
-    repetitions: int,
-    advance: Callable[[], object],
+    run: runs.Run, batch: tuple["Tensor", ...], gradient: str, num_particles: int, draws: Iterable[int]
 ) -> float:
     """Mean over the encoder's parameters of |mean| / standard deviation of their gradients."""
-    import torch
-
     from pyro_vae import ImportanceWeightedELBO
 
     objective = ImportanceWeightedELBO(num_particles, gradient)
     parameters = list(run.guide.parameters())
-    total, squares = (torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64) for _ in range(2))
-    for _ in range(repetitions):
-        loss = objective.differentiable_loss(run.model, run.guide, *batch)
-        taken = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        flat = torch.cat([part.flatten() for part in taken]).double().cpu()
-        total += flat
-        squares += flat.square()
-        advance()
-    mean = total / repetitions
-    deviation = (squares / repetitions - mean.square()).clamp(min=0).sqrt()
-    used = deviation > 0  # weights of pixels that are always 0 have no gradient
-    return (mean[used].abs() / deviation[used]).mean().item()
+    mean, variance, _ = moments(
+        flat_gradient(objective.differentiable_loss(run.model, run.guide, *batch), parameters) for _ in draws
+    )
+    used = variance > 0  # weights of pixels that are always 0 have no gradient
+    return (mean[used].abs() / variance[used].sqrt()).mean().item()
 
 
 def draw(ratios: dict[str, dict[int, float]], repetitions: int) -> "Figure":
@@ -125,4 +112,4 @@ def draw(ratios: dict[str, dict[int, float]], repetitions: int) -> "Figure":
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

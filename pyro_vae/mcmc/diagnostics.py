@@ -1,8 +1,7 @@
-r"""Diagnostics of Monte Carlo, computed by ArviZ in both of its lines (0.22 and later, and 1.x).
+r"""Diagnostics of Monte Carlo, computed by ArviZ.
 
 *Importance weights* are judged by their right tail: a generalised Pareto distribution is fitted to the
-largest
-:math:`M = \min(S / 5, 3 \sqrt S)` of S weights, and its shape k-hat tells how many moments they have
+largest :math:`M = \min(S / 5, 3 \sqrt S)` of S weights, and its shape k-hat tells how many moments they have
 (Vehtari, Simpson, Gelman, Yao & Gabry, *Pareto Smoothed Importance Sampling*, 2024): below 0.5 the variance
 is finite, above 0.7 no practical number of samples gives a value to be relied on. Replacing these weights by
 quantiles of the fitted distribution gives the smoothed estimate, of less variance and a little more bias.
@@ -34,16 +33,6 @@ def arviz() -> types.ModuleType:
         import arviz
 
         return arviz
-
-
-@functools.cache
-def _array_stats() -> object | None:
-    """The functions on arrays of ArviZ 1.x; None in its older line."""
-    try:
-        from arviz_stats.base import array_stats
-    except ImportError:
-        return None
-    return array_stats
 
 
 # ------------------------------------------------------------------------------------ weights
@@ -85,24 +74,12 @@ def _psis(log_weights: np.ndarray, tail: int | None) -> tuple[float, np.ndarray]
     """ArviZ's k-hat and smoothed log-weights of one datum, from a tail of the given length.
 
     ArviZ derives the length from the number n of weights and their relative efficiency r as
-    min(n / 5, 3 sqrt(n / r)), rounded up by 0.23 and down by 1.x. Where only the largest weights are at hand,
-    r is chosen so that the length is that of all of them.
+    min(n / 5, 3 sqrt(n / r)), rounded up. Where only the largest weights are at hand, r is chosen so that the
+    length is that of all of them.
     """
-    count = len(log_weights)
-    if (array_stats := _array_stats()) is None:
-        efficiency = 9 * count / (tail - 0.5) ** 2 if tail else 1.0
-        with np.errstate(all="ignore"):  # a failed fit shows in its result
-            smoothed, khat = arviz().psislw(log_weights.copy(), reff=efficiency, normalize=False)
-    else:
-        efficiency = 9 * count / (tail + 0.5) ** 2 if tail else 1.0
-        try:
-            with np.errstate(all="ignore"):
-                # 1.x negates what it is given, and normalises what it returns.
-                smoothed, khat = array_stats.psislw(-log_weights, r_eff=efficiency)
-        except ValueError:  # all weights of the tail are equal
-            return np.inf, log_weights
-        smallest = log_weights.argmin()  # never in the tail
-        smoothed = smoothed + (log_weights[smallest] - smoothed[smallest])
+    efficiency = 9 * len(log_weights) / (tail - 0.5) ** 2 if tail else 1.0
+    with np.errstate(all="ignore"):  # a failed fit shows in its result
+        smoothed, khat = arviz().psislw(log_weights.copy(), reff=efficiency, normalize=False)
     if not np.isfinite(khat):
         return np.inf, log_weights
     return float(khat), np.asarray(smoothed)
@@ -129,20 +106,15 @@ def _of_chains(name: str, draws: Tensor, **settings: str) -> Tensor:
     array = draws.double().cpu().numpy()
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of chains that never moved, whose R-hat is nan
-        if (array_stats := _array_stats()) is None:
-            result = getattr(arviz(), name)({"x": array}, **settings)["x"].values
-        else:
-            result = getattr(array_stats, name)(array, chain_axis=0, draw_axis=1, **settings)
+        result = getattr(arviz(), name)({"x": array}, **settings)["x"].values
     return torch.as_tensor(np.asarray(result, dtype=np.float64))
 
 
 def to_arviz(groups: dict[str, dict[str, np.ndarray]], **labels: Any) -> Any:
-    """Groups of variables of shape ``(chains, draws, ...)`` as ArviZ' own type.
+    """Groups of variables of shape ``(chains, draws, ...)`` as ``arviz.InferenceData``.
 
-    That is ``InferenceData``, in 1.x a ``DataTree``; labels are ``dims`` and ``coords``.
+    Labels are ``dims`` and ``coords``.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # 0.23 looks at which of the first two axes is longer
-        if _array_stats() is None:
-            return arviz().from_dict(**groups, **labels)
-        return arviz().from_dict(groups, **labels)
+        warnings.simplefilter("ignore", UserWarning)  # looks at which of the first two axes is longer
+        return arviz().from_dict(**groups, **labels)

@@ -5,40 +5,26 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from pyro_vae import records
 from pyro_vae.errors import UserError, unknown
-from pyro_vae.experiment.names import (
-    ALGORITHMS,
-    BINARIZATIONS,
-    CATEGORICAL,
-    COUNTS,
-    DATA,
-    DEVICES,
-    FAMILIES,
-    GRADIENTS,
-    GREY_LEVELS,
-    INITS,
-    NETS,
-    OBJECTIVES,
-    OPTIMIZERS,
-    POSTERIOR_OF,
-    POSTERIORS,
-    PRIORS,
-    SCHEDULES,
-    WITHOUT_INVERSE,
-)
+from pyro_vae.lab import choices
+from pyro_vae.lab.choices import CATEGORICAL, FAMILIES, POSTERIORS, PRIORS, Choice
+from pyro_vae.lab.systems import SYSTEMS, System
+
+if TYPE_CHECKING:
+    from pyro_vae.data import Dataset
 
 
 class ConfigError(UserError, ValueError):
     """A configuration that makes no sense; the message says why."""
 
 
-def _help(text: str, names: Mapping[str, str]) -> Any:
-    lines = "; ".join(f"{name}: {line}" if line else name for name, line in names.items())
+def _help(text: str, names: Mapping[str, Choice | System]) -> Any:
+    lines = "; ".join(f"{name}: {row.help}" if row.help else name for name, row in names.items())
     return tyro.conf.arg(metavar="NAME", help=f"{text} {lines}.")
 
 
@@ -52,7 +38,7 @@ class Config:
 
     __pydantic_config__ = records.STRICT
 
-    data: Annotated[str, _help("What to learn.", DATA)] = "digits"
+    data: Annotated[str, _help("What to learn.", choices.DATA)] = "digits"
     data_dir: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -62,19 +48,24 @@ class Config:
     ] = None
     binarization: Annotated[
         str | None,
-        _help("What becomes of grey values; default: dynamic for bernoulli, else none.", BINARIZATIONS),
+        _help(
+            "What becomes of grey values; default: dynamic for bernoulli, else none.", choices.BINARIZATIONS
+        ),
     ] = None
     condition_on_labels: bool = False
     """Learn p(x|z,y) and q(z|x,y), given the labels y."""
 
+    model: Annotated[str | None, _help("System; default: the one that goes with the prior.", SYSTEMS)] = None
     latent_dim: int = 20
     """Dimensions of z."""
-    net: Annotated[str, _help("Encoder and decoder.", NETS)] = "mlp"
+    net: Annotated[str, _help("Encoder and decoder.", choices.NETS)] = "mlp"
     hidden: tuple[int, ...] = (500,)
     """Units of each hidden layer of the encoder; the decoder has them in reverse (mlp, gated)."""
     channels: tuple[int, ...] = (32, 64)
     """Channels after each halving of the image; the decoder has them in reverse (conv, residual_conv)."""
-    prior: Annotated[str, _help("p(z).", PRIORS)] = "standard_normal"
+    prior: Annotated[
+        str | None, _help("p(z); default: standard_normal, or the one that goes with the model.", PRIORS)
+    ] = None
     components: int = 20
     """Normals in the mixture prior, pseudo-inputs of the VampPrior."""
     num_codes: int = 64
@@ -103,20 +94,21 @@ class Config:
     posterior: Annotated[
         str | None, _help("q(z|x); default: the one that goes with the prior.", POSTERIORS)
     ] = None
-    init: Annotated[str, _help("Initial weights (mlp, gated).", INITS)] = "glorot"
+    init: Annotated[str, _help("Initial weights (mlp, gated).", choices.INITS)] = "glorot"
     bias_from_data: bool = False
     """Start the decoder's output bias at the mean of the training data."""
 
-    algorithm: Annotated[str, _help("How model and guide are trained.", ALGORITHMS)] = "svi"
+    algorithm: Annotated[str, _help("How model and guide are trained.", choices.ALGORITHMS)] = "svi"
     objective: Annotated[
         str | None,
         _help(
-            "What svi maximises; default: elbo_analytic_kl for posterior diag_normal, else elbo.", OBJECTIVES
+            "What svi maximises; default: elbo_analytic_kl for posterior diag_normal, else elbo.",
+            choices.OBJECTIVES,
         ),
     ] = None
     num_particles: int = 1
     """Draws of z for every datum and step: the paper's L, the K of weighted objectives."""
-    gradient: Annotated[str, _help("Of iwae.", GRADIENTS)] = "plain"
+    gradient: Annotated[str, _help("Of iwae.", choices.GRADIENTS)] = "plain"
     alpha: float = 0.5
     """Order of the Renyi bound: 0 is iwae, 1 elbo."""
     free_nats: float = 0.5
@@ -128,10 +120,10 @@ class Config:
     kl_warmup: int = 0
     """Epochs over which the weight of the KL term rises to its value (elbo, elbo_analytic_kl)."""
 
-    optimizer: Annotated[str, _help("Of torch.optim.", OPTIMIZERS)] = "adam"
+    optimizer: Annotated[str, _help("Of torch.optim.", choices.OPTIMIZERS)] = "adam"
     learning_rate: float = 1e-3
     """Of the optimiser."""
-    schedule: Annotated[str, _help("Learning rate over epochs.", SCHEDULES)] = "constant"
+    schedule: Annotated[str, _help("Learning rate over epochs.", choices.SCHEDULES)] = "constant"
     batch_size: int = 100
     """Data a step."""
     epochs: int = 500
@@ -144,34 +136,29 @@ class Config:
 
     seed: int = 0
     """Of initial weights, noise and order of the data. The splits do not depend on it."""
-    device: Annotated[str, _help("Where to compute.", DEVICES)] = "auto"
+    device: Annotated[str, _help("Where to compute.", choices.DEVICES)] = "auto"
     tensorboard: bool = False
     """Also write metrics for TensorBoard into the run folder (extra: tensorboard)."""
 
     @property
+    def chosen_prior(self) -> str:
+        """The prior, by default the one that goes with the model."""
+        return self.prior or SYSTEMS[self.model or "vae"].prior
+
+    @property
+    def system(self) -> System:
+        """The system, by default the one that goes with the prior."""
+        return SYSTEMS[self.model or PRIORS[self.chosen_prior].system]
+
+    @property
     def chosen_posterior(self) -> str:
         """The posterior, by default the one that goes with the prior."""
-        return self.posterior or POSTERIOR_OF.get(self.prior, "diag_normal")
-
-    @property
-    def is_autoencoder(self) -> bool:
-        """Whether there is no log p(x)."""
-        return self.chosen_posterior == "point_mass"
-
-    @property
-    def has_codes(self) -> bool:
-        """Whether it is a VQ-VAE."""
-        return self.chosen_posterior == "nearest_code"
+        return self.posterior or PRIORS[self.chosen_prior].posterior
 
     @property
     def chosen_test_samples(self) -> int:
         """Importance samples at the end; all are the same where a guide has one z for every datum."""
-        return 1 if self.has_codes else self.test_samples
-
-    @property
-    def bound(self) -> str:
-        """The metric that is maximised: the ELBO, or an autoencoder's log-likelihood at its codes."""
-        return "log_joint" if self.is_autoencoder else "elbo"
+        return self.test_samples if self.system.draws else 1
 
     @property
     def chosen_objective(self) -> str:
@@ -215,7 +202,11 @@ class Config:
 
     def _misfits(self) -> Iterator[str]:
         """Parts that do not go together, and why."""
-        posterior, objective = self.chosen_posterior, self.chosen_objective
+        prior, posterior, objective = self.chosen_prior, self.chosen_posterior, self.chosen_objective
+        family, latents = FAMILIES[self.family], PRIORS[prior]
+        if self.system is not SYSTEMS[latents.system]:
+            fitting = ", ".join(name for name, row in PRIORS.items() if row.system == self.model)
+            yield f"model {self.model} does not go with prior {prior}: leave one out. It has {fitting}"
         if self.kl_warmup > self.epochs:
             yield (
                 f"a warm-up over {self.kl_warmup} epochs does not end within {self.epochs}: the bound itself "
@@ -235,56 +226,39 @@ class Config:
                 f"binarization {self.binarization!r} makes bits, of which {self.family} is no distribution: "
                 "use family bernoulli, or binarization none"
             )
-        if self.chosen_binarization == "dequantize" and (
-            self.family.startswith("bernoulli") or self.family in (*GREY_LEVELS, *COUNTS)
-        ):
+        if self.chosen_binarization == "dequantize" and (family.values in ("bits", "levels", "counts")):
             yield (
                 f"binarization 'dequantize' makes real numbers, of which {self.family} is no density: use a "
                 "density such as continuous_bernoulli, or binarization none"
             )
-        if posterior != POSTERIOR_OF.get(self.prior, posterior) or (
-            posterior in POSTERIOR_OF.values() and self.prior not in POSTERIOR_OF
-        ):
+        own = {row.posterior for row in PRIORS.values()} - {"diag_normal"}
+        if posterior != latents.posterior and {posterior, latents.posterior} & own:
             yield (
-                f"prior {self.prior} and posterior {posterior} are of different values: uniform_box goes "
+                f"prior {prior} and posterior {posterior} are of different values: uniform_box goes "
                 "with logit_normal, sphere with projected_normal, flat with point_mass, codes and "
                 "transformer with nearest_code, all others with the rest"
             )
-        if self.prior == "sphere" and self.latent_dim not in (2, 3, 4):
+        if prior == "sphere" and self.latent_dim not in (2, 3, 4):
             yield f"prior sphere has a density in 2, 3 or 4 dimensions, not in {self.latent_dim}"
         flows = {"affine_coupling", "spline_coupling", "masked_autoregressive", "iaf", "spline", "sylvester"}
-        if self.latent_dim == 1 and (one := flows & {self.prior, posterior}):
+        if self.latent_dim == 1 and (one := flows & {prior, posterior}):
             yield f"{one.pop()} is a flow of at least 2 latent dimensions"
         if objective == "elbo_analytic_kl" and posterior != "diag_normal":
             yield (
                 f"the KL of posterior {posterior} has no closed form: use objective elbo, with the KL at "
                 "draws"
             )
-        if self.prior.startswith("vamp") and self.condition_on_labels:
+        if prior.startswith("vamp") and self.condition_on_labels:
             yield (
-                f"prior {self.prior} is a mixture of posteriors at pseudo-inputs, which have no labels, but "
+                f"prior {prior} is a mixture of posteriors at pseudo-inputs, which have no labels, but "
                 "this posterior is given labels (condition_on_labels): use mixture_of_normals"
             )
-        if self.is_autoencoder or self.has_codes:
-            needs = {
-                objective != "elbo": f"objective {objective}",
-                self.algorithm != "svi": f"algorithm {self.algorithm}",
-                self.beta != 1 or self.kl_warmup > 0: "a weight of the KL term",
-                self.num_particles != 1: "more than one particle",
-                self.has_codes and self.condition_on_labels: "condition_on_labels",
-                self.has_codes and self.missing: "missing",
-            }
-            if True in needs:
-                kind = "a VQ-VAE" if self.has_codes else "an autoencoder"
-                yield (
-                    f"prior {self.prior} makes {kind}, whose guide has one z for every datum: {needs[True]} "
-                    "does not go with it; take objective elbo by svi"
-                )
-        if self.has_codes and self.latent_dim % self.code_dim:
+        yield from self.system.misfits(self)
+        if self.system is SYSTEMS["vq_vae"] and self.latent_dim % self.code_dim:
             yield f"latent_dim {self.latent_dim} is no multiple of code_dim {self.code_dim}"
-        if posterior in WITHOUT_INVERSE:
+        if not POSTERIORS[posterior].has_inverse:
             needs = {
-                self.prior.startswith("vamp"): f"prior {self.prior}",
+                prior.startswith("vamp"): f"prior {prior}",
                 self.gradient != "plain": f"gradient {self.gradient}",
                 objective == "reweighted_wake_sleep": "objective reweighted_wake_sleep",
                 self.algorithm == "wake_sleep": "algorithm wake_sleep",
@@ -317,14 +291,16 @@ class Config:
             )
         if self.missing and self.family == "low_rank_normal":
             yield "numbers can be missing where they are independent given z: not in a low_rank_normal"
-        if self.missing and self.prior.startswith("vamp"):
-            yield f"pseudo-inputs of prior {self.prior} start at data, and here numbers of data are missing"
+        if self.missing and prior.startswith("vamp"):
+            yield f"pseudo-inputs of prior {prior} start at data, and here numbers of data are missing"
         if self.bias_from_data and self.family == "grey_categorical":
             yield "bias_from_data: a mean does not say the probabilities of grey_categorical"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        values = dataclasses.asdict(self)
+        """Return plain values for JSON, with the prior that was chosen, which implies the model."""
+        values = dataclasses.asdict(self) | {"prior": self.chosen_prior}
+        if self.model in (None, PRIORS[self.chosen_prior].system):
+            del values["model"]
         paths = {name: values[name] and str(values[name]) for name in PATHS}
         lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
         return values | lists | paths
@@ -346,19 +322,20 @@ def flag(field: str) -> str:
 
 
 _NAMES = {
-    "algorithm": ALGORITHMS,
-    "binarization": BINARIZATIONS,
-    "net": NETS,
+    "algorithm": choices.ALGORITHMS,
+    "binarization": choices.BINARIZATIONS,
+    "net": choices.NETS,
+    "model": SYSTEMS,
     "prior": PRIORS,
     "family": FAMILIES,
     "posterior": POSTERIORS,
-    "init": INITS,
-    "objective": OBJECTIVES,
-    "gradient": GRADIENTS,
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
+    "init": choices.INITS,
+    "objective": choices.OBJECTIVES,
+    "gradient": choices.GRADIENTS,
+    "optimizer": choices.OPTIMIZERS,
+    "schedule": choices.SCHEDULES,
 }
-_OPTIONAL = ("binarization", "posterior", "objective")
+_OPTIONAL = ("binarization", "model", "prior", "posterior", "objective")
 _AT_LEAST_1 = (
     *("latent_dim", "components", "num_codes", "code_dim", "rank", "num_particles", "batch_size", "epochs"),
     "test_samples",
@@ -369,8 +346,47 @@ PATHS = ("data_dir", "refit_prior")
 def with_absolute_paths(config: Config) -> Config:
     """The same with paths that hold in any working directory."""
     data = config.data
-    if data not in DATA and Path(data).exists():
+    if data not in choices.DATA and Path(data).exists():
         data = str(Path(data).absolute())
     paths = {name: getattr(config, name) for name in PATHS}
     absolute = {name: path and path.expanduser().absolute() for name, path in paths.items()}
     return dataclasses.replace(config, data=data, **absolute)
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """All that a pair must know of its data, so that a run opens without them.
+
+    Attributes:
+        shape: Shape of a datum.
+        levels: Largest grey level, by which bytes were divided; 1 if they were not.
+        num_classes: Classes that the programs are given; 0 if they are given none.
+        categories: One more than the largest number of every column of a table, at least 2.
+    """
+
+    shape: tuple[int, ...]
+    levels: float
+    num_classes: int
+    categories: tuple[int, ...]
+
+    @property
+    def data_dim(self) -> int:
+        """Numbers of a datum."""
+        return math.prod(self.shape)
+
+    @property
+    def num_levels(self) -> int:
+        """Grey levels."""
+        return round(self.levels) + 1
+
+    @classmethod
+    def of(cls, config: Config, dataset: "Dataset") -> "Facts":
+        """Facts of a data set, in so far as this configuration needs them."""
+        train = dataset.train
+        largest = train.x.nan_to_num(0.0).max(0).values.tolist() if config.columns else []
+        return cls(
+            tuple(dataset.shape),
+            float(train.levels),
+            1 + int(train.labels.max()) if config.condition_on_labels else 0,
+            tuple(max(2, round(most) + 1) for most in largest),
+        )

@@ -1,7 +1,7 @@
 """Time a training step: Pyro, torch, this package and NumPyro, side by side in one run.
 
-    python scripts/benchmark_step.py
-    python scripts/benchmark_step.py --work mnist frey --rounds 20 --out step.json
+    python scripts/benchmarks/step.py
+    python scripts/benchmarks/step.py --work mnist frey --rounds 20 --out step.json
 
 Every variant has the same networks, data, batch, optimiser (Adam) and number format (float32). Each lives in
 a process of its own, so that the threads of one library do not disturb another's, and they take turns, a few
@@ -47,7 +47,7 @@ class Arguments:
 def main() -> None:
     """Start all variants of each work, let them take turns, report."""
     arguments = tyro.cli(Arguments)
-    import benchmark_works as works
+    import works
 
     results = {}
     for name in arguments.work:
@@ -106,7 +106,7 @@ def _work(pipe: "multiprocessing.connection.Connection", *arguments: str) -> Non
     import warnings
 
     warnings.simplefilter("ignore")
-    import benchmark_works as works
+    import works
 
     work, key, steps, device = arguments
     started = time.perf_counter()

@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae import diagnostics
 from pyro_vae.arguments import Share, checked
-from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes
-from pyro_vae.hmc import Position, init, jittered, step, tune
-from pyro_vae.tempering import TemperedDensity, pilot_run, pilot_steps
+from pyro_vae.mcmc import diagnostics
+from pyro_vae.mcmc.hmc import Position, init, jittered, step, tune
+from pyro_vae.mcmc.tempering import TemperedDensity, pilot_run, pilot_steps
 from pyro_vae.traces import Program, at_unconstrained
+from pyro_vae.traces.blocks import Batch, Columns, block_size, by_blocks, check_sizes
 
 _NUM_PARTICLES = 16
 
@@ -187,7 +187,7 @@ class PosteriorDraws:
     divergences: Float[Tensor, " batch"]
 
     def to_arviz(self, datum: Any = None) -> Any:
-        """ArviZ' own type with the group ``posterior``.
+        """``arviz.InferenceData`` with the group ``posterior``.
 
         Every site has dimensions ``chain``, ``draw``, ``datum`` and, for vectors, ``z_dim`` (``<site>_dim``).
 

@@ -1,12 +1,13 @@
-"""What the page of explore.py asks of a run: codes, images, log p, completions, and their pictures."""
+"""Answers of a run to the page of ``explore``: codes, images, log p, completions, and their pictures."""
 
 import base64
 import io
 import threading
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae import experiment, runs
-from pyro_vae.experiment import ConfigError
+from pyro_vae.lab.choices import FAMILIES, PRIORS
+from pyro_vae.lab.config import ConfigError
+from pyro_vae.lab.runs import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,13 +28,13 @@ class Explorer:
         ConfigError: If the data are no images, or z has one dimension only.
     """
 
-    def __init__(self, run: runs.Run) -> None:
+    def __init__(self, run: Run) -> None:
         import torch
 
-        from pyro_vae import plots
+        from pyro_vae.lab import plots
         from pyro_vae.latents import posterior_mean
 
-        self.run, self.config, self.shape = run, run.config, run.dataset.shape
+        self.run, self.config, self.shape = run, run.config, run.facts.shape
         if not plots.is_image(self.shape):
             raise ConfigError(f"data of shape {self.shape} are no images, so that there is nothing to draw")
         if self.config.latent_dim < 2:
@@ -44,15 +45,13 @@ class Explorer:
         chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:NUM_CODES]
         self.codes = posterior_mean(run.guide, *(part[chosen] for part in run.arguments(test))).numpy()
         self.labels = None if test.labels is None else test.labels[chosen].numpy()
-        self.num_classes = experiment.num_classes(self.config, run.dataset)
+        self.num_classes = run.facts.num_classes
         self.test, self.test_labels = test.x, test.labels
         # Pyro's handlers are one stack for all threads; decoding needs none of them.
         self._lock = threading.Lock()
 
     def _context(self, label: int) -> "tuple[Tensor, ...]":
-        import torch
-
-        return (torch.eye(self.num_classes)[label : label + 1],) if self.num_classes else ()
+        return self.run.context(1, [label] if self.num_classes else None)
 
     def _flat(self, image: "np.ndarray") -> "Tensor":
         """A datum such as the run was trained on: bits, or grey levels."""
@@ -61,7 +60,7 @@ class Explorer:
         x = torch.as_tensor(image, dtype=torch.float32).reshape(1, -1)
         if self.config.family == "bernoulli":
             return (x >= 0.5).float()
-        levels = self.run.dataset.train.levels
+        levels = self.run.facts.levels
         return (x * levels).round() / levels if levels > 1 else x
 
     def _is_of_bits(self, image: "np.ndarray", known: "np.ndarray") -> bool:
@@ -70,17 +69,12 @@ class Explorer:
     @property
     def completes(self) -> bool:
         """Whether p(z | known) can be drawn from, and annealed to: z are real numbers with a density."""
-        return not (self.config.is_autoencoder or self.config.has_codes or self.config.prior == "sphere")
+        return not PRIORS[self.config.chosen_prior].unmapped
 
     def decode(self, z: "np.ndarray", label: int = 0) -> "np.ndarray":
         """E[x | z]."""
-        import torch
-
-        from pyro_vae.models.vae import beside
-
-        with torch.no_grad():
-            latent = beside(torch.as_tensor(z, dtype=torch.float32)[None], *self._context(label))
-            return self.run.model.likelihood(latent).mean.reshape(self.shape).clamp(0, 1).numpy()
+        labels = [label] if self.num_classes else None
+        return self.run.decode(z[None], labels).reshape(self.shape).clamp(0, 1).numpy()
 
     def encode(self, image: "np.ndarray", known: "np.ndarray", label: int = 0) -> "np.ndarray":
         """The mean of q(z | x), of a guess of x where something is unknown."""
@@ -88,17 +82,17 @@ class Explorer:
 
         with self._lock:
             x, context = self._flat(image), self._context(label)
-            if not known.all() and not self.config.is_autoencoder:
+            if not known.all() and self.config.system.has_log_prob:
                 x = self._degraded(x, known, context).batch[1]
             return posterior_mean(self.run.guide, x, *context)[0].numpy()
 
     def log_prob(self, image: "np.ndarray", known: "np.ndarray", label: int = 0) -> str:
         """The log p of what is known, in words: by importance sampling, or by annealing where that fails."""
-        from pyro_vae import importance_sampling
+        from pyro_vae.marginal_likelihood import importance_sampling
         from pyro_vae.tasks import annealed
 
-        if self.config.is_autoencoder:
-            return "an autoencoder has no log p(x)"
+        if not self.config.system.has_log_prob:
+            return f"{self.config.system.noun} has no log p(x)"
         with self._lock:
             x, context = self._flat(image), self._context(label)
             pair, what = (self.run.model, self.run.guide, (x, *context)), "log p(x)"
@@ -108,7 +102,7 @@ class Explorer:
             # Of a part, the guide proposes one completion of many, and k-hat cannot see the others.
             anneals = self.completes and not known.all()
             if not anneals:
-                count = 1 if self.config.has_codes else 2000
+                count = 2000 if self.config.system.draws else 1
                 found = importance_sampling(model, guide, *batch, num_samples=count, progress=False)
                 anneals = self.completes and found.khat[0] > 0.7
             if anneals:
@@ -118,7 +112,7 @@ class Explorer:
         words = f"{what} = {found.mean:.1f} ± {found.monte_carlo_error:.2g} nats"
         if found.is_of_codes:
             words = f"{what} ≥ {found.mean:.1f} nats, the bound of the encoder's codes"
-        if self.config.family == "bernoulli_cross_entropy":
+        if not FAMILIES[self.config.family].is_density:
             words += " (of the cross-entropy, which is no log-likelihood)"
         if self.config.family == "bernoulli" and not self._is_of_bits(image, known):
             words += " (of the image in black and white, such as the run was trained on)"
@@ -151,7 +145,7 @@ class Explorer:
         Raises:
             ValueError: If the run has no posterior to draw from.
         """
-        from pyro_vae import inpaint
+        from pyro_vae.tasks import inpaint
 
         with self._lock:
             found = inpaint(
@@ -240,7 +234,7 @@ class Plane:
         self.picture = Image.open(buffer)
         self._axes = axes.transData
 
-    def latent_at(self, x: float, y: float) -> "np.ndarray":
+    def latent_at(self, x: int | float, y: int | float) -> "np.ndarray":
         """The two numbers of z at a pixel."""
         return self._axes.inverted().transform((x, self.size - y)).clip(self.low, self.high)
 

@@ -1,6 +1,6 @@
 """How the paper's estimator of log p(x) fails as latent dimensions are added, where the answer is known.
 
-    python scripts/appendix_d.py --out results
+    python scripts/studies/appendix_d.py --out results
 
 Appendix D of Auto-Encoding Variational Bayes (Kingma & Welling 2013) fits a density to posterior draws and
 averages its ratio to p(x, z) over others. Here the model is linear and Gaussian, so that the posterior draws
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from pyro_vae import command_line
+from pyro_vae.lab import cli
 
 if TYPE_CHECKING:
     import torch
@@ -131,4 +131,4 @@ def drawn(errors: "dict[tuple[int, int, str], torch.Tensor]", names: list[str]) 
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)
