@@ -71,7 +71,7 @@ class LinearGaussian:
         return cls(vectors[:, -latent_dim:] * excess.sqrt(), x.mean(0), scale)
 
     def sample(self, count: int) -> Float[Tensor, "n data"]:
-        """Data."""
+        """Draw data."""
         return self.marginal.sample((count,))
 
     def log_prob(self, x: Float[Tensor, "n data"]) -> Float[Tensor, " n"]:
@@ -140,7 +140,7 @@ def enumerated_log_prob(
 
     Args:
         log_joint: log p(x, y) of every datum at all values of y.
-        sizes: How many values each latent has; they are 0, 1, ...
+        sizes: Number of values of each latent; they are 0, 1, ...
     """
     values = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).reshape(-1, len(sizes))
     return log_joint(values).logsumexp(0)

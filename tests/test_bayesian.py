@@ -262,7 +262,7 @@ def test_arguments_are_checked():
     model, guide = vae(6, 2)
     with pytest.raises(ValueError, match="num_data must be at least 1"):
         bayesian(model, guide, num_data=0)
-    with pytest.raises(TypeError, match="must be modules"):
+    with pytest.raises(TypeError, match="must be a module"):
         bayesian(lambda x: None, guide, num_data=5)
     with pytest.raises(ValueError, match="no parameters"):
         bayesian(NoLatents(), guide, num_data=5)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import MAP, BetaELBO, WakeSleep, fit, importance_sampling, log_weights, training
+from pyro_vae import MAP, BetaELBO, fit, importance_sampling, log_weights, training
 from pyro_vae.data import BINARIZATIONS, SOURCES
 from pyro_vae.distributions import MixtureOfNormals, SupportError
 from pyro_vae.errors import UserError
@@ -29,6 +29,7 @@ from pyro_vae.lab.choices import DATA, INITS, OPTIMIZERS, SCHEDULES
 from pyro_vae.lab.runs import check_continuation, continue_run, free_folder, start_run
 from pyro_vae.lab.systems import SYSTEMS
 from pyro_vae.latents import posterior_mean
+from pyro_vae.objectives import WakeSleepPhases
 
 SMALL = Config(latent_dim=2, hidden=(8,), epochs=1, test_samples=10, components=3)
 
@@ -128,10 +129,10 @@ def test_settings_of_training_do_what_they_say(tmp_path):
 
 def test_wake_sleep_by_name(tmp_path):
     algorithm, _ = built(tmp_path, algorithm="wake_sleep")
-    assert isinstance(algorithm, WakeSleep)
-    assert not isinstance(algorithm._svi.loss, MAP)
+    assert isinstance(algorithm.loss, WakeSleepPhases)
+    assert not isinstance(algorithm.loss, MAP)
     algorithm, _ = built(tmp_path, algorithm="wake_sleep", weight_prior=True)
-    assert algorithm._svi.loss.num_data == 1297
+    assert algorithm.loss.num_data == 1297
 
 
 def test_settings_of_the_networks_do_what_they_say():

@@ -31,9 +31,9 @@ class PyroSVI(pyro.infer.SVI):
         model: The model.
         guide: The guide, with the same arguments.
         optim: An optimiser of ``pyro.optim``.
-        loss: What ``pyro.infer.SVI`` takes; compiled if it is an ELBO object with ``differentiable_loss``,
-            whose ``loss_and_grads`` is the library's.
-        loss_and_grads: As in ``pyro.infer.SVI``, for a ``loss`` that is a function; runs eagerly.
+        loss: Loss as ``pyro.infer.SVI`` takes it; compiled if it is an ELBO object with
+            ``differentiable_loss``, whose ``loss_and_grads`` is the library's.
+        loss_and_grads: Function as in ``pyro.infer.SVI``, for a ``loss`` that is a function; runs eagerly.
         compile: Compile once that is worth the seconds it costs; ``"always"`` from the second step on, False
             never.
 
@@ -198,7 +198,7 @@ class _Supports(Messenger):
 
 
 def _checks(fn: Any, value: Tensor | None) -> Iterator[Tensor]:
-    """Whether parameters lie in their constraints, and a value in the support, where that says something."""
+    """Return True if parameters lie in their constraints, and a value in the support, if that is known."""
     for name, constraint in fn.arg_constraints.items():
         is_set = name in vars(fn) or not isinstance(getattr(type(fn), name, None), lazy_property)
         if is_set and not constraints.is_dependent(constraint) and not _is_all(constraint):
@@ -209,7 +209,7 @@ def _checks(fn: Any, value: Tensor | None) -> Iterator[Tensor]:
 
 
 def _is_all(constraint: Any) -> bool:
-    """Whether all real numbers are right."""
+    """Return True if all real numbers are right."""
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return isinstance(constraint, type(constraints.real))

@@ -80,7 +80,7 @@ class SVI:
 
     Args:
         model: A Pyro program; an ``nn.Module`` that keeps the contract.
-        guide: The same, for q(z | x).
+        guide: Another one, for q(z | x).
         optimizer: Any optimiser of ``torch.optim`` over the parameters of both (or of one, to keep the
             other as it is).
         loss: A Pyro ELBO object, from ``pyro.infer`` or :mod:`pyro_vae.objectives`; its ``num_particles`` is
@@ -156,7 +156,7 @@ class SVI:
 
     @property
     def _current(self) -> CompiledStep | None:
-        """What is compiled, of the present model, guide and loss."""
+        """Compiled step of the present model, guide and loss."""
         if self._compiled is not None and not self._compiled.is_of(self.model, self.guide, self.loss):
             self._compiled = self._make_compiled()
         return self._compiled

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyro.infer import ELBO
     from torch import Tensor, nn
 
-    from pyro_vae.algorithms import SVI, WakeSleep
+    from pyro_vae.algorithms import SVI
     from pyro_vae.data import Dataset, Split
     from pyro_vae.distributions import Family
     from pyro_vae.models import VAEGuide, VAEModel
@@ -183,7 +183,7 @@ def build_objective(config: Config) -> "ELBO":
 
 def build_training(
     config: Config, model: "VAEModel", guide: "VAEGuide", dataset: "Dataset", folder: Path
-) -> "tuple[SVI | WakeSleep, list[Callback]]":
+) -> "tuple[SVI, list[Callback]]":
     """Build the algorithm, and the callbacks up to but without the checkpoint."""
     import torch
 

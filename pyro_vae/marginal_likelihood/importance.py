@@ -26,7 +26,7 @@ from pyro_vae.compiled import CompiledFunction
 from pyro_vae.distributions import QuantizedPoint, base_distribution
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
 from pyro_vae.mcmc.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
-from pyro_vae.traces import Program, draw, guide_distributions, log_weights
+from pyro_vae.traces import Program, draw_pair, guide_distributions, log_weights
 from pyro_vae.traces.blocks import (
     Batch,
     Columns,
@@ -291,7 +291,7 @@ def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -
             masks = masks and check_masked(model, *block)
             total = torch.zeros(2, len(block[0]), dtype=torch.float64)
             for count in _counts(num_samples, block, rows):
-                draws = draw(model, guide, *block, num_samples=count)
+                draws = draw_pair(model, guide, *block, num_samples=count)
                 kl = draws.log_guide - draws.log_joint.log_prior
                 parts = torch.stack([draws.log_joint.log_likelihood, kl])
                 check_whole(kl.T, block)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import Count, Finite, checked
 from pyro_vae.objectives.base import Objective, check_reparameterised
-from pyro_vae.traces import Program, draw, draw_latents, log_guide, log_joint, log_weights
+from pyro_vae.traces import Program, draw_latents, draw_pair, log_guide, log_joint, log_weights
 
 
 def log_mean_exp(log_weights: Float[Tensor, "samples batch"]) -> Float[Tensor, " batch"]:
@@ -146,7 +146,7 @@ class ReweightedWakeSleep(Objective):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return loss and metrics as :func:`loss_and_metrics`."""
         with torch.no_grad():
-            latents = draw(model, guide, *batch, num_samples=self.num_particles).latents
+            latents = draw_pair(model, guide, *batch, num_samples=self.num_particles).latents
         log_p = sum(log_joint(model, latents, *batch))
         log_q = log_guide(guide, latents, *batch)
         log_w = (log_p - log_q).detach()

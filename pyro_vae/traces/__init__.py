@@ -25,9 +25,9 @@ from pyro_vae.traces.densities import LogJoint as LogJoint
 from pyro_vae.traces.densities import at_point_masses as at_point_masses
 from pyro_vae.traces.densities import check_batch as check_batch
 from pyro_vae.traces.densities import decode as decode
-from pyro_vae.traces.densities import draw as draw
 from pyro_vae.traces.densities import draw_guide as draw_guide
 from pyro_vae.traces.densities import draw_latents as draw_latents
+from pyro_vae.traces.densities import draw_pair as draw_pair
 from pyro_vae.traces.densities import factors as factors
 from pyro_vae.traces.densities import first_nonfinite as first_nonfinite
 from pyro_vae.traces.densities import guide_distributions as guide_distributions

@@ -146,7 +146,7 @@ def draw_guide(
     return {name: trace.nodes[name]["value"] for name in names}, log_q
 
 
-def draw(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Draws:
+def draw_pair(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Draws:
     """Draw latents from the guide and score them; differentiable in the parameters of both programs.
 
     Discrete sites of the model that the guide leaves out are summed over.
