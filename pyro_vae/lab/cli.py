@@ -58,9 +58,7 @@ def _outer(words: Sequence[str]) -> None:
         print(f"usage: {program()} COMMAND ...\n")
         for name, module in modules.items():
             print(f"  {name:10}{module.Arguments.__doc__.splitlines()[0]}")
-        print(
-            f"\n{program()} COMMAND --help lists all settings; --tyro-print-completion bash (or zsh) prints"
-        )
+        print(f"\n{program()} COMMAND --help lists all settings of a command;")
         print("--tyro-print-completion bash (or zsh) prints what lets a shell complete them.")
     else:
         raise UserError(unknown("option", words[0], ("--help", "--version", "--tyro-print-completion")))
