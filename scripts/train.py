@@ -109,7 +109,7 @@ def train_and_test(
             "test/data_error": result.data_error,
             "test/num_samples": config.chosen_test_samples,
             "test/data": dataset.test.description,
-            "test/scores": result.settings["scores"],
+            "test/scores": result.scores,
         }
         marginal_likelihood.merge_estimates({result.method: result}, folder / "log_marginal.json")
         for text in (result.summary(), reports.bits(run, dataset.test, result)):

@@ -41,7 +41,7 @@ from torch import Tensor
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.mcmc.posterior import coordinates
 from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained
-from pyro_vae.traces.blocks import Batch, Columns, rows_at_once
+from pyro_vae.traces.blocks import Batch, PerDatum, rows_at_once
 
 MAX_DIMENSIONS = 3
 _QUARTILES, _BETWEEN_QUARTILES = torch.tensor([0.25, 0.5, 0.75]), 1.349  # of a standard normal
@@ -144,7 +144,7 @@ class Lattices:
         mass = torch.where(columns["converged"] == 1, columns["values"].exp(), math.nan)
         return mass.expand(count)
 
-    def integrate(self) -> Columns:
+    def integrate(self) -> PerDatum:
         """Log-integrals, nats, with errors, numbers of nodes and whether they have converged."""
         count = len(self.block[0])
         values = torch.full((count,), -math.inf, dtype=torch.float64)
