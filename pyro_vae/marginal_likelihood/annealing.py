@@ -30,31 +30,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.arguments import Count, Share, check_fields, checked
+from pyro_vae.arguments import Share, checked
 from pyro_vae.marginal_likelihood.result import LogMarginal
 from pyro_vae.marginal_likelihood.runner import Estimator
 from pyro_vae.mcmc.hmc import HMCState, Position, init, jittered, step
-from pyro_vae.mcmc.tempering import Frozen, TemperedDensity, pilot_run, pilot_steps, schedule, tempered
+from pyro_vae.mcmc.tempering import Annealing, Frozen, TemperedDensity, pilot_run, schedule, tempered
 from pyro_vae.traces import DrawUnconstrained, Program, log_weights, simulate, unconstrain
 from pyro_vae.traces.blocks import Advance, Batch, PerDatum, block_size
-
-
-@dataclasses.dataclass(frozen=True)
-class Annealing:
-    """How chains are annealed; the arguments of :func:`ais`."""
-
-    num_chains: Count
-    num_temperatures: Count
-    num_leapfrog: Count
-    target_acceptance: Share
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def num_pilot_temperatures(self) -> int:
-        """Temperatures of the pilot run."""
-        return max(20, self.num_temperatures // 10)
 
 
 @checked
@@ -153,9 +135,12 @@ class _Annealed(Estimator):
         self.base = "prior" if guide is None else "guide"
         self.settings = {"base": self.base, **dataclasses.asdict(annealing)}
         self.betas = schedule(annealing.num_temperatures)
+        self.pilot = dataclasses.replace(
+            annealing, num_temperatures=max(20, annealing.num_temperatures // 10)
+        )
         self.size = block_size(model, batch, annealing.num_chains)
         runs = 1 + self.is_simulated
-        self.amount = pilot_steps(annealing.num_pilot_temperatures) + runs * annealing.num_temperatures
+        self.amount = self.pilot.pilot_steps + runs * annealing.num_temperatures
         planned_calls = math.ceil(len(batch[0]) / self.size) * self.amount * annealing.num_leapfrog
         self.density = TemperedDensity(model, guide, planned_calls=planned_calls)
 
@@ -169,15 +154,7 @@ class _Annealed(Estimator):
         if self.is_simulated:
             with DrawUnconstrained() as drawn:
                 latents, block = simulate(self.model, *block)
-        frozen = pilot_run(
-            self.density,
-            block,
-            num_particles=annealing.num_chains,
-            num_temperatures=annealing.num_pilot_temperatures,
-            num_leapfrog=annealing.num_leapfrog,
-            target_acceptance=annealing.target_acceptance,
-            advance=advance_one,
-        ).frozen
+        frozen = pilot_run(self.density, block, self.pilot, advance_one).frozen
         start = self.density.start(annealing.num_chains, *block)
         log_w, acceptance = self._chains(block, start, self.betas, frozen, advance_one)
         values, std_error, ess = _log_mean(log_w)

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_vae.arguments import Count, Range, Share, check_fields, checked
 from pyro_vae.mcmc import diagnostics
 from pyro_vae.mcmc.hmc import Position, init, jittered, step, tune
-from pyro_vae.mcmc.tempering import TemperedDensity, pilot_run, pilot_steps
+from pyro_vae.mcmc.tempering import Annealing, TemperedDensity, pilot_run
 from pyro_vae.traces import Program, at_unconstrained
 from pyro_vae.traces.blocks import Advance, Batch, PerDatum, Work, block_size, check_sizes
 
@@ -67,14 +67,10 @@ class Chains:
         check_fields(self)
 
     @property
-    def num_particles(self) -> int:
-        """Particles of the annealing."""
-        return max(_NUM_PARTICLES, self.num_chains)
-
-    @property
-    def num_temperatures(self) -> int:
-        """Temperatures of the annealing, which takes half of the warmup."""
-        return max(2, self.num_warmup // 6)
+    def annealing(self) -> Annealing:
+        """How particles get to where chains start, which takes half of the warmup."""
+        particles, temperatures = max(_NUM_PARTICLES, self.num_chains), max(2, self.num_warmup // 6)
+        return Annealing(particles, temperatures, self.num_leapfrog, self.target_acceptance)
 
     @property
     def num_tuning(self) -> int:
@@ -84,11 +80,11 @@ class Chains:
     @property
     def num_transitions(self) -> int:
         """Transitions of every chain, warmup included."""
-        return pilot_steps(self.num_temperatures) + 2 * self.num_tuning + self.num_samples
+        return self.annealing.pilot_steps + 2 * self.num_tuning + self.num_samples
 
     def block_size(self, model: Program, batch: Batch) -> int:
         """Data whose particles fit one evaluation."""
-        return block_size(model, batch, self.num_particles)
+        return block_size(model, batch, self.annealing.num_chains)
 
     def density(self, model: Program, batch: Batch, guide: Program | None = None) -> TemperedDensity:
         """Density of the model, to be evaluated as often as drawing from all posteriors takes."""
@@ -99,25 +95,14 @@ class Chains:
 
 def draw_posterior(density: TemperedDensity, block: Batch, chains: Chains, advance: Advance) -> BlockOfDraws:
     """Anneal, choose where chains start, tune, freeze and run them."""
-
-    def advance_one() -> None:
-        advance(len(block[0]))
-
     log_density = density.at(1.0, *block)
-    pilot = pilot_run(
-        density,
-        block,
-        num_particles=chains.num_particles,
-        num_temperatures=chains.num_temperatures,
-        num_leapfrog=chains.num_leapfrog,
-        target_acceptance=chains.target_acceptance,
-        advance=advance_one,
-    )
+    pilot = pilot_run(density, block, chains.annealing, lambda: advance(len(block[0])))
     log_weights = pilot.log_weights.nan_to_num(-math.inf, neginf=-math.inf)
     if (impossible := torch.isneginf(log_weights).all(0)).any():
         raise ValueError(
             f"{int(impossible.sum())} of {len(impossible)} data have probability 0 at all latents that were "
-            f"tried, so that their posterior cannot be found; the first such is {_first(block, impossible)}"
+            f"tried, so that their posterior cannot be found; the first such is "
+            f"{block[0][impossible][0].flatten()[:5].tolist()} ..."
         )
     weights = log_weights.softmax(0)
     chosen = torch.multinomial(weights.T, chains.num_chains, replacement=True).T
@@ -149,10 +134,6 @@ def draw_posterior(density: TemperedDensity, block: Batch, chains: Chains, advan
         acceptance,
         divergences.to(acceptance.dtype),
     )
-
-
-def _first(block: Batch, condition: Tensor) -> str:
-    return str(block[0][condition][0].flatten()[:5].tolist()) + " ..."
 
 
 def coordinates(position: Position) -> Float[Tensor, "chains samples batch dim"]:
