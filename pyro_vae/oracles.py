@@ -140,7 +140,7 @@ def enumerated_log_prob(
 
     Args:
         log_joint: log p(x, y) of every datum at all values of y.
-        sizes: How many values each latent has; they are 0, 1, ...
+        sizes: Number of values of each latent; they are 0, 1, ...
     """
     values = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).reshape(-1, len(sizes))
     return log_joint(values).logsumexp(0)

@@ -63,8 +63,8 @@ def ais(
             a tenth of them comes first.
         num_leapfrog: Gradients for every transition. At the same cost, more temperatures are better than
             more of these.
-        target_acceptance: What the pilot run tunes step sizes to.
-        data: What the data are, for the summary.
+        target_acceptance: Acceptance that the pilot run tunes step sizes to.
+        data: Words on the data, for the summary.
         progress: Show a progress bar.
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
@@ -100,21 +100,21 @@ def bidirectional(
     look alike to the model.
 
     Args:
-        model: As of :func:`ais`.
+        model: A Pyro program that keeps the contract.
         *batch: Its arguments; of the data only the number counts, their values are drawn anew.
-        guide: As of :func:`ais`, like the rest.
-        num_chains: In each direction.
-        num_temperatures: T.
+        guide: Start of the chains; by default they start at the prior.
+        num_chains: Chains of every datum in each direction.
+        num_temperatures: T, of densities after the base.
         num_leapfrog: Gradients for every transition.
-        target_acceptance: What the pilot run tunes step sizes to.
+        target_acceptance: Acceptance that the pilot run tunes step sizes to.
         progress: Show a progress bar.
-        checkpoint: As of :func:`ais`.
+        checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
     Returns:
         ``values`` are the lower bounds, ``upper`` the upper ones, of each simulated datum.
 
     Raises:
-        ValueError: As :func:`ais`.
+        ValueError: If :func:`ais` would raise it, or the data cannot be simulated.
     """
     annealing = Annealing(num_chains, num_temperatures, num_leapfrog, target_acceptance)
     data = f"{len(batch[0]):,} simulated from the model"

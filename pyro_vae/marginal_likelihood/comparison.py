@@ -44,7 +44,7 @@ class Comparison:
 
     Attributes:
         rows: One a model.
-        notes: What to keep in mind when they are read.
+        notes: Sentences to keep in mind when they are read.
     """
 
     rows: list[Difference]

@@ -36,7 +36,7 @@ def enumeration(
     Args:
         model: A Pyro program that keeps the contract.
         *batch: Its arguments for all data, first axis the data; taken apart into blocks.
-        data: What the data are, for the summary.
+        data: Words on the data, for the summary.
         progress: Show a progress bar.
 
     Raises:
@@ -81,7 +81,7 @@ def quadrature(
         tolerance: Refine a datum's lattice until its value changes by less, nats, and before by less than ten
             times as much.
         max_nodes: Stop where the lattice of a datum would get larger.
-        data: What the data are, for the summary.
+        data: Words on the data, for the summary.
         progress: Show a progress bar.
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 

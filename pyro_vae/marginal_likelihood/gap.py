@@ -103,7 +103,7 @@ def inference_gap(
         num_rounds: The most rounds of 250 steps of Adam. In each the learning rate falls from 0.1 to 0 along
             a cosine; the last is the first that gains less than 0.01 nats per datum.
         num_samples: Draws for the two bounds that are reported.
-        data: What the data are, for the summary.
+        data: Words on the data, for the summary.
         progress: Show progress bars.
 
     Raises:

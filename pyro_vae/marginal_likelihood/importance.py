@@ -69,7 +69,7 @@ def importance_sampling(
             the Monte Carlo error. Looked at after 200, 400, 800, ... samples. Where even an error that
             falls as 1/S would need more than ``num_samples``, sampling stops at once; the notes in the
             summary say for how many data the tolerance was not reached, and what it would take.
-        data: What the data are, for the summary: which, and how they were binarised. A data split
+        data: Words on the data for the summary: which, and how they were binarised. A data split
             says it: ``importance_sampling(model, guide, test.x, data=test.description)``.
         progress: Show a progress bar.
         checkpoint: File that keeps what is done; an interrupted call with the same file goes on there, and
@@ -111,7 +111,7 @@ class _ImportanceSampling(Estimator):
 
     @functools.cached_property
     def is_of_codes(self) -> bool:
-        """Whether the guide is that of a VQ-VAE."""
+        """True if the guide is that of a VQ-VAE."""
         with evaluation(self.guide), torch.random.fork_rng():
             sites = guide_distributions(self.guide, *(part[:1] for part in self.batch))
         return any(isinstance(base_distribution(fn), QuantizedPoint) for fn in sites.values())
@@ -262,7 +262,7 @@ def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: Count = 1)
         num_samples: Draws for every datum.
 
     Raises:
-        ValueError: As :func:`importance_sampling`.
+        ValueError: If :func:`importance_sampling` would raise it.
     """
     check_sizes(batch)
     parts = _Elbo(model, guide, batch, num_samples).run(batch)

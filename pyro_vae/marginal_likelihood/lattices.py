@@ -117,7 +117,7 @@ class Lattices:
         model: A Pyro program with up to three continuous latent dimensions.
         score: :func:`log_density` of it, from positions and rows.
         block: Its arguments.
-        tolerance: As of ``quadrature``, nats.
+        tolerance: That of ``quadrature``, nats.
         max_nodes: The same.
 
     Raises:
@@ -149,7 +149,7 @@ class Lattices:
         self.neighbours = torch.cartesian_prod(*[steps] * self.dim).reshape(-1, self.dim)
 
     def prior_mass(self) -> Float[Tensor, " data"]:
-        """What the prior of every datum integrates to; once for all if they are the same."""
+        """Integral of the prior of every datum; once for all if they are the same."""
         count, draws = len(self.block[0]), self.prior_of_first
         datum = torch.arange(count, device=draws.device).repeat_interleave(len(draws))
         log_prior = self._scores(datum, draws.repeat(count, 1))["log_prior"].reshape(count, -1)
@@ -240,7 +240,7 @@ class Lattices:
         return datum
 
     def _beyond(self, nodes: _Nodes, ready: Tensor, spacing: float) -> Tensor:
-        """How far, nats, integrals may be off by jumps of f and by what cannot be computed.
+        """Error of the integrals, nats, by jumps of f and by what cannot be computed.
 
         Where log f jumps between two nodes, nobody knows on which side of it the interval between them lies.
         Where it is nan or infinite beside a node that carries mass, there may be any.
@@ -344,7 +344,7 @@ class Lattices:
         return _Nodes(datum, coords, log_f, log_prior, highest, highest_prior, rounding, slope, unknown)
 
     def _scores(self, datum: Tensor, u: Tensor) -> dict[str, Tensor]:
-        """Of data at points, log-densities and gradients by u, in pieces of one size."""
+        """Log-densities of data at points and gradients by u, in pieces of one size."""
         numbers, vectors = ("log_density", "log_prior"), ("gradient", "prior_gradient")
         found = {name: [u.new_empty(0).double()] for name in numbers}
         found |= {name: [u.new_empty(0, self.dim).double()] for name in vectors}
@@ -378,7 +378,7 @@ class Lattices:
         return highest > self._maxima(datum, nodes.log_f)[datum] - _KEPT
 
     def _sums(self, nodes: _Nodes, spacing: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of every datum the integral, how many nodes its mass is spread over, all nodes, and rounding."""
+        """Integral of every datum, number of nodes its mass is spread over, all nodes, and rounding."""
         datum, log_f = nodes.datum, nodes.log_f
         count = len(self.block[0])
         top = self._maxima(datum, log_f)

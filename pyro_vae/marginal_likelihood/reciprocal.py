@@ -62,8 +62,8 @@ def hmc(
         num_samples: Draws of every chain.
         num_warmup: Steps before them, see ``mcmc.sample_posterior``.
         num_leapfrog: Gradients for every draw.
-        target_acceptance: What step sizes are tuned to.
-        data: What the data are, for the summary.
+        target_acceptance: Acceptance that step sizes are tuned to.
+        data: Words on the data, for the summary.
         progress: Show a progress bar.
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 

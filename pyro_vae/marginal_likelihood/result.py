@@ -1,4 +1,4 @@
-r"""What every estimator of :math:`\log p(x)` returns, and how results are told apart, kept and compared.
+r"""The result of every estimator of :math:`\log p(x)`, and its words.
 
 Two errors, never merged: the Monte Carlo error, which more samples make smaller, and the error of having seen
 these test data and no others. And a third, which no error bar shows: the side on which an estimate is wrong.
@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.mcmc.diagnostics import MIN_SAMPLES_FOR_KHAT, to_arviz
 
-_BOUNDS = {
+BOUNDS = {
     "lower": "a lower bound in expectation",
     "upper": "an upper bound in expectation, if the draws are from the posterior",
     "exact": "exact but for the stated error",
@@ -30,14 +30,14 @@ _SIDES = {(True, False): "low", (False, True): "high", (True, True): "low or too
 
 
 class Diagnosis(NamedTuple):
-    """What a diagnostic says of an estimate.
+    """One thing that diagnostics say of an estimate.
 
     Attributes:
-        words: In a sentence.
-        brief: In a table; empty where it is in none.
-        may_be_low: The mean may be too low, by an unknown amount.
-        may_be_high: It may be too high.
-        advice: What to do about that.
+        words: Words in a sentence.
+        brief: Words in a table; empty where it is in none.
+        may_be_low: True if the mean may be too low, by an unknown amount.
+        may_be_high: True if it may be too high.
+        advice: Remedy.
     """
 
     words: str
@@ -70,14 +70,14 @@ class LogMarginal:
         values: Estimates, nats.
         std_error: Their Monte Carlo standard errors, nats; of quadrature its estimated error; nan for a
             single sample.
-        method: How they were estimated: the name of the function.
+        method: Name of the function that estimated them.
         bound: ``"lower"``, ``"upper"`` (both in expectation) or ``"exact"``.
         settings: With what: sample sizes, what the data are, which weights.
         diagnostics: Other numbers of every datum, by name; what they are is said by the estimator.
         curve: The importance-weighted bound of every datum by number of samples.
-        is_simulated: They are of data that were simulated from the model.
-        is_of_codes: The guide has one code for a datum: the bound of a VQ-VAE, which no draws can raise.
-        is_density: The model is a density; grey values under a Bernoulli have a cross-entropy only.
+        is_simulated: True for data that were simulated from the model.
+        is_of_codes: True for the bound of a VQ-VAE, whose guide has one code for a datum; no draws raise it.
+        is_density: True for a log p(x); grey values under a Bernoulli have a cross-entropy only.
     """
 
     values: Float[Tensor, " batch"]
@@ -114,7 +114,12 @@ class LogMarginal:
     @property
     def monte_carlo_error(self) -> float:
         """Standard error of :attr:`mean` from drawing latents: what more samples reduce, nats."""
-        return self.std_error.square().sum().sqrt().item() / len(self.values)
+        return mean_error(self.std_error)
+
+    @property
+    def upper_error(self) -> float | None:
+        """Standard error of the mean of :attr:`upper` from drawing latents, nats."""
+        return None if self.upper is None else mean_error(self.diagnostics["upper_std_error"])
 
     @property
     def data_error(self) -> float:
@@ -148,22 +153,22 @@ class LogMarginal:
 
     @property
     def scores(self) -> str:
-        """What the values are, in words."""
+        """Name of the values: log p(x), or something else."""
         return "log p(x)" if self.is_density else _CROSS_ENTROPY
 
     @property
     def data_checksum(self) -> str | None:
-        """What tells whether two estimates are of the same data; None of simulated ones."""
+        """Digest that is the same for two estimates of the same data; None of simulated ones."""
         return None if self.is_simulated else self.settings["data_checksum"]
 
     @property
     def doubts(self) -> list[Diagnosis]:
-        """What its diagnostics, or the lack of them, say against it; empty if it can be relied on."""
+        """Diagnoses that speak against it, or their lack; empty if it can be relied on."""
         return [diagnosis for diagnosis in self.diagnoses if diagnosis.doubt]
 
     @property
     def diagnoses(self) -> list[Diagnosis]:
-        """What its diagnostics say, in words."""
+        """Its diagnostics in words."""
         if self.is_of_codes:
             words = "the bound of the one code that the guide has for a datum, which more draws do not raise"
             return [Diagnosis(words, may_be_low=True)]
@@ -228,7 +233,7 @@ class LogMarginal:
 
     def summary(self) -> str:
         """The result in words: value, both errors, diagnostics, and what was measured."""
-        bound = _BOUNDS[self.bound]
+        bound = BOUNDS[self.bound]
         if self.bound == "exact" and (unknown := int(self.std_error.isinf().sum())):
             known = len(self.values) - unknown
             bound = f"not known for {unknown:,} data" + f", for the others {bound}" * (known > 0)
@@ -281,6 +286,11 @@ class LogMarginal:
         return next(iter(estimates.values()))
 
 
+def mean_error(std_error: Float[Tensor, " batch"]) -> float:
+    """Standard error of a mean, from those of independent values."""
+    return std_error.square().sum().sqrt().item() / len(std_error)
+
+
 def khat_in_words(khat: Float[Tensor, " batch"]) -> str:
     """Share of the data whose Pareto k-hat is above 0.7, in words."""
     return f"k-hat above 0.7 for {100 * (khat > 0.7).double().mean().item():.1f} % of the data"
@@ -289,11 +299,14 @@ def khat_in_words(khat: Float[Tensor, " batch"]) -> str:
 def check_alike(estimates: Mapping[str, LogMarginal]) -> None:
     """Raise ``EstimatesError`` unless estimates are of the same given data, and score the same thing."""
     if any(estimate.is_simulated for estimate in estimates.values()):
-        raise EstimatesError("estimates of data simulated from a model cannot be compared with others")
+        raise EstimatesError(
+            "estimates of data simulated from a model, each of its own, cannot be put together: estimate "
+            "with ais instead of bidirectional"
+        )
     for what in ("data_checksum", "scores"):
         seen = {name: getattr(estimate, what) for name, estimate in estimates.items()}
         if len(set(seen.values())) > 1:
             raise EstimatesError(
-                f"only estimates of the same data can be compared, but their {what.replace('_', ' ')} "
-                f"differ: {seen}"
+                f"estimates of different data or kinds cannot be put together: their "
+                f"{what.replace('_', ' ')} differ: {seen}"
             )

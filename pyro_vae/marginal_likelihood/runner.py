@@ -39,10 +39,10 @@ class Estimator(Work):
     Its columns are ``values``, ``std_error``, diagnostics, and bounds by number of samples (``curve/K``).
 
     Attributes:
-        name: The name of the function, ``LogMarginal.method``.
-        bound: The side of log p(x) on which it is, ``LogMarginal.bound``.
-        is_simulated: It draws its own data from the model.
-        is_of_codes: The guide has one code for a datum.
+        name: Name of the function, ``LogMarginal.method``.
+        bound: Side of log p(x) on which it is, ``LogMarginal.bound``.
+        is_simulated: True if it draws its data from the model.
+        is_of_codes: True if the guide has one code for a datum.
     """
 
     bound: str
@@ -55,17 +55,17 @@ class Estimator(Work):
 
     @abc.abstractmethod
     def effort(self, columns: PerDatum) -> str:
-        """How much was done, in words."""
+        """Amount of work that was done, in words."""
 
     def notes(self, columns: PerDatum) -> list[str]:
-        """What to keep in mind besides diagnoses, in words."""
+        """Sentences to keep in mind besides the diagnoses."""
         return []
 
     def estimate(self, data: str | None, progress: bool, checkpoint: Path | None) -> LogMarginal:
         """The result of all data.
 
         Args:
-            data: What the data are, for the summary.
+            data: Words on the data, for the summary.
             progress: Show a bar.
             checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
         """

@@ -3,9 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from torch import Tensor
-
-from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal
+from pyro_vae.marginal_likelihood.result import BOUNDS, LogMarginal, check_alike, mean_error
 
 _BOUND_WORDS = {"lower": "lower bound", "upper": "upper bound", "exact": "exact"}
 
@@ -19,18 +17,16 @@ def best_estimate(estimates: Mapping[str, LogMarginal]) -> LogMarginal:
         ValueError: If there is none of these data: ``bidirectional`` is of simulated ones.
     """
     candidates = [e for e in estimates.values() if not e.is_simulated]
-    exact = [
-        e for e in candidates if e.bound == "exact" and (e.diagnostics.get("converged", e.values) != 0).all()
-    ]
-    lower = [e for e in candidates if e.bound == "lower"]
     if not candidates:
         raise ValueError("there is no estimate of given data, only of simulated ones")
-    return exact[0] if exact else max(lower or candidates, key=_reliable_height)
+    return max(candidates, key=_rank)
 
 
-def _reliable_height(estimate: LogMarginal) -> float:
+def _rank(estimate: LogMarginal) -> tuple[bool, bool, float]:
+    is_converged = bool((estimate.diagnostics.get("converged", estimate.values) != 0).all())
     height = estimate.mean - estimate.monte_carlo_error
-    return -math.inf if math.isnan(height) else height  # one chain says nothing about its error
+    height = -math.inf if math.isnan(height) else height  # one chain says nothing about its error
+    return estimate.bound == "exact" and is_converged, estimate.bound == "lower", height
 
 
 def table(estimates: Mapping[str, LogMarginal]) -> str:
@@ -49,8 +45,8 @@ def table(estimates: Mapping[str, LogMarginal]) -> str:
             )
         )
         if estimate.upper is not None:
-            error = _mean_error(estimate.diagnostics["upper_std_error"])
-            rows.append(("", f"{estimate.upper.mean().item():.3f}", f"{error:.2g}", "upper bound", "", ""))
+            upper, error = estimate.upper.mean().item(), estimate.upper_error
+            rows.append(("", f"{upper:.3f}", f"{error:.2g}", "upper bound", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -66,13 +62,11 @@ def verdict(estimates: Mapping[str, LogMarginal]) -> str:
     if not estimates:
         raise ValueError("there are no estimates to judge")
     given = {name: e for name, e in estimates.items() if not e.is_simulated}
-    if len({estimate.data_checksum for estimate in given.values()}) > 1:
-        raise EstimatesError("these estimates are of different data: give those of the same")
+    check_alike(given)
     sentences = []
     if given:
         best = best_estimate(given)
-        kind = "exact" if best.bound == "exact" else f"{_article(best.bound)} in expectation"
-        sentences.append(f"{best.stated()}, by {_words(best.method)}, {kind}")
+        sentences.append(f"{best.stated()}, by {_words(best.method)}, {BOUNDS[best.bound]}")
         annealed = any(estimate.method == "ais" for estimate in given.values())
         for doubt in best.doubts:
             doubt = doubt._replace(advice="") if annealed and "ais" in doubt.advice else doubt
@@ -80,16 +74,12 @@ def verdict(estimates: Mapping[str, LogMarginal]) -> str:
         sentences += [_relation(other, best) for other in given.values() if other is not best]
     for simulated in estimates.values():
         if simulated.is_simulated:
-            errors = simulated.monte_carlo_error, _mean_error(simulated.diagnostics["upper_std_error"])
+            error = math.hypot(simulated.monte_carlo_error, simulated.upper_error)
             sentences.append(
                 f"on {len(simulated.values):,} data simulated from the model, annealing is at most "
-                f"{simulated.gap:.2g} ± {math.hypot(*errors):.1g} nats too low (bidirectional Monte Carlo)"
+                f"{simulated.gap:.2g} ± {error:.1g} nats too low (bidirectional Monte Carlo)"
             )
     return "; ".join(sentences) + "."
-
-
-def _mean_error(std_error: Tensor) -> float:
-    return std_error.square().sum().sqrt().item() / len(std_error)
 
 
 def _relation(other: LogMarginal, best: LogMarginal) -> str:
@@ -98,7 +88,7 @@ def _relation(other: LogMarginal, best: LogMarginal) -> str:
     if not known.any():
         return f"{words} does not know its error"
     mean = (other.values - best.values)[known].double().mean().item()
-    error = math.hypot(_mean_error(other.std_error[known]), _mean_error(best.std_error[known]))
+    error = math.hypot(mean_error(other.std_error[known]), mean_error(best.std_error[known]))
     if abs(mean) <= max(0.01, 2 * error):
         agrees = f"{words} agrees ({mean:+.3f} ± {error:.1g})"
     else:
@@ -109,10 +99,6 @@ def _relation(other: LogMarginal, best: LogMarginal) -> str:
     if not known.all():
         agrees += f" on the {int(known.sum()):,} data of which both know their error"
     return ", but ".join([agrees, *(doubt.words for doubt in other.doubts)])
-
-
-def _article(bound: str) -> str:
-    return f"{'an' if bound == 'upper' else 'a'} {bound} bound"
 
 
 def _words(method: str) -> str:

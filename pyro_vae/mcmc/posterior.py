@@ -55,7 +55,7 @@ class BlockOfDraws(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Chains:
-    """How posteriors are drawn from; the arguments of :func:`sample_posterior`."""
+    """Settings with which posteriors are drawn from; the arguments of :func:`sample_posterior`."""
 
     num_chains: Count
     num_samples: Annotated[int, Range(4)]  # of fewer nobody can tell whether they agree
@@ -68,7 +68,7 @@ class Chains:
 
     @property
     def annealing(self) -> Annealing:
-        """How particles get to where chains start, which takes half of the warmup."""
+        """Settings that bring particles to where chains start, in half of the warmup."""
         particles, temperatures = max(_NUM_PARTICLES, self.num_chains), max(2, self.num_warmup // 6)
         return Annealing(particles, temperatures, self.num_leapfrog, self.target_acceptance)
 
@@ -146,7 +146,7 @@ class PosteriorDraws:
     r"""Draws from :math:`p(z \mid x)` of every datum.
 
     Attributes:
-        latents: Of every site, shape ``(chains, samples, batch, *event)``.
+        latents: Draws of every site, shape ``(chains, samples, batch, *event)``.
         rhat: The worst R-hat over the coordinates of every datum; the chains agree below 1.01. nan of one
             chain.
         ess: The least effective sample size over them.
@@ -209,7 +209,7 @@ def sample_posterior(
         num_warmup: Steps before them: half to anneal particles, half to tune step sizes and
             scales.
         num_leapfrog: Gradients for every draw.
-        target_acceptance: What step sizes are tuned to.
+        target_acceptance: Acceptance that step sizes are tuned to.
         progress: Show a progress bar.
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 

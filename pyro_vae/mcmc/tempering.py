@@ -39,13 +39,13 @@ _MIN_CHAINS_FOR_SCALES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Annealing:
-    """How chains are annealed.
+    """Settings with which chains are annealed.
 
     Attributes:
         num_chains: Independent chains of every datum.
         num_temperatures: Densities after the base.
         num_leapfrog: Gradients for every transition.
-        target_acceptance: What step sizes are tuned to.
+        target_acceptance: Acceptance that step sizes are tuned to.
     """
 
     num_chains: Count
@@ -71,7 +71,7 @@ class TemperedDensity:
     Args:
         model: A Pyro program that keeps the contract.
         guide: Its guide, or None.
-        planned_calls: How many evaluations are to come.
+        planned_calls: Number of evaluations to come.
     """
 
     def __init__(

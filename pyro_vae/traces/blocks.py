@@ -140,9 +140,9 @@ class Work(abc.ABC):
         name: For the progress bar.
         programs: Whose parameters the result depends on, first the model.
         size: Data in a block.
-        settings: What the result depends on besides.
+        settings: All else that the result depends on.
         amount: Units of work for a datum.
-        unit: Of work.
+        unit: Unit of work.
     """
 
     name: str
