@@ -89,6 +89,12 @@ def checked(function: F) -> F:
     return look_first
 
 
+def check_fields(settings: Any) -> None:
+    """Look at the fields of a dataclass: an error of :func:`check` unless they are what it says."""
+    for field in dataclasses.fields(settings):
+        check(field.name, getattr(settings, field.name), field.type)
+
+
 def check(name: str, value: Any, annotation: Any) -> None:
     """Raise unless ``value`` is what the annotation says.
 

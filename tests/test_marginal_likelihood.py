@@ -236,6 +236,34 @@ def test_save_and_load(tmp_path, double):
         LogMarginal.load(tmp_path / "r.json")
 
 
+def test_files_that_said_in_settings_what_a_result_is(tmp_path):
+    """As version 0.1 wrote them: one of codes, one of a cross-entropy, one of simulated data."""
+    columns = {"values": [-3.0], "std_error": [0.0], "bound": "lower", "diagnostics": {}, "curve": {}}
+    known = {"effort": "", "data": "toy", "data_checksum": "a", "model_checksum": "m", "scores": "log p(x)"}
+    entropy = "minus the cross-entropy of grey values (not a log-likelihood)"
+    old = {
+        "plain": ("importance_sampling", {"num_samples": 40}),
+        "codes": ("importance_sampling", {"is_of_codes": True}),
+        "grey": ("importance_sampling", {"scores": entropy}),
+        "simulated": ("bidirectional", {"data_checksum": "simulated"}),
+    }
+    records = {
+        name: columns | {"method": method, "settings": known | settings, "summary": []}
+        for name, (method, settings) in old.items()
+    }
+    (tmp_path / "old.json").write_text(json.dumps(records))
+    read = load_estimates(tmp_path / "old.json")
+    kinds = {n: (e.is_of_codes, not e.is_density, e.is_simulated) for n, e in read.items()}
+    assert kinds == {name: (name == "codes", name == "grey", name == "simulated") for name in old}
+    assert read["grey"].scores == entropy
+    assert read["simulated"].data_checksum is None
+    assert read["plain"].settings["num_samples"] == 40
+    assert not {"scores", "is_of_codes"} & read["codes"].settings.keys()
+    save_estimates(read, tmp_path / "new.json")
+    again = load_estimates(tmp_path / "new.json")
+    assert {n: (e.is_of_codes, not e.is_density, e.is_simulated) for n, e in again.items()} == kinds
+
+
 def test_bits_per_dim():
     # A uniform density on [0, 1]^D has log p = 0: 8 bits a byte.
     assert bits_per_dim(0.0, 10, 1 / 256) == pytest.approx(8)

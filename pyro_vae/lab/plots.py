@@ -139,7 +139,7 @@ def log_marginal(result: LogMarginal) -> Figure:
         label=f"{result.mean:.2f} ± {result.monte_carlo_error:.2g} (Monte Carlo) "
         f"± {result.data_error:.2g} (data)",
     )
-    axes.set(xlabel=f"{result.settings['scores']} (nats)", ylabel="data")
+    axes.set(xlabel=f"{result.scores} (nats)", ylabel="data")
     axes.set_title(result.settings["data"], fontsize=8)
     axes.legend(fontsize=8)
     return figure
@@ -155,7 +155,7 @@ def sandwich(estimates: Mapping[str, LogMarginal]) -> Figure:
     Args:
         estimates: By name of the method, all of the same data; simulated ones are left out.
     """
-    estimates = {n: e for n, e in estimates.items() if e.settings["data_checksum"] != "simulated"}
+    estimates = {n: e for n, e in estimates.items() if not e.is_simulated}
     best = best_estimate(estimates)
     figure = Figure(figsize=(10, 4), layout="constrained")
     over_k, per_datum = figure.subplots(1, 2)
@@ -170,7 +170,7 @@ def sandwich(estimates: Mapping[str, LogMarginal]) -> Figure:
             over_k.axhline(estimate.mean, color=colour, label=label)
             if math.isfinite(error := estimate.monte_carlo_error):
                 over_k.axhspan(estimate.mean - error, estimate.mean + error, color=colour, alpha=0.2)
-    over_k.set(xscale="log", xlabel="importance samples K", ylabel=f"mean {best.settings['scores']} (nats)")
+    over_k.set(xscale="log", xlabel="importance samples K", ylabel=f"mean {best.scores} (nats)")
     first = estimates.get("importance_sampling", next(iter(estimates.values())))
     order = (first.values - best.values).argsort()
     for name, estimate in estimates.items():

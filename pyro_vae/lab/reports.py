@@ -83,7 +83,7 @@ def figures(folder: Path, run: Run) -> dict[str, Figure]:
 
 def _estimates(by_data: Mapping[str, Mapping[str, LogMarginal]]) -> dict[str, Figure]:
     drawn = {}
-    given = [estimates for data, estimates in by_data.items() if data != "simulated"]
+    given = [estimates for data, estimates in by_data.items() if data is not None]
     given.sort(key=lambda estimates: max(estimate.size[0] for estimate in estimates.values()))
     if given:
         best, most = best_estimate(given[-1]), max(reversed(given), key=len)
@@ -93,7 +93,7 @@ def _estimates(by_data: Mapping[str, Mapping[str, LogMarginal]]) -> dict[str, Fi
         sampled = given[-1].get("importance_sampling")
         if sampled is not None and sampled.khat is not None:
             drawn["khat"] = plots.khat(sampled)
-    for simulated in by_data.get("simulated", {}).values():
+    for simulated in by_data.get(None, {}).values():
         drawn["certificate"] = plots.certificate(simulated)
     return drawn
 

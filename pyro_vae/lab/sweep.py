@@ -244,12 +244,12 @@ def compared(finished: list[Path], failed: Mapping[Path, str]) -> str:
     for run in sorted(set(finished) - set(without)):
         for estimate in load_estimates(run / "log_marginal.json").values():
             if estimate.method == "importance_sampling":
-                kind = estimate.settings["data_checksum"], estimate.settings["scores"]
+                kind = estimate.data_checksum, estimate.scores
                 groups.setdefault(kind, {})[run.name] = estimate
     texts = []
     for estimates in groups.values():
         first = next(iter(estimates.values()))
-        texts.append(f"{first.settings['scores']} of {first.settings['data']}, importance sampling")
+        texts.append(f"{first.scores} of {first.settings['data']}, importance sampling")
         if len(estimates) == 1:
             doubts = "".join(f"; {doubt.words}" for doubt in first.doubts)
             texts.append(

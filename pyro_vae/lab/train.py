@@ -92,7 +92,7 @@ def train(
                 "test/data_error": result.data_error,
                 "test/num_samples": result.settings["num_samples"],
                 "test/data": split.description,
-                "test/scores": result.settings["scores"],
+                "test/scores": result.scores,
             }
             say(estimates.in_words(run, split, result))
         training.append_row(row, folder)

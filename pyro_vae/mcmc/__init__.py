@@ -15,9 +15,10 @@ shape ``(chains, batch, *event)``, in unconstrained space.
 from pyro_vae.mcmc.diagnostics import effective_sample_size, pareto_smooth, rhat
 from pyro_vae.mcmc.hmc import Evaluation, HMCInfo, HMCState, Position, init, jittered, step, tune
 from pyro_vae.mcmc.posterior import PosteriorDraws, sample_posterior
-from pyro_vae.mcmc.tempering import TemperedDensity, schedule, tempered
+from pyro_vae.mcmc.tempering import Annealing, TemperedDensity, schedule, tempered
 
 __all__ = [
+    "Annealing",
     "Evaluation",
     "HMCInfo",
     "HMCState",

@@ -50,23 +50,16 @@ def pareto_smooth(
 
     Args:
         log_weights: The largest log-weights of every datum; at least six times the tail, in any order.
-        num_samples: How many there were altogether.
+        num_samples: Number of all of them.
 
     Returns:
         k-hat: 0 where the weights are equal but for rounding (within 0.001), which have no tail; infinite
         where the fit fails. And the log-weights on their own scale, not normalised; as they were where there
         is no fit.
     """
-    kept = log_weights.shape[1]
-    tail = tail_length(num_samples) if kept < num_samples else None
-    khat, smoothed = [], []
-    for row in log_weights.double().numpy():
-        if kept and np.ptp(row) < 1e-3:
-            k, row_smoothed = 0.0, row
-        else:
-            k, row_smoothed = _psis(row, tail) if kept else (np.inf, row)
-        khat.append(k)
-        smoothed.append(row_smoothed)
+    tail = tail_length(num_samples) if log_weights.shape[1] < num_samples else None
+    found = [(0.0, row) if np.ptp(row) < 1e-3 else _psis(row, tail) for row in log_weights.double().numpy()]
+    khat, smoothed = zip(*found, strict=True)
     return torch.tensor(khat, dtype=torch.float64), torch.from_numpy(np.stack(smoothed))
 
 

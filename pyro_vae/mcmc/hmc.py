@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
     Attributes:
         log_density: :math:`\log f(u)`, nats.
         gradient: By u, of every site.
-        parts: What else is wanted at the positions of the chain; first axes ``(chains, batch)``.
+        parts: Whatever else is wanted at the positions of the chain; first axes ``(chains, batch)``.
     """
 
     log_density: Float[Tensor, "chains batch"]
@@ -57,12 +57,12 @@ class HMCState(NamedTuple):
 
 
 class HMCInfo(NamedTuple):
-    """What a step did.
+    """Record of a step.
 
     Attributes:
         acceptance: Probability with which the end of the trajectory was accepted.
-        is_accepted: Whether it was.
-        is_divergent: Whether the energy changed by more than 1,000 nats, or is no number.
+        is_accepted: True where it was.
+        is_divergent: True where the energy changed by more than 1,000 nats, or is no number.
     """
 
     acceptance: Float[Tensor, "chains batch"]
@@ -90,7 +90,7 @@ def step(
     Args:
         log_density: The target.
         state: Where the chains are.
-        step_size: Of every chain.
+        step_size: Step size of every chain.
         num_leapfrog: Steps of the trajectory, each of which takes one gradient.
         scale: s of every coordinate, shape ``(#chains, #batch, *event)``; 1 by default.
     """

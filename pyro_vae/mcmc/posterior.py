@@ -9,21 +9,20 @@ sampling*, 2001).
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae.arguments import Share, checked
+from pyro_vae.arguments import Count, Range, Share, check_fields, checked
 from pyro_vae.mcmc import diagnostics
 from pyro_vae.mcmc.hmc import Position, init, jittered, step, tune
-from pyro_vae.mcmc.tempering import TemperedDensity, pilot_run, pilot_steps
+from pyro_vae.mcmc.tempering import Annealing, TemperedDensity, pilot_run
 from pyro_vae.traces import Program, at_unconstrained
-from pyro_vae.traces.blocks import Batch, Columns, block_size, by_blocks, check_sizes
+from pyro_vae.traces.blocks import Advance, Batch, PerDatum, Work, block_size, check_sizes
 
 _NUM_PARTICLES = 16
 
@@ -43,33 +42,35 @@ class BlockOfDraws(NamedTuple):
     acceptance: Float[Tensor, " batch"]
     divergences: Float[Tensor, " batch"]
 
+    def diagnostics(self) -> PerDatum:
+        """Worst R-hat and ESS over the coordinates of every datum, and what the steps did."""
+        draws = coordinates(self.position)
+        return {
+            "rhat": diagnostics.rhat(draws).amax(-1),
+            "ess": diagnostics.effective_sample_size(draws).amin(-1),
+            "acceptance": self.acceptance.cpu(),
+            "divergences": self.divergences.cpu(),
+        }
 
-class Chains(NamedTuple):
-    """How posteriors are drawn from; the arguments of :func:`sample_posterior`."""
 
-    num_chains: int
-    num_samples: int
-    num_warmup: int
-    num_leapfrog: int
-    target_acceptance: float
+@dataclasses.dataclass(frozen=True)
+class Chains:
+    """Settings with which posteriors are drawn from; the arguments of :func:`sample_posterior`."""
 
-    def check(self, batch: Batch) -> None:
-        """Raise ``ValueError`` for sizes below 1, or chains too short to be judged."""
-        sizes = self._asdict()
-        del sizes["target_acceptance"]
-        check_sizes(batch, **sizes)
-        if self.num_samples < 4:
-            raise ValueError(f"num_samples must be at least 4 to judge the chains, not {self.num_samples}")
+    num_chains: Count
+    num_samples: Annotated[int, Range(4)]  # of fewer nobody can tell whether they agree
+    num_warmup: Count
+    num_leapfrog: Count
+    target_acceptance: Share
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
-    def num_particles(self) -> int:
-        """Of the annealing."""
-        return max(_NUM_PARTICLES, self.num_chains)
-
-    @property
-    def num_temperatures(self) -> int:
-        """Of the annealing, which takes half of the warmup."""
-        return max(2, self.num_warmup // 6)
+    def annealing(self) -> Annealing:
+        """Settings that bring particles to where chains start, in half of the warmup."""
+        particles, temperatures = max(_NUM_PARTICLES, self.num_chains), max(2, self.num_warmup // 6)
+        return Annealing(particles, temperatures, self.num_leapfrog, self.target_acceptance)
 
     @property
     def num_tuning(self) -> int:
@@ -78,43 +79,30 @@ class Chains(NamedTuple):
 
     @property
     def num_transitions(self) -> int:
-        """Of every chain, warmup included."""
-        return pilot_steps(self.num_temperatures) + 2 * self.num_tuning + self.num_samples
+        """Transitions of every chain, warmup included."""
+        return self.annealing.pilot_steps + 2 * self.num_tuning + self.num_samples
 
     def block_size(self, model: Program, batch: Batch) -> int:
         """Data whose particles fit one evaluation."""
-        return block_size(model, batch, self.num_particles)
+        return block_size(model, batch, self.annealing.num_chains)
 
     def density(self, model: Program, batch: Batch, guide: Program | None = None) -> TemperedDensity:
-        """That of the model, to be evaluated as often as drawing from all posteriors takes."""
+        """Density of the model, to be evaluated as often as drawing from all posteriors takes."""
         num_blocks = math.ceil(len(batch[0]) / self.block_size(model, batch))
         planned_calls = num_blocks * self.num_transitions * self.num_leapfrog
         return TemperedDensity(model, guide, planned_calls=planned_calls)
 
 
-def draw_posterior(
-    density: TemperedDensity, block: Batch, chains: Chains, advance: Callable[[int], None]
-) -> BlockOfDraws:
+def draw_posterior(density: TemperedDensity, block: Batch, chains: Chains, advance: Advance) -> BlockOfDraws:
     """Anneal, choose where chains start, tune, freeze and run them."""
-
-    def advance_one() -> None:
-        advance(len(block[0]))
-
     log_density = density.at(1.0, *block)
-    pilot = pilot_run(
-        density,
-        block,
-        num_particles=chains.num_particles,
-        num_temperatures=chains.num_temperatures,
-        num_leapfrog=chains.num_leapfrog,
-        target_acceptance=chains.target_acceptance,
-        advance=advance_one,
-    )
+    pilot = pilot_run(density, block, chains.annealing, lambda: advance(len(block[0])))
     log_weights = pilot.log_weights.nan_to_num(-math.inf, neginf=-math.inf)
     if (impossible := torch.isneginf(log_weights).all(0)).any():
         raise ValueError(
             f"{int(impossible.sum())} of {len(impossible)} data have probability 0 at all latents that were "
-            f"tried, so that their posterior cannot be found; the first such is {_first(block, impossible)}"
+            f"tried, so that their posterior cannot be found; the first such is "
+            f"{block[0][impossible][0].flatten()[:5].tolist()} ..."
         )
     weights = log_weights.softmax(0)
     chosen = torch.multinomial(weights.T, chains.num_chains, replacement=True).T
@@ -148,22 +136,9 @@ def draw_posterior(
     )
 
 
-def _first(block: Batch, condition: Tensor) -> str:
-    return str(block[0][condition][0].flatten()[:5].tolist()) + " ..."
-
-
 def coordinates(position: Position) -> Float[Tensor, "chains samples batch dim"]:
     """The coordinates of all sites in one axis, of positions ``(chains, samples, batch, *event)``."""
     return torch.cat([v.flatten(3) if v.dim() > 3 else v.unsqueeze(3) for v in position.values()], 3)
-
-
-def chain_diagnostics(position: Position) -> Columns:
-    """The worst R-hat and effective sample size over the coordinates of every datum."""
-    draws = coordinates(position)
-    return {
-        "rhat": diagnostics.rhat(draws).amax(-1),
-        "ess": diagnostics.effective_sample_size(draws).amin(-1),
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +146,7 @@ class PosteriorDraws:
     r"""Draws from :math:`p(z \mid x)` of every datum.
 
     Attributes:
-        latents: Of every site, shape ``(chains, samples, batch, *event)``.
+        latents: Draws of every site, shape ``(chains, samples, batch, *event)``.
         rhat: The worst R-hat over the coordinates of every datum; the chains agree below 1.01. nan of one
             chain.
         ess: The least effective sample size over them.
@@ -234,7 +209,7 @@ def sample_posterior(
         num_warmup: Steps before them: half to anneal particles, half to tune step sizes and
             scales.
         num_leapfrog: Gradients for every draw.
-        target_acceptance: What step sizes are tuned to.
+        target_acceptance: Acceptance that step sizes are tuned to.
         progress: Show a progress bar.
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
@@ -242,36 +217,37 @@ def sample_posterior(
         ValueError: If a size is below 1, ``num_samples`` below 4, or a latent site is discrete and cannot be
             summed out, or has a support that is not the image of all real numbers.
     """
+    check_sizes(batch)
     chains = Chains(num_chains, num_samples, num_warmup, num_leapfrog, target_acceptance)
-    chains.check(batch)
-    density = chains.density(model, batch, guide)
-
-    def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
-        draws = draw_posterior(density, block, chains, advance)
-        chains_first = {name: value.flatten(0, 1) for name, value in draws.position.items()}
-        latents = at_unconstrained(model, chains_first, *block).latents
-        kept = {
-            f"z/{name}": value.unflatten(0, (num_chains, num_samples)).movedim(2, 0).cpu()
-            for name, value in latents.items()
-        }
-        rates = {"acceptance": draws.acceptance.cpu(), "divergences": draws.divergences.cpu()}
-        return kept | chain_diagnostics(draws.position) | rates
-
-    columns = by_blocks(
-        estimate,
-        batch,
-        chains.block_size(model, batch),
-        programs=(model,) if guide is None else (model, guide),
-        method="posterior draws",
-        settings=chains._asdict(),
-        work=chains.num_transitions,
-        unit="draw",
-        progress=progress,
-        checkpoint=checkpoint,
-    )
+    columns = _Draws(model, guide, batch, chains).run(batch, progress=progress, checkpoint=checkpoint)
     latents = {
-        name.removeprefix("z/"): columns.pop(name).movedim(0, 2)
+        name.removeprefix(_SITE): columns.pop(name).movedim(0, 2)
         for name in list(columns)
-        if name.startswith("z/")
+        if name.startswith(_SITE)
     }
     return PosteriorDraws(latents, **columns)
+
+
+_SITE = "z/"  # begins the names of columns that are draws
+
+
+class _Draws(Work):
+    name, unit = "posterior draws", "draw"
+
+    def __init__(self, model: Program, guide: Program | None, batch: Batch, chains: Chains) -> None:
+        self.model, self.chains = model, chains
+        self.programs = (model,) if guide is None else (model, guide)
+        self.settings = dataclasses.asdict(chains)
+        self.size = chains.block_size(model, batch)
+        self.amount = chains.num_transitions
+        self.density = chains.density(model, batch, guide)
+
+    def columns(self, block: Batch, advance: Advance) -> PerDatum:
+        draws = draw_posterior(self.density, block, self.chains, advance)
+        chains_first = {name: value.flatten(0, 1) for name, value in draws.position.items()}
+        shape = self.chains.num_chains, self.chains.num_samples
+        kept = {
+            f"{_SITE}{name}": value.unflatten(0, shape).movedim(2, 0).cpu()
+            for name, value in at_unconstrained(self.model, chains_first, *block).latents.items()
+        }
+        return kept | draws.diagnostics()

@@ -7,6 +7,7 @@ temperatures and tunes step sizes and scales of Hamiltonian transitions on the w
 sampling then freezes them, and chains for the posterior start where the pilot run ended.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_vae.arguments import Count, Share, check_fields
 from pyro_vae.compiled import CompiledFunction, Outputs
 from pyro_vae.mcmc.hmc import (
     LARGEST_LOG_STEP,
@@ -35,6 +37,31 @@ _FIRST_STEPS = 20  # more of them at the first
 _MIN_CHAINS_FOR_SCALES = 8
 
 
+@dataclasses.dataclass(frozen=True)
+class Annealing:
+    """Settings with which chains are annealed.
+
+    Attributes:
+        num_chains: Independent chains of every datum.
+        num_temperatures: Densities after the base.
+        num_leapfrog: Gradients for every transition.
+        target_acceptance: Acceptance that step sizes are tuned to.
+    """
+
+    num_chains: Count
+    num_temperatures: Count
+    num_leapfrog: Count
+    target_acceptance: Share
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def pilot_steps(self) -> int:
+        """Transitions of a :func:`pilot_run`."""
+        return _FIRST_STEPS + (self.num_temperatures + 1) * _PILOT_STEPS
+
+
 class TemperedDensity:
     r""":math:`\log f_\beta(u) = (1 - \beta) \log b(z) + \beta \log p(x, z) + \log |\partial z / \partial u|`.
 
@@ -44,7 +71,7 @@ class TemperedDensity:
     Args:
         model: A Pyro program that keeps the contract.
         guide: Its guide, or None.
-        planned_calls: How many evaluations are to come.
+        planned_calls: Number of evaluations to come.
     """
 
     def __init__(
@@ -76,7 +103,7 @@ class TemperedDensity:
         return {name: value.detach() for name, value in outputs.items()}
 
     def at(self, beta: float, *batch: Tensor) -> LogDensity:
-        """The density of given data at an inverse temperature."""
+        """Density of given data at an inverse temperature."""
 
         def log_density(position: Position) -> Evaluation:
             outputs, _ = self._score(position, *batch)
@@ -90,7 +117,7 @@ class TemperedDensity:
 
 
 def tempered(parts: dict[str, Tensor], beta: float) -> Evaluation:
-    """The evaluation at another inverse temperature, from the parts of one."""
+    """Evaluation at another inverse temperature, from the parts of one."""
 
     def mixed(base: Tensor, joint: Tensor) -> Tensor:
         return joint if beta == 1 else base + beta * (joint - base)
@@ -125,7 +152,7 @@ class Frozen:
 
 
 class Pilot(NamedTuple):
-    """What a pilot run found.
+    """Findings of a pilot run.
 
     Attributes:
         frozen: Step sizes and scales by inverse temperature.
@@ -139,21 +166,14 @@ class Pilot(NamedTuple):
 
 
 def pilot_run(
-    density: TemperedDensity,
-    block: Batch,
-    *,
-    num_particles: int,
-    num_temperatures: int,
-    num_leapfrog: int,
-    target_acceptance: float,
-    advance: Callable[[], None],
+    density: TemperedDensity, block: Batch, annealing: Annealing, advance: Callable[[], None]
 ) -> Pilot:
     """Carry particles along the temperatures; tune the step sizes of every datum, and scales by their spread.
 
-    Takes :func:`pilot_steps` transitions, and calls ``advance`` after each.
+    Takes ``annealing.pilot_steps`` transitions, and calls ``advance`` after each.
     """
-    betas = schedule(num_temperatures)
-    position = density.start(num_particles, *block)
+    betas = schedule(annealing.num_temperatures)
+    position = density.start(annealing.num_chains, *block)
     state = init(density.at(0.0, *block), position)
     log_size = torch.full_like(state.at.log_density[:1], math.log(0.2))
     log_weights = torch.zeros_like(state.at.log_density)
@@ -165,9 +185,10 @@ def pilot_run(
         state = HMCState(state.position, tempered(state.at.parts, beta))
         for k in range(_PILOT_STEPS + (_FIRST_STEPS if i == 0 else 0)):
             scale = {name: variance.sqrt() for name, variance in variances.items()}
-            state, info = step(density.at(beta, *block), state, jittered(log_size.exp()), num_leapfrog, scale)
+            log_density, step_size = density.at(beta, *block), jittered(log_size.exp())
+            state, info = step(log_density, state, step_size, annealing.num_leapfrog, scale)
             gain = max(0.3, (k + 1) ** -0.6) if i == 0 else 0.3
-            log_size = log_size + gain * (info.acceptance.mean(0, keepdim=True) - target_acceptance)
+            log_size = log_size + gain * (info.acceptance.mean(0, keepdim=True) - annealing.target_acceptance)
             log_size = log_size.clamp(max=LARGEST_LOG_STEP)  # a flat density accepts any
             new = _spread(state.position)
             variances = {name: torch.lerp(variances[name], new[name], 0.2) for name in new}
@@ -175,11 +196,6 @@ def pilot_run(
         step_sizes.append(log_size.exp())
         scales.append(scale)
     return Pilot(Frozen(betas, step_sizes, scales), state, log_weights)
-
-
-def pilot_steps(num_temperatures: int) -> int:
-    """Transitions of a pilot run."""
-    return _FIRST_STEPS + (num_temperatures + 1) * _PILOT_STEPS
 
 
 def _spread(position: Position) -> Position:

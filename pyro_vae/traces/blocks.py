@@ -1,10 +1,11 @@
 """Data in blocks: bounded memory, progress, and long work that can be interrupted and resumed."""
 
+import abc
 import contextlib
 import ctypes
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,21 @@ from pyro_vae.traces.running import trace_of
 from pyro_vae.traces.sites import SUBSAMPLED, sample_sites
 
 Batch = tuple[Tensor, ...]
-Columns = dict[str, Tensor]  # numbers of every datum, on the CPU, first axis the data
+Advance = Callable[[int], None]  # says how many units of work are done
+PerDatum = dict[str, Tensor]  # numbers of every datum, by name, on the CPU, first axis the data
 
 
 class ResumeError(UserError):
-    """A file of unfinished work that does not belong to what is asked for."""
+    """Unfinished work in a file that does not belong to what is asked for."""
 
 
-def check_sizes(batch: Batch, **sizes: int) -> int:
-    """The number of data.
+def check_sizes(batch: Batch) -> int:
+    """Number of data.
 
     Raises:
         TypeError: If an argument is no tensor with a first axis.
-        ValueError: For arguments of several lengths, and for sizes below 1.
+        ValueError: For arguments of several lengths, or without rows.
     """
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, not {size}")
     for number, argument in enumerate(batch):
         if not isinstance(argument, Tensor) or argument.dim() == 0:
             found = "a single number" if isinstance(argument, Tensor) else f"a {type(argument).__name__}"
@@ -55,7 +54,7 @@ def check_sizes(batch: Batch, **sizes: int) -> int:
 
 
 def rows_at_once(model: Program, batch: Batch) -> int:
-    """How many rows (samples times data) to score at once: a CPU is fastest while they fit its cache."""
+    """Rows (samples times data) to score at once: a CPU is fastest while they fit its cache."""
     most, numbers = (4096, 2**22) if batch[0].device.type == "cpu" else (2**18, 2**27)
     return max(1, min(most, numbers // max(1, batch[0][0].numel(), _largest_row(model, batch))))
 
@@ -102,7 +101,7 @@ def evaluation(*programs: Program | None) -> Iterator[None]:
 
 
 def checksum(*tensors: Tensor) -> str:
-    """What tells whether two estimates are of the same data."""
+    """Digest that tells whether two estimates are of the same data."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
@@ -111,7 +110,7 @@ def checksum(*tensors: Tensor) -> str:
 
 
 def programs_checksum(*programs: Program) -> str:
-    """Of all parameters and buffers that the programs can reach, and of Pyro's parameter store."""
+    """Digest of all parameters and buffers that the programs can reach, and of Pyro's parameter store."""
     tensors = [t for module in modules_of(*programs) for t in module.state_dict().values()]
     stored = [pyro.get_param_store()[name] for name in sorted(pyro.get_param_store())]
     return checksum(*(t for t in tensors if isinstance(t, Tensor)), *stored)
@@ -126,7 +125,7 @@ def _behaviour(programs: tuple[Program, ...], block: Batch) -> Tensor:
 
 
 def behaviour_of(sites: list[dict]) -> Tensor:
-    """The sums of values and log-densities of sites: finite numbers, whatever is missing or impossible."""
+    """Sums of values and log-densities of sites: finite numbers, whatever is missing or impossible."""
     numbers = []
     for site in sites:
         log_prob = site["fn"].log_prob(site["value"])
@@ -134,59 +133,64 @@ def behaviour_of(sites: list[dict]) -> Tensor:
     return torch.stack(numbers).cpu().nan_to_num()
 
 
-def by_blocks(
-    estimate: Callable[[Batch, Callable[[int], None]], Columns],
-    batch: Batch,
-    size: int,
-    *,
-    programs: tuple[Program, ...],
-    method: str,
-    settings: dict[str, Any],
-    work: int,
-    unit: str,
-    progress: bool,
-    checkpoint: Path | None,
-) -> Columns:
-    """Run ``estimate(block, advance)`` on blocks of data and join its columns.
+class Work(abc.ABC):
+    """Work on data that is done one block after the other.
 
-    Args:
-        estimate: From a block to numbers of every datum; calls ``advance(n)`` as it gets on.
-        batch: All data.
-        size: Of a block.
+    Attributes:
+        name: For the progress bar.
         programs: Whose parameters the result depends on, first the model.
-        method: For the progress bar.
-        settings: What the result depends on besides.
-        work: Units of work for a datum.
-        unit: Of work.
-        progress: Show a bar.
-        checkpoint: File that keeps finished blocks and the state of the random generators: when it is there
-            already, work goes on where it ended, with the same result.
-
-    Raises:
-        ResumeError: If the file is of other data, programs or settings.
+        size: Data in a block.
+        settings: All else that the result depends on.
+        amount: Units of work for a datum.
+        unit: Unit of work.
     """
-    blocks = split(batch, size)
-    finished: list[Columns] = []
-    if checkpoint:
-        identity = repr((method, sorted(settings.items()), size, checksum(*batch)))
-        with evaluation(*programs):
-            behaves = _behaviour(programs, blocks[0])
-        finished = _load(Path(checkpoint), identity, behaves)
-    bar = progress_bar(work * len(batch[0]), method.replace("_", " "), unit, show=progress)
-    with bar, evaluation(*programs):
-        bar.update(work * sum(len(next(iter(columns.values()))) for columns in finished))
-        masks = True
-        for block in blocks[len(finished) :]:
-            masks = masks and check_masked(programs[0], *block)
-            columns = estimate(block, bar.update)
-            check_whole(next(iter(columns.values())), block)
-            finished.append(columns)
-            _give_back_memory()
-            if "values" in columns:
-                bar.set_postfix_str(f"mean {torch.cat([c['values'] for c in finished]).mean():.2f}")
-            if checkpoint:
-                _save(Path(checkpoint), identity, behaves, finished)
-    return {name: torch.cat([columns[name] for columns in finished]) for name in finished[0]}
+
+    name: str
+    programs: tuple[Program, ...]
+    size: int
+    settings: Mapping[str, Any] = {}
+    amount = 1
+    unit = "datum"
+
+    @abc.abstractmethod
+    def columns(self, block: Batch, advance: Advance) -> PerDatum:
+        """Numbers of every datum of a block; calls ``advance(n)`` as it gets on."""
+
+    def run(self, batch: Batch, *, progress: bool = False, checkpoint: Path | None = None) -> PerDatum:
+        """The columns of all data.
+
+        Args:
+            batch: All data.
+            progress: Show a bar.
+            checkpoint: File that keeps finished blocks and the state of the random generators: when it is
+                there already, work goes on where it ended, with the same result.
+
+        Raises:
+            ResumeError: If the file is of other data, programs or settings.
+        """
+        blocks = split(batch, self.size)
+        finished: list[PerDatum] = []
+        if checkpoint:
+            settings = sorted(self.settings.items())
+            identity = repr((self.name, settings, self.size, checksum(*batch)))
+            with evaluation(*self.programs):
+                behaves = _behaviour(self.programs, blocks[0])
+            finished = _load(Path(checkpoint), identity, behaves)
+        bar = progress_bar(self.amount * len(batch[0]), self.name.replace("_", " "), self.unit, show=progress)
+        with bar, evaluation(*self.programs):
+            bar.update(self.amount * sum(len(next(iter(columns.values()))) for columns in finished))
+            masks = True
+            for block in blocks[len(finished) :]:
+                masks = masks and check_masked(self.programs[0], *block)
+                columns = self.columns(block, bar.update)
+                check_whole(next(iter(columns.values())), block)
+                finished.append(columns)
+                _give_back_memory()
+                if "values" in columns:
+                    bar.set_postfix_str(f"mean {torch.cat([c['values'] for c in finished]).mean():.2f}")
+                if checkpoint:
+                    _save(Path(checkpoint), identity, behaves, finished)
+        return {name: torch.cat([columns[name] for columns in finished]) for name in finished[0]}
 
 
 def _give_back_memory() -> None:
@@ -201,13 +205,13 @@ def check_whole(numbers: Tensor, block: Batch) -> None:
         raise ValueError(f"{SUBSAMPLED}: of {len(block[0])} it took {len(numbers)}")
 
 
-def _save(path: Path, identity: str, behaves: Tensor, finished: list[Columns]) -> None:
+def _save(path: Path, identity: str, behaves: Tensor, finished: list[PerDatum]) -> None:
     states = torch.get_rng_state(), [torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())]
     record = {"identity": identity, "behaviour": behaves, "finished": finished, "states": states}
     records.save_tensors(record, path)
 
 
-def _load(path: Path, identity: str, behaves: Tensor) -> list[Columns]:
+def _load(path: Path, identity: str, behaves: Tensor) -> list[PerDatum]:
     if not os.path.lexists(path):
         return []
     try:
