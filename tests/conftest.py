@@ -23,6 +23,19 @@ with warnings.catch_warnings():
     import arviz  # noqa: F401  (its 0.23 line warns about 1.0 when it is first imported)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Slow tests run with --all, or where one is named by its node id."""
+    if config.getoption("--all") or any("::" in argument for argument in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
+
+
 @pytest.fixture(autouse=True)
 def _fresh_state():
     """Every test starts from the same seed and an empty parameter store, and leaves torch's dtype alone."""

@@ -842,7 +842,7 @@ def launches(monkeypatch):
     monkeypatch.setattr("torch.cuda.graph", recording)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
     monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
-    monkeypatch.setattr("pyro_vae.compiled.launch._default_generator", lambda device: torch.default_generator)
+    monkeypatch.setattr("pyro_vae.compiled.launch.default_generator", lambda device: torch.default_generator)
     monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: True)
     return graphs
 

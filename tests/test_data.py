@@ -113,6 +113,11 @@ def serve(tmp_path):
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
+    def end_headers(self):
+        if self.path.endswith(".gz"):  # as Apache has it, which does not mean that it is to be unpacked
+            self.send_header("Content-Encoding", "x-gzip")
+        super().end_headers()
+
     def log_message(self, *arguments):
         pass
 
@@ -121,8 +126,11 @@ class QuietHandler(SimpleHTTPRequestHandler):
 def small_mnist(tmp_path, monkeypatch, serve):
     """A publisher of a small MNIST."""
     digests = mnist_like_files(tmp_path / "publisher")
-    source = published._mnist_like("MNIST", (f"{serve}/publisher",), "a test", digests)
-    monkeypatch.setitem(SOURCES, "mnist", source)
+    form = tuple(
+        file._replace(checksum=f"sha256:{digest}", urls=(f"{serve}/publisher/{name}.gz",))
+        for file, (name, digest) in zip(SOURCES["mnist"].forms[0], digests.items(), strict=True)
+    )
+    monkeypatch.setitem(SOURCES, "mnist", SOURCES["mnist"]._replace(forms=(form,)))
     return tmp_path
 
 
@@ -180,9 +188,7 @@ def test_omniglot(tmp_path, monkeypatch, serve):
     assert file.checksum == "md5:21ecaf34373511aa7691cf2e0802aa3d"
     digest = hashlib.md5(publisher.read_bytes()).hexdigest()
     small = published.File(file.path, f"md5:{digest}", (f"{serve}/publisher/chardata.mat",))
-    monkeypatch.setitem(
-        SOURCES, "omniglot", published.Source(((small,),), published._read_omniglot, "a test")
-    )
+    monkeypatch.setitem(SOURCES, "omniglot", SOURCES["omniglot"]._replace(forms=((small,),)))
     dataset = load("omniglot", binarization="none", data_dir=tmp_path / "cache")
     assert len(dataset.train) == 3
     assert dataset.valid is None

@@ -18,7 +18,6 @@ from pyro_vae import (
     GreyCategorical,
     LogMarginal,
     bits_per_dim,
-    diagnostics,
     elbo,
     importance_sampling,
     load_estimates,
@@ -26,9 +25,10 @@ from pyro_vae import (
     save_estimates,
     vae,
 )
-from pyro_vae.blocks import rows_at_once
 from pyro_vae.marginal_likelihood import EstimatesError, importance
-from pyro_vae.oracles import LinearGaussian, quadrature
+from pyro_vae.mcmc import diagnostics
+from pyro_vae.oracles import LinearGaussian, quadrature_log_prob
+from pyro_vae.traces.blocks import rows_at_once
 
 
 def estimate(*arguments, **settings):
@@ -93,7 +93,7 @@ def test_a_trained_nonlinear_model_agrees_with_quadrature(double):
         with torch.no_grad():
             return sum(log_joint(model, {"z": z.unsqueeze(1).expand(-1, len(x), -1)}, x))
 
-    exact = quadrature(joint, 2, nodes=120, limit=7.0)
+    exact = quadrature_log_prob(joint, 2, nodes=120, limit=7.0)
     result = estimate(model, guide, x, num_samples=4000)
     z = (result.values - exact) / result.std_error
     assert z.abs().max() < 5

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae import LogMarginal, plots
+from pyro_vae import LogMarginal
+from pyro_vae.lab import plots
 
 
 def png(figure):

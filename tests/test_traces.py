@@ -20,10 +20,10 @@ from pyro_vae import (
     planar,
     quadrature,
     sample,
+    sample_posterior,
     vae,
 )
 from pyro_vae.oracles import LinearGaussian
-from pyro_vae.posterior import sample_posterior
 from pyro_vae.traces import first_nonfinite, guide_distributions, log_guide, model_distributions
 
 pytestmark = pytest.mark.usefixtures("double")

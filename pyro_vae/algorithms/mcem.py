@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pyro_vae import hmc
 from pyro_vae.algorithms.svi import SVI
 from pyro_vae.arguments import Count, Share, check, check_arguments, checked
 from pyro_vae.compiled import CompiledFunction, Outputs
+from pyro_vae.mcmc import hmc
 from pyro_vae.objectives import MAP, Objective
 from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained, training_step
 

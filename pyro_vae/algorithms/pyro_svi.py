@@ -15,9 +15,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions.utils import lazy_property
 
-from pyro_vae.compiled import CompiledStep, NotCompiledWarning, Outputs
-from pyro_vae.compiled.state import CaptureError
-from pyro_vae.compiled.survey import is_library
+from pyro_vae.compiled import CaptureError, CompiledStep, NotCompiledWarning, Outputs
+from pyro_vae.compiled.owners import is_users
 from pyro_vae.traces import parameters_in_the_store, training_step
 
 
@@ -167,16 +166,12 @@ def _uncompiled(loss: Any) -> str | None:
         name: next(base for base in kind.__mro__ if name in vars(base)).__module__
         for name in ("loss_and_grads", "differentiable_loss")
     }
-    own = {name: name in vars(loss) or not _is_known(home) for name, home in homes.items()}
+    own = {name: name in vars(loss) or is_users(home) for name, home in homes.items()}
     if own["loss_and_grads"]:
         return f"{kind.__name__} has a loss_and_grads of its own, which a graph would not ask"
     if own["differentiable_loss"] and not homes["loss_and_grads"].startswith("pyro_vae."):
         return f"{kind.__name__} has a differentiable_loss that its loss_and_grads does not ask"
     return None
-
-
-def _is_known(module: str) -> bool:
-    return is_library(module) or module.startswith("pyro_vae.")
 
 
 class _Supports(Messenger):

@@ -20,8 +20,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.arguments import check_arguments, checked, found
-from pyro_vae.compiled import CompiledStep, can_update
-from pyro_vae.compiled.survey import Survey
+from pyro_vae.compiled import CompiledStep, Survey, can_update
 from pyro_vae.objectives import loss_and_metrics
 from pyro_vae.traces import local_parameters, made_for_the_store, modules_of
 

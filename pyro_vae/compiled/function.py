@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch._C import _len_torch_function_stack as _function_modes
-from torch.overrides import _get_current_function_mode_stack as _modes
-from torch.utils import _pytree as pytree
-from torch.utils._device import DeviceContext
 
 from pyro_vae.compiled.capture import Outputs, capture
 from pyro_vae.compiled.inductor import check_cache_folder
+from pyro_vae.compiled.private import (
+    _PYRO_STACK,
+    DeviceContext,
+    function_modes,
+    num_function_modes,
+    pytree,
+)
 from pyro_vae.compiled.state import CaptureError
 from pyro_vae.compiled.survey import OPEN_ARGUMENTS
 from pyro_vae.compiled.trial import Background, Trial
@@ -41,7 +43,7 @@ _TOO_MANY = (
     "as tensors"
 )
 _PLAIN_ARGUMENTS = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device)
-# Entered while a function is compiled; what shows progress puts something else here (pyro_vae.progress).
+# Entered while a function is compiled; what shows progress puts something else here.
 while_compiling: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
@@ -175,7 +177,7 @@ class CompiledFunction:
             or torch.is_autocast_enabled("cpu")
             or torch.is_autocast_enabled("cuda")
             or torch.is_anomaly_enabled()
-            or (_function_modes() > 0 and any(type(m) is not DeviceContext for m in _modes()))
+            or (num_function_modes() > 0 and any(type(m) is not DeviceContext for m in function_modes()))
         )
 
     def _is_due(self, key: str) -> bool:

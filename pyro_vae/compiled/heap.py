@@ -7,36 +7,34 @@ code writes counts wherever it lies, what PyTorch and Pyro keep to themselves do
 
 import collections
 import functools
-import inspect
 import itertools
 import reprlib
 import sys
 import types
-import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.compiled import private
+from pyro_vae.compiled.owners import is_discreet, is_library
 from pyro_vae.compiled.survey import (
     ANY,
+    BARE_BASES,
     BUFFERS,
     PLAIN,
     content,
     imports,
     inner_codes,
     is_closed,
-    is_discreet,
-    is_library,
     owner_of,
     read_names,
     slots,
+    wrapped,
     written_names,
 )
 
@@ -54,7 +52,6 @@ _LEAVES = (
     range,
     slice,
 )
-_BARE = {object, nn.Module, PyroModule}
 _ATTRIBUTES = object()  # by which a thing was reached
 Found = Iterator[tuple[str, Any, Any]]
 
@@ -108,7 +105,7 @@ class Heap:
         self._seen: dict[int, object] = {}
         self._written: set[str] = set()
         self._mentioned: set[str] = set()
-        self._keep("Pyro's parameter store", pyro.get_param_store()._params, None)
+        self._keep("Pyro's parameter store", private.stored(), None)
         todo: collections.deque[tuple[str, Any, Any]] = collections.deque(
             ("a program", r, None) for r in roots
         )
@@ -140,8 +137,7 @@ class Heap:
         if isinstance(thing, Tensor):
             self.keep_tensors([thing], _MAX_COPIED)
             if type(thing) in (Tensor, nn.Parameter) and thing.layout is torch.strided:
-                version = 0 if thing.is_inference() else thing._version
-                self._memory.append((label, thing, thing.data_ptr(), version))
+                self._memory.append((label, thing, thing.data_ptr(), private.version(thing)))
             if type(thing) not in (Tensor, nn.Parameter):
                 yield type(thing).__name__, type(thing), None
             if vars(thing):
@@ -153,17 +149,10 @@ class Heap:
                 self._keep(label, thing, via)
         elif isinstance(thing, types.FunctionType):
             yield from self._visit_function(thing)
-        elif inspect.ismethod(thing):
-            yield from ((label, part, via) for part in (thing.__func__, thing.__self__))
-        elif (owner := owner_of(thing)) is not None:
-            yield label, owner, via
-        elif isinstance(thing, functools.partial):
-            yield from ((label, part, via) for part in (thing.func, *thing.args, thing.keywords, vars(thing)))
-        elif isinstance(thing, property | functools.cached_property | staticmethod | classmethod):
-            parts = (getattr(thing, name, None) for name in ("fget", "fset", "fdel", "func", "__func__"))
-            yield from ((label, part, via) for part in parts if part is not None)
-        elif isinstance(thing, weakref.ReferenceType):
-            yield label, thing(), via
+        elif (parts := wrapped(thing)) is not None:
+            yield from ((label, part, via) for part in parts)
+            if isinstance(thing, functools.partial):
+                yield label, vars(thing), via
         elif isinstance(thing, ContextVar | types.CellType):
             self._keep(label, thing, via)
             yield from ((label, value, via) for value in _content(thing).values())
@@ -183,7 +172,7 @@ class Heap:
         elif isinstance(thing, (list, set, collections.deque, tuple, frozenset)):
             yield from ((label, value, via) for value in list(thing))
         kind = type(thing)
-        is_foreign = any(is_discreet(base.__module__) and base not in _BARE for base in kind.__mro__)
+        is_foreign = any(is_discreet(base.__module__) and base not in BARE_BASES for base in kind.__mro__)
         if kind not in (*_CONTAINERS, tuple, frozenset):
             yield kind.__name__, kind, None
         try:
@@ -207,7 +196,7 @@ class Heap:
             if isinstance(thing, nn.Module) and key.startswith("_") and isinstance(value, dict):
                 # Parameters, buffers, modules and hooks: attributes that lie elsewhere. Libraries change
                 # tensors in place; who puts another in their place is the user.
-                is_theirs = is_foreign and key not in ("_parameters", "_buffers")
+                is_theirs = is_foreign and key not in private.PARAMETERS
                 yield from self._visit_attributes(name, None, value, is_foreign=is_theirs)
             else:
                 yield f"{key} of {name}", value, key if is_foreign else None
@@ -259,7 +248,7 @@ class Heap:
                 continue
             if tensor.layout is torch.strided and (max_size is None or tensor.numel() <= max_size):
                 with torch.no_grad():
-                    self._tensors[id(tensor)] = (tensor, tensor.detach().clone(), tensor._version)
+                    self._tensors[id(tensor)] = (tensor, tensor.detach().clone(), private.version(tensor))
 
     # ------------------------------------------------------------------------------------ comparing
 
@@ -286,7 +275,7 @@ class Heap:
     def lost(self) -> str | None:
         """A tensor whose numbers changed, or now lie elsewhere, and were not kept; None if there is none."""
         for label, tensor, place, version in self._memory:
-            is_kept = id(tensor) in self._tensors or tensor.is_inference() or tensor._version == version
+            is_kept = id(tensor) in self._tensors or private.version(tensor) == version
             if tensor.data_ptr() != place or not is_kept:
                 return label
         return None
@@ -320,7 +309,7 @@ class Heap:
         changed = [
             (tensor, tensor.detach().clone(), value)
             for tensor, value, version in self._tensors.values()
-            if id(tensor) in others or tensor._version != version or not torch.equal(tensor, value)
+            if id(tensor) in others or private.version(tensor) != version or not torch.equal(tensor, value)
         ]
         for tensor, _, value in changed:  # after all were looked at: one may be a view of another
             tensor.copy_(value)

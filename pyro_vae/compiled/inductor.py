@@ -125,7 +125,7 @@ def _own_folder(inputs: list[Tensor]) -> Iterator[None]:
     before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     # Not of the graph itself: which library computes a product may change from run to run, and little else.
     made_for = [torch.__version__, "fixed shapes", *((tuple(t.shape), t.stride(), t.dtype) for t in inputs)]
-    root = Path(cache_dir(), "pyro_vae")
+    root = Path(cache_dir(), "compiled_programs")
     folder = root / hashlib.sha256(repr(made_for).encode()).hexdigest()[:32]
     lock, seal = folder.with_suffix(".lock"), folder.with_suffix(".json")
     root.mkdir(exist_ok=True)

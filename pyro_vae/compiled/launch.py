@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.compiled.capture import Outputs
+from pyro_vae.compiled.private import default_generator
 from pyro_vae.compiled.variant import agree
 
 
@@ -53,7 +54,7 @@ class Launch:
         for generator in generators:
             self._graph.register_generator_state(generator)
         device = inputs[0].device
-        generators = [_default_generator(device), *generators]
+        generators = [default_generator(device), *generators]
         before = _Moment(state, generators)
         self.first = steps(*inputs)  # which loads all that they run: it could not be loaded while recording
         after = _Moment(state, generators)
@@ -99,10 +100,6 @@ class _Moment:
             tensor.copy_(value)
         for generator, drawn in zip(self._generators, self._drawn, strict=True):
             generator.set_state(drawn)
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    return torch.cuda.default_generators[device.index]
 
 
 def _stop_recording(generators: Sequence[torch.Generator]) -> None:

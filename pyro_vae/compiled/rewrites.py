@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.compiled.private import make_fx
 
 _aten = torch.ops.aten
 _LEFT_OVER = (_aten.view.default, _aten.neg.default, _aten.binary_cross_entropy_with_logits.default)

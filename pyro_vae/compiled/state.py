@@ -11,12 +11,12 @@ import operator
 import types
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from functools import partial
+from typing import Any
 
-import pyro
 from torch import Tensor
-from torch._C._dynamo.guards import TensorGuards
 from torch.utils.hooks import RemovableHandle
 
+from pyro_vae.compiled import private
 from pyro_vae.compiled.heap import MISSING, same, words
 from pyro_vae.compiled.survey import MAX_CONTENT, Survey, content
 
@@ -46,8 +46,7 @@ class ProgramState:
         self._survey = survey
         self._volatile = set(volatile)
         self._found: list[Tensor] = []
-        self._store = pyro.get_param_store()
-        store = self._store._params
+        store = private.stored()
         self._stored_names = [name for name in params if name in store]
         self._slots: list[tuple[MutableMapping, str]] = [(store, name) for name in self._stored_names]
         self.names: dict[Tensor, str] = {store[name]: f"{name!r} of the store" for _, name in self._slots}
@@ -58,7 +57,7 @@ class ProgramState:
                 paths[id(inner)] = max(path, paths.get(id(inner), ""), key=len)
         for module in survey.modules:
             owner = f"{type(module).__name__} {paths[id(module)]}".rstrip()
-            for holder in module._parameters, module._buffers:
+            for holder in (vars(module)[name] for name in private.PARAMETERS):
                 for name, value in holder.items():
                     if value is not None:
                         self._slots.append((holder, name))
@@ -75,9 +74,10 @@ class ProgramState:
         survey = self._survey
         places = [p for p in survey.places() if (id(p.mapping), p.key) not in self._volatile]
         self._known = {(id(place.mapping), place.key) for place in places}
-        watched = [(vars(self._store).get, "_params", _STORE)]
+        store = private.stored()
+        watched: list[tuple[Callable, Any, str]] = [(partial(_asked, private.stored), None, _STORE)]
         watched += [(place.mapping.get, place.key, place.label) for place in places]
-        watched += [(self._store._params.get, name, f"{name!r} of the store") for name in self._stored_names]
+        watched += [(store.get, name, f"{name!r} of the store") for name in self._stored_names]
         watched += [(partial(_variable, c), None, "an enclosing function's variable") for c in survey.cells]
         watched += [(partial(getattr, o), key, f"{key} of {words(o)}") for o, key in survey.attributes]
         watched += [(partial(_asked, ask), None, label) for label, ask in survey.asked]
@@ -113,7 +113,7 @@ class ProgramState:
     def _guard(self) -> None:
         tensors = [*self.tensors, *self._found]
         self._is_as_guarded = partial(
-            TensorGuards(
+            private.TensorGuards(
                 *tensors,
                 dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
                 dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
@@ -173,30 +173,23 @@ class ProgramState:
 
     def hook(self) -> str | None:
         """A tensor whose gradient somebody looks at or changes."""
-        hooked = (t for t in self.names if t._backward_hooks or t._post_accumulate_grad_hooks)
-        return next((self.names[tensor] for tensor in hooked), None)
+        return next((self.names[tensor] for tensor in self.names if private.has_gradient_hook(tensor)), None)
 
-    def swapped(self, replacement: dict[Tensor, Tensor]) -> "_Swapped":
-        """A context in which the programs find these tensors in place of their own."""
-        return _Swapped(self._slots, replacement)
+    @contextlib.contextmanager
+    def swapped(self, replacement: dict[Tensor, Tensor]) -> Iterator[None]:
+        """Let the programs find these tensors in place of their own."""
+        slots = [(holder, name, holder[name]) for holder, name in self._slots]
+        try:
+            for holder, name, own in slots:
+                holder[name] = replacement[own]
+            yield
+        finally:
+            for holder, name, own in slots:
+                holder[name] = own
 
 
 def _layout(tensor: Tensor) -> tuple:
     return tensor.requires_grad, tensor.dtype, tensor.device, tensor.shape, tensor.stride()
-
-
-class _Swapped:
-    def __init__(self, slots: list[tuple[MutableMapping, str]], replacement: dict[Tensor, Tensor]) -> None:
-        self._slots = [(holder, name, holder[name]) for holder, name in slots]
-        self._replacement = replacement
-
-    def __enter__(self) -> None:
-        for holder, name, own in self._slots:
-            holder[name] = self._replacement[own]
-
-    def __exit__(self, *_: object) -> None:
-        for holder, name, own in self._slots:
-            holder[name] = own
 
 
 @contextlib.contextmanager

@@ -8,11 +8,11 @@ import types
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vae.compiled import private
 from pyro_vae.compiled.heap import Heap
 from pyro_vae.compiled.state import CaptureError, ProgramState, following, readable
 from pyro_vae.compiled.witness import Witness
@@ -72,11 +72,11 @@ class Trial:
     ) -> None:
         self._roots, self._background = roots, background
         survey = readable((*roots, *background.held), background.ran)
-        store = pyro.get_param_store()._params
-        own = [t for m in survey.modules for t in (*m._parameters.values(), *m._buffers.values())]
+        store = private.stored()
+        own = [tensor for module in survey.modules for tensor in private.own_tensors(module)]
         own += store.values()
         for tensor in own if differentiate else ():
-            if tensor is not None and (tensor._backward_hooks or tensor._post_accumulate_grad_hooks):
+            if tensor is not None and private.has_gradient_hook(tensor):
                 name = ProgramState(survey, store).names.get(tensor, "a tensor")
                 raise CaptureError(f"{name} has a hook for its gradient, which a graph would not call")
         with following():
@@ -85,7 +85,7 @@ class Trial:
         self.heap.keep_tensors(arguments)
         self._called: list[nn.Module] = []
         self._has_others = False  # that require gradients
-        versions = [tensor._version for tensor in arguments if not tensor.is_inference()]
+        versions = list(map(private.version, arguments))
         self._drawn = _drawn()
         hook = nn.modules.module.register_module_forward_pre_hook(self._note)
         witness = Witness(survey.codes)
@@ -105,7 +105,7 @@ class Trial:
             hook.remove()
         hidden = set(map(id, self.left))
         self._params = list(params.trace.param_nodes)
-        self._params += [name for name, t in pyro.get_param_store()._params.items() if id(t) in hidden]
+        self._params += [name for name, t in private.stored().items() if id(t) in hidden]
         background.ran += witness.ran
         background.held += witness.held
         self._drawn_after = _drawn()
@@ -116,7 +116,7 @@ class Trial:
 
     def _note(self, module: nn.Module, _: object) -> None:
         self._called.append(module)
-        self.heap.keep_tensors((*module._parameters.values(), *module._buffers.values()))
+        self.heap.keep_tensors(private.own_tensors(module))
 
     def _differentiate(self, traced: list[Tensor] | None) -> None:
         leaves = _leaves(self.outputs["loss"])
@@ -134,7 +134,7 @@ class Trial:
         self.unused = [(t, t.grad is not None) for t in traced or () if id(t) not in found]
         trained = set(map(id, self.trainable))
         others = [leaf for leaf in leaves if id(leaf) not in trained]
-        stored = set(map(id, pyro.get_param_store()._params.values()))
+        stored = set(map(id, private.stored().values()))
         self.left = [leaf for leaf in others if id(leaf) in stored]
         self._has_others = len(others) > len(self.left)
         for leaf in others:  # as backward() does
@@ -150,8 +150,7 @@ class Trial:
     ) -> tuple[str | None, bool]:
         if witness.said is not None:
             return f"{witness.said}, which a graph would not do", False
-        now = [tensor._version for tensor in arguments if not tensor.is_inference()]
-        if now != list(versions):
+        if list(map(private.version, arguments)) != versions:
             return "it changes an argument in place: let it work on a copy", False
         if (label := self.heap.lost()) is not None:
             return (

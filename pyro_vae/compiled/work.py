@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from pyro_vae.compiled.private import TorchDispatchMode
 
 # In seconds, fitted to 784-500-20 and five others on two cores with torch 2.14. Compiling takes 4 s where
 # Inductor's cache has the graph, 7 to 10 s where it has not, and 30 s with an empty cache.

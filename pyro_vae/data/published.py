@@ -1,15 +1,15 @@
 """Published data sets: where their files are to be had, how they are checked and read."""
 
-import dataclasses
 import gzip
-import hashlib
 import math
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import pooch
 import torch
 
 from pyro_vae.data.arrays import Arrays, DataError, as_array, reading, shuffled
@@ -17,17 +17,15 @@ from pyro_vae.data.arrays import Arrays, DataError, as_array, reading, shuffled
 DATA_DIR_VARIABLE = "PYRO_VAE_DATA"
 
 
-@dataclasses.dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A published file: path below the data folder, ``algorithm:hexdigest``, and where it is to be had."""
 
     path: str
     checksum: str
-    urls: tuple[str, ...] = ()
+    urls: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """A published data set.
 
     Attributes:
@@ -39,6 +37,13 @@ class Source:
     forms: tuple[tuple[File, ...], ...]
     read: Callable[[list[Path]], tuple[Arrays, tuple[int, ...]]]
     provenance: str
+
+
+def _files(prefix: str) -> tuple[File, ...]:
+    """The files of the registry whose path begins so, in its order."""
+    lines = Path(__file__).with_name("registry.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if line.startswith(prefix)]
+    return tuple(File(path, checksum, tuple(urls)) for path, checksum, *urls in rows)
 
 
 def from_source(name: str, data_dir: str | Path | None) -> tuple[Arrays, tuple[int, ...], str]:
@@ -59,16 +64,13 @@ def from_source(name: str, data_dir: str | Path | None) -> tuple[Arrays, tuple[i
 
 
 def _find(file: File, folder: Path) -> Path | None:
-    for path in folder / file.path, folder / Path(file.path).name:
-        if path.is_file():
-            return path
-    return None
+    candidates = folder / file.path, folder / Path(file.path).name
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _verify(path: Path, checksum: str) -> None:
     algorithm, expected = checksum.split(":")
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, algorithm).hexdigest()
+    found = pooch.file_hash(path, algorithm)
     if found != expected:
         raise DataError(
             f"{path} ({path.stat().st_size:,} bytes) is not the published file: its {algorithm} is {found}, "
@@ -80,35 +82,33 @@ def _download(name: str, file: File, folder: Path) -> Path:
     """Download into the folder: checked before it gets its name, so that it is whole or not there."""
     target = folder / file.path
     wanted = f"{name} is not in {folder} (looked for {file.path})"
-    if not file.urls:
-        raise DataError(f"{wanted}, and there is no address to download it from")
-    from torchvision.datasets.utils import download_url
-
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(dir=target.parent)
+        tempfile.TemporaryFile(dir=target.parent).close()
     except OSError as error:
         raise DataError(
             f"{wanted}, and cannot be downloaded into it ({error.strerror}): give a folder that holds it, or "
             f"one that can be written, as data_dir or in ${DATA_DIR_VARIABLE}"
         ) from error
     failures = []
-    with temporary as part:
-        for url in file.urls:
-            try:
-                download_url(url, part, target.name)
-                _verify(Path(part) / target.name, file.checksum)
-            except (OSError, RuntimeError, DataError) as error:
-                failures.append(f"{url}: {error}")
-                continue
-            os.replace(Path(part) / target.name, target)
+    downloader = pooch.HTTPDownloader(progressbar=True, hooks={"response": _keep_packed})
+    for url in file.urls:
+        try:
+            pooch.retrieve(url, file.checksum, target.name, target.parent, downloader=downloader)
             return target
+        except OSError as error:  # of the network, too
+            failures.append(f"{url}: {error}")
+        except ValueError as error:
+            failures.append(f"{url} is not the published file: {error}")
+    listed = "\n  ".join(failures)
     raise DataError(
-        f"{wanted}, and downloading it failed:\n  "
-        + "\n  ".join(failures)
-        + f"\nGet it by other means and put "
-        f"it at {target}"
+        f"{wanted}, and downloading it failed:\n  {listed}\nGet it by other means and put it at {target}"
     )
+
+
+def _keep_packed(response: Any, **_: Any) -> None:
+    """Some servers call a .gz file a page that they compressed, which requests would unpack."""
+    response.raw.headers.pop("Content-Encoding", None)
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -184,101 +184,22 @@ def read_digits() -> tuple[Arrays, tuple[int, ...]]:
     return shuffled(x, y, "digits", {"train": 1297, "valid": 200, "test": 300}), (8, 8)
 
 
-def _mnist_like(folder: str, mirrors: tuple[str, ...], provenance: str, checksums: dict[str, str]) -> Source:
-    form = tuple(
-        File(f"{folder}/raw/{name}.gz", f"sha256:{digest}", tuple(f"{url}/{name}.gz" for url in mirrors))
-        for name, digest in checksums.items()
-    )
-    return Source((form,), _read_mnist, provenance)
-
-
-# torchvision's folders and mirrors; static MNIST either as text files or packed in one .npz.
 SOURCES = {
-    "mnist": _mnist_like(
-        "MNIST",
-        ("https://ossci-datasets.s3.amazonaws.com/mnist", "http://yann.lecun.com/exdb/mnist"),
-        "Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, 1998",
-        {
-            "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "train-labels-idx1-ubyte": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        },
-    ),
-    "fashion_mnist": _mnist_like(
-        "FashionMNIST",
-        ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",),
-        "H. Xiao, K. Rasul, R. Vollgraf, 2017",
-        {
-            "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "train-labels-idx1-ubyte": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "t10k-images-idx3-ubyte": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "t10k-labels-idx1-ubyte": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-        },
-    ),
+    "mnist": Source((_files("MNIST/"),), _read_mnist, "Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, 1998"),
+    "fashion_mnist": Source((_files("FashionMNIST/"),), _read_mnist, "H. Xiao, K. Rasul, R. Vollgraf, 2017"),
     "static_mnist": Source(
-        (
-            (
-                File(
-                    "binarized_mnist/binarized_mnist.npz",
-                    "sha256:50de2c8299a5a297789293ab2c30f6fc3cb8c359a15e5e88d5501aa18ebb8fa5",
-                ),
-            ),
-            tuple(
-                File(
-                    f"binarized_mnist/binarized_mnist_{part}.amat",
-                    f"sha256:{digest}",
-                    (
-                        "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
-                        f"binarized_mnist_{part}.amat",
-                    ),
-                )
-                for part, digest in (
-                    ("train", "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d"),
-                    ("valid", "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2"),
-                    ("test", "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c"),
-                )
-            ),
-        ),
+        (_files("binarized_mnist/binarized_mnist.npz"), _files("binarized_mnist/binarized_mnist_")),
         _read_static_mnist,
         "R. Salakhutdinov, I. Murray, 2008; as distributed by H. Larochelle",
     ),
-    "frey_face": Source(
-        (
-            (
-                File(
-                    "frey_face/frey_rawface.mat",
-                    "sha256:265a83a23adb081755cd3de375509828e690324d1d60f076b8ecebc840d59c64",
-                    ("https://cs.nyu.edu/~roweis/data/frey_rawface.mat",),
-                ),
-            ),
-        ),
-        _read_frey_face,
-        "B. Frey; from S. Roweis's data page",
-    ),
+    "frey_face": Source((_files("frey_face/"),), _read_frey_face, "B. Frey; from S. Roweis's data page"),
     "caltech_silhouettes": Source(
-        (
-            (
-                File(
-                    "caltech101_silhouettes/caltech101_silhouettes_28_split1.mat",
-                    "sha256:eb6735e8d84b1850fabc5590124aab1755e90c9fd28123585324398405e1e42a",
-                    ("https://people.cs.umass.edu/~marlin/data/caltech101_silhouettes_28_split1.mat",),
-                ),
-            ),
-        ),
+        (_files("caltech101_silhouettes/"),),
         _read_caltech,
         "B. Marlin, K. Swersky, B. Chen, N. de Freitas, 2010",
     ),
     "omniglot": Source(
-        (
-            (
-                File(
-                    "omniglot/chardata.mat",
-                    "md5:21ecaf34373511aa7691cf2e0802aa3d",
-                    ("https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT/chardata.mat",),
-                ),
-            ),
-        ),
+        (_files("omniglot/"),),
         _read_omniglot,
         "B. Lake, R. Salakhutdinov, J. Tenenbaum, 2015; as prepared by Y. Burda, R. Grosse, R. Salakhutdinov",
     ),

@@ -30,11 +30,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.arguments import Share, checked
-from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes, evaluation
-from pyro_vae.hmc import HMCState, Position, init, jittered, step
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
-from pyro_vae.tempering import Frozen, TemperedDensity, pilot_run, pilot_steps, schedule, tempered
+from pyro_vae.mcmc.hmc import HMCState, Position, init, jittered, step
+from pyro_vae.mcmc.tempering import Frozen, TemperedDensity, pilot_run, pilot_steps, schedule, tempered
 from pyro_vae.traces import DrawUnconstrained, Program, log_weights, simulate, unconstrain
+from pyro_vae.traces.blocks import Batch, Columns, block_size, by_blocks, check_sizes, evaluation
 
 _FEW_CHAINS = 2  # effective ones
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from pyro_vae.arguments import checked
-from pyro_vae.diagnostics import arviz
 from pyro_vae.marginal_likelihood.result import Doubt, EstimatesError, LogMarginal
+from pyro_vae.mcmc.diagnostics import arviz
 
 _REPLICATES = 10_000
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import checked
-from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, evaluation, rows_at_once
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.marginal_likelihood.lattices import Lattices, log_density
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
 from pyro_vae.traces import Program, log_joint
+from pyro_vae.traces.blocks import Batch, Columns, by_blocks, check_sizes, evaluation, rows_at_once
 
 _MASS = 1e-3  # by which a prior may seem to miss or exceed 1
 _BLOCK = 8  # data whose lattices are refined together

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, transform_to
 
 from pyro_vae.arguments import checked
-from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, checksum, evaluation, rows_at_once
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.distributions import base_distribution
 from pyro_vae.marginal_likelihood.importance import elbo, importance_sampling
 from pyro_vae.marginal_likelihood.result import LogMarginal
 from pyro_vae.traces import Program, guide_distributions, log_weights
+from pyro_vae.traces.blocks import Batch, Columns, by_blocks, check_sizes, checksum, evaluation, rows_at_once
 
 _STEPS = 250  # of a round of optimisation
 _WORTH = 0.01  # nats per datum that a round must gain for another one

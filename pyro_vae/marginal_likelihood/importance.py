@@ -8,8 +8,8 @@ and the bound tightens as S grows (Burda, Grosse & Salakhutdinov, *Importance We
 By the delta method its variance is :math:`\mathrm{se}^2 = 1/\mathrm{ESS} - 1/S` with
 :math:`\mathrm{ESS} = (\sum w)^2 / \sum w^2`, and its bias :math:`-\mathrm{se}^2 / 2` (Nowozin, *Debiasing
 Evidence Approximations*, 2018). All of these mean little where the weights have no finite variance; the
-Pareto k-hat of their tail tells (:mod:`pyro_vae.diagnostics`). Nothing tells of a mode that no sample has
-seen.
+Pareto k-hat of their tail tells (:mod:`pyro_vae.mcmc.diagnostics`). Nothing tells of a mode that no sample
+has seen.
 """
 
 import math
@@ -22,7 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Positive, checked
-from pyro_vae.blocks import (
+from pyro_vae.compiled import CompiledFunction
+from pyro_vae.distributions import QuantizedPoint, base_distribution
+from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
+from pyro_vae.mcmc.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
+from pyro_vae.traces import Program, draw, guide_distributions, log_weights
+from pyro_vae.traces.blocks import (
     Batch,
     Columns,
     by_blocks,
@@ -32,11 +37,6 @@ from pyro_vae.blocks import (
     rows_at_once,
     split,
 )
-from pyro_vae.compiled import CompiledFunction
-from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
-from pyro_vae.distributions import QuantizedPoint, base_distribution
-from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
-from pyro_vae.traces import Program, draw, guide_distributions, log_weights
 from pyro_vae.traces.masks import check_masked
 
 

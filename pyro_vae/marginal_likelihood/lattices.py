@@ -38,10 +38,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pyro_vae.blocks import Batch, Columns, rows_at_once
 from pyro_vae.compiled import CompiledFunction
-from pyro_vae.posterior import coordinates
+from pyro_vae.mcmc.posterior import coordinates
 from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained
+from pyro_vae.traces.blocks import Batch, Columns, rows_at_once
 
 MAX_DIMENSIONS = 3
 _QUARTILES, _BETWEEN_QUARTILES = torch.tensor([0.25, 0.5, 0.75]), 1.349  # of a standard normal

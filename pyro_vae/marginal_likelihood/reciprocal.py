@@ -23,11 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.arguments import Share, checked
-from pyro_vae.blocks import Batch, Columns, by_blocks, evaluation
-from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, effective_sample_size, pareto_smooth
 from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
-from pyro_vae.posterior import Chains, chain_diagnostics, coordinates, draw_posterior
+from pyro_vae.mcmc.diagnostics import MIN_SAMPLES_FOR_KHAT, effective_sample_size, pareto_smooth
+from pyro_vae.mcmc.posterior import Chains, chain_diagnostics, coordinates, draw_posterior
 from pyro_vae.traces import Program
+from pyro_vae.traces.blocks import Batch, Columns, by_blocks, evaluation
 
 Density = Callable[[Float[Tensor, "points batch dim"]], Float[Tensor, "points batch"]]
 FitDensity = Callable[[Float[Tensor, "draws batch dim"]], Density]
@@ -58,7 +58,7 @@ def hmc(
         num_chains: Chains of every datum. The density is fitted to the first half of them and evaluated on
             the others; of a single chain, as in the paper, to its first half.
         num_samples: Draws of every chain.
-        num_warmup: Steps before them, see ``posterior.sample_posterior``.
+        num_warmup: Steps before them, see ``mcmc.sample_posterior``.
         num_leapfrog: Gradients for every draw.
         target_acceptance: What step sizes are tuned to.
         data: What the data are, for the summary.

@@ -18,15 +18,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae import diagnostics as stats
 from pyro_vae import records
 from pyro_vae.arguments import checked
-from pyro_vae.blocks import Batch, Columns, behaviour_of, checksum, programs_checksum
 from pyro_vae.distributions import scores_cross_entropy
 from pyro_vae.errors import UserError
 from pyro_vae.files import locked
 from pyro_vae.marginal_likelihood.coverage import left_out
+from pyro_vae.mcmc import diagnostics as stats
 from pyro_vae.traces import Program
+from pyro_vae.traces.blocks import Batch, Columns, behaviour_of, checksum, programs_checksum
 from pyro_vae.traces.running import trace_of
 from pyro_vae.traces.sites import sample_sites
 
@@ -204,7 +204,7 @@ class LogMarginal:
         error, of which those that are not known or above 0.5 nats count as 0.5.
 
         Returns:
-            ArviZ' own type (``InferenceData``, in 1.x a ``DataTree``) with the groups ``log_likelihood``
+            ``arviz.InferenceData`` with the groups ``log_likelihood``
             (variable ``x`` with dimensions ``chain``, ``draw`` and ``datum``) and ``posterior`` (their mean).
         """
         draws = 400

@@ -120,10 +120,10 @@ class BayesianGuide(nn.Module):
         Args:
             num_draws: All are in one chain; they are independent.
         """
-        from pyro_vae.diagnostics import to_arviz
+        import arviz  # takes a second, and is needed here alone
 
         draws = {name: q.sample((1, num_draws)).cpu().numpy() for name, q in self.posterior().items()}
-        return to_arviz({"posterior": draws})
+        return arviz.from_dict(posterior=draws)
 
 
 @checked

@@ -8,7 +8,7 @@ Restoring a datum is posterior inference,
 .. math:: p(x \mid y) = \int p(x \mid z, y)\, p(z \mid y)\, dz ,
 
 with draws of z that the guide proposes, that are resampled by their importance weights, and refined by
-Hamiltonian Monte Carlo (:func:`~pyro_vae.posterior.sample_posterior`). Several draws differ where the datum
+Hamiltonian Monte Carlo (:func:`~pyro_vae.mcmc.sample_posterior`). Several draws differ where the datum
 is ambiguous; a single reconstruction cannot say so.
 """
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.arguments import found
-from pyro_vae.blocks import check_sizes, evaluation, split
 from pyro_vae.distributions import Observed, SupportError, base_distribution, bounds, check_support
 from pyro_vae.latents import posterior_mean
 from pyro_vae.traces import Program, guide_distributions, likelihood, log_joint, modules_of, sample
+from pyro_vae.traces.blocks import check_sizes, evaluation, split
 
 _ROUNDS = 5  # of filling in what the encoder is to see
 _STARTS = 16

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Positive, checked
-from pyro_vae.blocks import check_sizes, evaluation
 from pyro_vae.marginal_likelihood import LogMarginal, ais
-from pyro_vae.posterior import sample_posterior
+from pyro_vae.mcmc import sample_posterior
 from pyro_vae.tasks.degradations import Degradation, Linear, Mask, degraded, pooling
 from pyro_vae.traces import Program, likelihood
+from pyro_vae.traces.blocks import check_sizes, evaluation
 
 _DRAWS = 32  # decoded at once
 
@@ -66,7 +66,7 @@ def restore(
         progress: Show a progress bar.
 
     Raises:
-        TypeError, ValueError, SupportError: As :func:`degraded` and ``posterior.sample_posterior``; for codes
+        TypeError, ValueError, SupportError: As :func:`degraded` and ``mcmc.sample_posterior``; for codes
             of a VQ-VAE, which are discrete.
     """
     pair = degraded(model, guide, degradation, y, *context)

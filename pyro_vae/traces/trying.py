@@ -13,7 +13,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from pyro_vae.compiled.survey import Survey
+from pyro_vae.compiled import Survey
 from pyro_vae.distributions import QuantizedPoint, base_distribution, is_point_mass
 from pyro_vae.traces.folding import Batch, folded_trace
 from pyro_vae.traces.sites import MasksOutside, Program, RowsAsGiven, sample_sites, shapes_in_words, sum_sites

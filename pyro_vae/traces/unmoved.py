@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.parameter import is_lazy
 
-from pyro_vae.compiled.survey import Survey
+from pyro_vae.compiled import Survey
 from pyro_vae.traces.sites import Program
 
 

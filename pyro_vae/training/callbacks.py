@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import Count, check_arguments, checked, found
-from pyro_vae.blocks import evaluation
 from pyro_vae.errors import UserError
 from pyro_vae.marginal_likelihood import elbo
 from pyro_vae.traces import at_point_masses
+from pyro_vae.traces.blocks import evaluation
 from pyro_vae.training.checkpoints import CheckpointError
 from pyro_vae.training.loop import Callback, Row, Training
 
