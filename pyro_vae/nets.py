@@ -91,12 +91,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.inputs = inputs
         if output_bias is not None:
-            if output_bias.shape != (outputs,):
-                raise ValueError(
-                    f"output_bias has shape {tuple(output_bias.shape)}, this MLP has {outputs} outputs"
-                )
-            with torch.no_grad():
-                self.layers[-1].bias.copy_(output_bias)
+            self.layers[-1].bias = _output_bias(outputs, output_bias.to(self.layers[-1].bias))
 
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Outputs for every vector along the last axis."""
@@ -170,9 +165,9 @@ def _doublings(
 
 
 def _output_bias(size: int, start: Tensor | None) -> nn.Parameter:
-    """Make a bias for every output, from given numbers or 0."""
+    """Make a parameter of a bias for every output, from given numbers or 0."""
     if start is not None and start.shape != (size,):
-        raise ValueError(f"output_bias has shape {tuple(start.shape)}, this decoder has {size} outputs")
+        raise ValueError(f"output_bias has shape {tuple(start.shape)}, this network has {size} outputs")
     return nn.Parameter(torch.zeros(size) if start is None else start.detach().clone())
 
 

@@ -38,6 +38,7 @@ from pyro_vae.distributions.continuous import DiagNormal as DiagNormal
 from pyro_vae.distributions.continuous import FixedScaleNormal as FixedScaleNormal
 from pyro_vae.distributions.continuous import FullNormal as FullNormal
 from pyro_vae.distributions.continuous import Laplace as Laplace
+from pyro_vae.distributions.continuous import LocationScale as LocationScale
 from pyro_vae.distributions.continuous import LowRankNormal as LowRankNormal
 from pyro_vae.distributions.continuous import SharedScaleNormal as SharedScaleNormal
 from pyro_vae.distributions.continuous import StudentT as StudentT

@@ -34,13 +34,16 @@ _WAYS_OUT = {
 
 
 class UncheckedDistribution(dist.TorchDistribution):
-    """A distribution of this package: its family made the parameters, and :func:`check_support` sees values.
+    """Base of this package's own distributions, whose parameters and values torch does not check.
 
-    Pyro expands it, and it has the two shapes of a Pyro distribution. Data outside its support are refused
-    with the advice ``way_out``.
+    Attributes:
+        way_out: Advice for data outside the support, if :func:`check_support` has none that fits.
+        is_around_another: True if the distribution of the numbers is ``base_dist``.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
+    way_out: str | None = None
+    is_around_another = False
 
     def __init__(self, batch_shape: Sequence[int], event_shape: Sequence[int] = ()) -> None:
         super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)

@@ -90,7 +90,7 @@ def _nearest(z: Float[Tensor, "*batch code"], vectors: Float[Tensor, "codes code
 
 
 def perplexity(codes: Int[Tensor, "*batch"], num_codes: int) -> Float[Tensor, ""]:
-    r""":math:`\exp H` of how often each code occurs: K if all are used alike, 1 if one alone is."""
+    r"""Perplexity of codes, :math:`\exp H` of their shares: K if all are used alike, 1 if one alone is."""
     is_of = codes.reshape(-1, 1) == torch.arange(num_codes, device=codes.device)
     return torch.special.entr(is_of.double().mean(0)).sum().exp().to(torch.get_default_dtype())
 

@@ -38,7 +38,7 @@ class Columns(Family):
         self.columns = [[i for i, one in enumerate(families) if one is family] for family in distinct]
 
     def num_params(self, dim: int) -> int:
-        """Return the sum over columns; raises ``ValueError`` if there are not ``dim`` of them."""
+        """Return the sum over columns; raise ``ValueError`` if there are not ``dim`` of them."""
         if dim != (count := sum(map(len, self.columns))):
             raise ValueError(f"there are families for {count} columns, but the data have {dim}")
         return sum(self._sizes())
@@ -53,7 +53,7 @@ class Columns(Family):
         return _TableRow([family(part) for family, part in parts], self.columns)
 
     def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
-        """Join those of the families."""
+        """Join the biases of the families."""
         means = [mean[columns] for columns in self.columns]
         return torch.cat([family.bias(part) for family, part in zip(self.families, means, strict=True)])
 
@@ -159,7 +159,7 @@ class Missing(Family):
         self.family = family
 
     def num_params(self, dim: int) -> int:
-        """Return those of the family."""
+        """Return the number of parameters of the family."""
         return self.family.num_params(dim)
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
@@ -167,7 +167,7 @@ class Missing(Family):
         return Observed(self.family(eta))
 
     def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
-        """Return that of the family."""
+        """Return the bias of the family."""
         return self.family.bias(mean)
 
 

@@ -156,7 +156,7 @@ class FullNormal(Family):
         return dim * (dim + 3) // 2
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
-        """Normal of as many numbers as ``eta`` has the right length for."""
+        """Normal of the dimension that the length of ``eta`` tells."""
         dim = (math.isqrt(9 + 8 * eta.shape[-1]) - 3) // 2
         loc, log_variance, below = eta.split([dim, dim, dim * (dim - 1) // 2], -1)
         rows, columns = torch.tril_indices(dim, dim, -1, device=eta.device)
@@ -177,7 +177,7 @@ class Laplace(LocationScale):
 
 
 class StudentT(LocationScale):
-    r"""Student's t, for data with outliers: locations, scales and one shared, learned number of freedom.
+    r"""Student's t, for data with outliers: locations, scales and shared, learned degrees of freedom.
 
     :math:`p(x_d) \propto \big(1 + (x_d - \mu_d)^2 / (\nu \sigma_d^2)\big)^{-(\nu + 1) / 2}` with
     :math:`\eta = (\mu, \log \sigma^2)`.

@@ -36,8 +36,8 @@ class _Poisson(dist.Poisson):
     way_out = _WAY_OUT
 
     def log_prob(self, value: Tensor) -> Tensor:
-        rate, x = self.rate.double(), value.double()
-        return (torch.xlogy(x, rate) - rate - (x + 1).lgamma()).to(self.rate.dtype)
+        double = dist.Poisson(self.rate.double(), validate_args=False)
+        return double.log_prob(value.double()).to(self.rate.dtype)
 
 
 class Poisson(Family):
@@ -60,14 +60,9 @@ class _NegativeBinomial(dist.NegativeBinomial):
     way_out = _WAY_OUT
 
     def log_prob(self, value: Tensor) -> Tensor:
-        count, x = self.total_count.double(), value.double()
-        log_choices = (x + count).lgamma() - count.lgamma() - (x + 1).lgamma()
-        logits = self.logits
-        return (
-            log_choices.to(logits.dtype)
-            + self.total_count * F.logsigmoid(-logits)
-            + value * F.logsigmoid(logits)
-        )
+        count, logits = self.total_count.double(), self.logits.double()
+        double = dist.NegativeBinomial(count, logits=logits, validate_args=False)
+        return double.log_prob(value.double()).to(self.logits.dtype)
 
 
 def _negative_binomial(log_mean: Tensor, log_shape: Tensor) -> Distribution:

@@ -73,7 +73,7 @@ class Flow(Family):
         self.inverted = inverted
 
     def num_params(self, dim: int) -> int:
-        """Return those of the base distribution, plus the context."""
+        """Return the number of parameters of the base distribution, plus the context."""
         return self.base.num_params(dim) + self.context_dim
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
@@ -93,7 +93,7 @@ class Flow(Family):
 
     @property
     def link(self) -> Callable[[Tensor], Tensor] | None:
-        """Link of the base distribution: what the transforms make of it is another matter."""
+        """Link of the base distribution, which leaves the transforms out."""
         return self.base.link
 
 

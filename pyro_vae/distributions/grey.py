@@ -61,7 +61,7 @@ class Bernoulli(Family):
 
 
 class _ContinuousBernoulli(dist.ContinuousBernoulli):
-    """The distribution of torch, made right at large logits.
+    """Continuous Bernoulli of torch, made right at large logits.
 
     torch computes all from probabilities clipped at 1e-7, i.e. logits within 16: beyond that its density
     integrates to less than one (by a factor 16/30 a pixel at logit 30), and its draws are of another one.

@@ -67,8 +67,8 @@ class BetaELBO(Wrapper):
         super().__init__(bound)
         if isinstance(bound, Objective):
             raise TypeError(
-                f"BetaELBO weights the latent sites of Pyro's own bounds, such as Trace_ELBO; a "
-                f"{type(bound).__name__} has terms of its own"
+                f"BetaELBO weights the latent sites of Pyro's own bounds, such as Trace_ELBO, and "
+                f"{type(bound).__name__} has terms of its own: weight those of Trace_ELBO"
             )
         # A tensor, changed in place: steps that were compiled go on with the new value.
         self._weight = torch.ones((), dtype=torch.float64)

@@ -1,7 +1,6 @@
 """Uses of codes and densities: strange data, and points between data."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import Count, checked
 from pyro_vae.latents import along, posterior_mean, straight
+from pyro_vae.latents.regularity import Curve
 from pyro_vae.marginal_likelihood import importance_sampling
 from pyro_vae.traces import Program, decode, unmoved
 
@@ -70,7 +70,7 @@ def interpolate(
     second: Tensor,
     *context: Tensor,
     num_steps: int = 10,
-    path: Callable[[Tensor, Tensor, Tensor], Tensor] = straight,
+    path: Curve = straight,
 ) -> Float[Tensor, "steps batch data"]:
     """Decode points between the codes of two data, both included.
 

@@ -108,7 +108,7 @@ def inpaint(
     *context: Tensor,
     **settings: Any,
 ) -> Restoration:
-    """Complete data of which some numbers are missing, :func:`restore` of a :class:`Mask`.
+    """Complete data that have missing numbers: :func:`restore` of a :class:`Mask`.
 
     Args:
         model: p(x, z); the numbers of x must be independent given z.
@@ -144,7 +144,7 @@ def denoise(
     *context: Tensor,
     **settings: Any,
 ) -> Restoration:
-    """Remove normal noise of a known standard deviation, :func:`restore` of a :class:`Linear`."""
+    """Remove normal noise of a known standard deviation: :func:`restore` of a :class:`Linear`."""
     return restore(model, guide, Linear(None, noise_scale), y, *context, **settings)
 
 

@@ -317,12 +317,7 @@ def _draw(fn: Distribution, transform: transforms.Transform) -> Tensor | None:
         return before.sample()
     if (parameters := _sticks_of(fn, number)) is not None:
         a, b = (_draw_log_gamma(parameter) for parameter in parameters)
-        rest = (
-            torch.arange(a.shape[-1], 0, -1, dtype=a.dtype, device=a.device)
-            if fn.event_dim
-            else a.new_ones(())
-        )
-        return a - b + rest.log()
+        return a - b + _sticks(a)[1].log() if fn.event_dim else a - b
     if fn.event_dim or number.domain.event_dim:
         return None
     z = fn.sample()

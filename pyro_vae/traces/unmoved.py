@@ -70,7 +70,7 @@ def training_step() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def unmoved(*programs: Program | None) -> Iterator[None]:
-    """Evaluate; afterwards modes and tensors of all modules that programs reach are as they were.
+    """Set evaluation mode; afterwards modes and tensors of all modules that programs reach are as they were.
 
     Raises:
         ValueError: At the end, if a program has changed one of its parameters, which is put back as well.

@@ -60,12 +60,8 @@ MUTATIONS = [
     ("objectives/base.py", "-loss.detach() / len(batch[0])", "-loss.detach()"),
     ("objectives/wake_sleep.py", "-(wake + sleep).sum()", "-(wake - sleep).sum()"),
     ("distributions/base.py", "0.5 * ", "1.0 * "),
-    ("distributions/counts.py", "- (x + 1).lgamma()).to", "- x.lgamma()).to"),
-    (
-        "distributions/counts.py",
-        "self.total_count * F.logsigmoid(-logits)",
-        "self.total_count * F.logsigmoid(logits)",
-    ),
+    ("distributions/counts.py", "self.rate.double()", "self.rate"),
+    ("distributions/counts.py", ".log() - shape.log()", ".log() + shape.log()"),
     (
         "distributions/counts.py",
         "F.logsigmoid(self.gate_logits)), counted",
@@ -137,8 +133,8 @@ MUTATIONS = [
     ("latents/information.py", ".logsumexp(1) - math.log(num_data)", ".logsumexp(1)"),
     (
         "latents/information.py",
-        "(log_q - log_prior, log_q - aggregate, aggregate - log_prior)",
-        "(log_q - log_prior, aggregate - log_q, aggregate - log_prior)",
+        "log_q - log_prior, log_q - aggregate, aggregate - log_prior",
+        "log_q - log_prior, aggregate - log_q, aggregate - log_prior",
     ),
     ("latents/regularity.py", "((1 - t) * angle).sin() * start", "(t * angle).sin() * start"),
     ("latents/regularity.py", "steps.amax(0) / steps.mean(0)", "steps.mean(0) / steps.amax(0)"),
