@@ -34,7 +34,7 @@ NEITHER = (
 
 
 class Graph(NamedTuple):
-    """A captured graph and what it needs.
+    """Captured graph and what it needs.
 
     Attributes:
         module: ATen operators; inputs are the state's tensors, then ``constants``, then the arguments.

@@ -72,11 +72,11 @@ class _Call(NamedTuple):
 
 
 class NotCompiledWarning(UserWarning):
-    """A program runs eagerly although it was to be compiled; the message says why and where."""
+    """Program that runs eagerly although it was to be compiled; the message says why and where."""
 
 
 class CompiledFunction:
-    r"""A function of tensors that runs Pyro programs, as one compiled graph for every shape of its arguments.
+    r"""Function of tensors that runs Pyro programs, as one compiled graph for every shape of its arguments.
 
     It runs eagerly at first, and is compiled once the time it takes makes that worth it; both draw the same
     random numbers and agree to rounding. A function that cannot be compiled goes on eagerly, with one

@@ -1,4 +1,4 @@
-"""What a Pyro program depends on besides its arguments, compared at every call with what it was.
+"""Everything that a Pyro program depends on besides its arguments, compared at every call with what it was.
 
 A captured graph stands for a program only while this stays what it was. Tensors are read anew at every call,
 so their values may change; a *replaced* tensor, module, function or number, another memory layout, a hook,
@@ -28,7 +28,7 @@ class CaptureError(Exception):
 
 
 class ProgramState:
-    """The tensors that programs read, and all that decides their path.
+    """Tensors that programs read, and all that decides their path.
 
     Args:
         survey: What they reach.

@@ -33,7 +33,7 @@ class Background:
 
 
 class Trial:
-    """A run of ``run()``, which has happened when this exists.
+    """Run of ``run()``, which has happened when this exists.
 
     Args:
         run: Runs the programs; returns named tensors.

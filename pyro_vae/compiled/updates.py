@@ -67,7 +67,7 @@ def _is_ready(optimizer: Optimizer, group: dict) -> bool:
 
 
 class FusedUpdate:
-    """The step of several optimisers in one call for all groups of equal settings.
+    """Step of several optimisers in one call for all groups of equal settings.
 
     Args:
         optimizers: Each has taken a step before, so that its state exists.

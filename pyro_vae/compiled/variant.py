@@ -17,7 +17,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
 class Variant:
-    """What is compiled for some arguments and for plain values such as ``training``; None if nothing is."""
+    """Graph for some arguments and for plain values such as ``training``; None if nothing is compiled."""
 
     def __init__(self, state: ProgramState, trial: Trial, graph: "CompiledGraph | None") -> None:
         self.state = state
