@@ -97,16 +97,9 @@ def test_what_lies_elsewhere_or_is_unknown_is_the_users(monkeypatch, tmp_path):
 
 
 def test_libraries_and_this_package():
-    for name in (
-        "torch.nn",
-        "pyro.infer",
-        "numpy",
-        "sklearn.svm",
-        "random",
-        "builtins",
-        "posix",
-        "_pytest.main",
-    ):
+    import sklearn.svm
+
+    for name in "torch.nn", "pyro.infer", "numpy", sklearn.svm.__name__, "random", "builtins", "_pytest.main":
         assert is_library(name), name
     assert is_discreet("torch.optim.adam")
     assert not is_discreet("random")
