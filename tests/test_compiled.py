@@ -878,7 +878,7 @@ def one_by_one(run, *args, **kwargs):
             (kind, 1.0, [1 + 3, 17 + 4 + 4])
             for kind in (torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD)
         ),
-        (torch.optim.Adam, 0.5, [1, 1, 17, 17]),  # a learning rate that changes is recorded anew
+        (torch.optim.Adam, 0.5, [1, 2, 4, 21]),  # a learning rate that changes is recorded anew
     ],
 )
 def test_several_steps_in_a_launch_are_those_one_by_one(launches, optimizer, gamma, num_replays):

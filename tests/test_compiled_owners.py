@@ -10,6 +10,7 @@ import types
 import pytest
 from conftest import ROOT
 
+import pyro_vae.traces  # noqa: F401  (which registers)
 from pyro_vae.compiled import owners
 from pyro_vae.compiled.owners import is_discreet, is_fixed, is_library, is_users
 

@@ -1,5 +1,6 @@
 """Whole training steps: loss, gradients and the optimiser's update."""
 
+import dataclasses
 import itertools
 import math
 import operator
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from pyro_vae.compiled.capture import Outputs
 from pyro_vae.compiled.function import CompiledFunction, NotCompiledWarning
 from pyro_vae.compiled.launch import Launch, can_launch, taken_as_is
+from pyro_vae.compiled.private import version
 from pyro_vae.compiled.updates import FusedUpdate, has_fused_update
 
 _STEPS_A_LAUNCH = 20
@@ -113,7 +115,7 @@ class CompiledStep:
         added = []
         for param, gradient in zip(params, gradients, strict=True):
             there = param.grad
-            if there is None or (there is self._zeros.get(param) and there._version == 0):
+            if there is None or (there is self._zeros.get(param) and version(there) == 0):
                 added.append(gradient)
             else:
                 added.append(gradient + there)
@@ -128,9 +130,7 @@ class CompiledStep:
 
     def _has_fused(self, optimizers: list[Optimizer] | None, params: list[Tensor]) -> bool:
         """Return True if the fused update is that of these."""
-        return (
-            self._fused is not None and optimizers is not None and self._fused.is_current(optimizers, params)
-        )
+        return None not in (self._fused, optimizers) and self._fused.is_current(optimizers, params)
 
     def steps(
         self,
@@ -222,14 +222,14 @@ class CompiledStep:
         return outputs
 
 
+@dataclasses.dataclass
 class _Recorded:
     """Steps on inputs of one shape: what a recording of them takes as it is, and the recording."""
 
-    def __init__(self, as_is: tuple) -> None:
-        self.as_is = as_is
-        self.num_steps = 0  # one by one, before the recording
-        self.launch: Launch | None = None
-        self.is_refused = False
+    as_is: tuple
+    num_steps: int = 0  # one by one, before the recording
+    launch: Launch | None = None
+    is_refused: bool = False
 
 
 def _equal_neighbours(indices: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:
