@@ -37,7 +37,6 @@ class ProgramState:
 
     Attributes:
         names: Every tensor that is kept in a module or in Pyro's store, with a name for messages.
-        stored: Those in the store.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class ProgramState:
         self._stored_names = [name for name in params if name in store]
         self._slots: list[tuple[MutableMapping, str]] = [(store, name) for name in self._stored_names]
         self.names: dict[Tensor, str] = {store[name]: f"{name!r} of the store" for _, name in self._slots}
-        self.stored = set(self.names)
         paths: dict[int, str] = {}
         for module in survey.modules:
             for path, inner in module.named_modules():
