@@ -181,7 +181,9 @@ class SVI:
         return metrics
 
     def steps(self, batches: Any) -> Iterator[tuple[dict[str, Tensor], tuple[Tensor, ...]]]:
-        """``step`` for every batch of an epoch; on a GPU, once compiled, several in one launch.
+        """``step`` for every batch of an epoch.
+
+        On a GPU, with ``COMPILED_CUDA_GRAPHS=1`` in the environment, several in one launch once compiled.
 
         Args:
             batches: Minibatches that are drawn by operations of torch on the device, such as

@@ -27,10 +27,14 @@ from pyro_vae.compiled.owners import is_in, is_registered, is_users
 from pyro_vae.compiled.state import CaptureError, ProgramState
 
 Outputs = dict[str, Tensor]
+NEITHER = (
+    "it uses a tensor that requires gradients but is neither a parameter of a module nor in Pyro's store: "
+    "make it an nn.Parameter of the model or the guide"
+)
 
 
 class Graph(NamedTuple):
-    """A captured graph and what it needs.
+    """Captured graph and what it needs.
 
     Attributes:
         module: ATen operators; inputs are the state's tensors, then ``constants``, then the arguments.
@@ -83,10 +87,7 @@ def capture(
             "it up in the module"
         )
     if trainable and not traced_only and any(tensor.requires_grad for tensor in graph.constants):
-        raise CaptureError(
-            "it uses a tensor that requires gradients but is neither a parameter of a module nor in Pyro's "
-            "store: make it an nn.Parameter of the model or the guide"
-        )
+        raise CaptureError(NEITHER)
     return graph
 
 

@@ -1,4 +1,4 @@
-"""All that a program can reach, as it was: what running it has changed, and how to put that back.
+"""Everything that a program can reach, as it was: what running it has changed, and how to put that back.
 
 A graph does what torch does and nothing else, so a program that also counts its calls, fills a list or keeps
 a result must not be captured. Whose class an object is of does not matter, but who writes: what the user's
@@ -57,13 +57,13 @@ Found = Iterator[tuple[str, Any, Any]]
 
 
 class Change(NamedTuple):
-    """What was set to something else.
+    """Something that was set to something else.
 
     Attributes:
         label: In words.
         place: Whose content it is, by ``id``, and under which key.
-        counts: Whether the user's code wrote it, as far as can be told.
-        may_settle: Whether nothing was there before, as before a first run.
+        counts: True if the user's code wrote it, as far as can be told.
+        may_settle: True if nothing was there before, as before a first run.
     """
 
     label: str
@@ -87,7 +87,7 @@ class _Kept(NamedTuple):
 
 
 class Heap:
-    """What can be reached from some roots, with copies of what it holds.
+    """Everything that can be reached from some roots, with copies of what it holds.
 
     Args:
         roots: Modules, functions, objects: programs, and all that they hold.
@@ -202,7 +202,7 @@ class Heap:
                 yield f"{key} of {name}", value, key if is_foreign else None
 
     def _visit_space(self, thing: Any) -> Found:
-        """A class or a module: those of libraries are not followed, but the user's code may write there."""
+        """Note a class or a module; a library's is not followed, but the user's code may write there."""
         is_class = isinstance(thing, type)
         is_foreign = is_library(thing.__module__ if is_class else thing.__name__)
         self._keep(thing.__name__, thing, _ATTRIBUTES if is_foreign else None)
@@ -228,7 +228,7 @@ class Heap:
         yield from self._visit_code(function.__code__, function.__globals__)
 
     def _visit_code(self, code: types.CodeType, space: dict) -> Found:
-        """What code says of global names, and of attributes."""
+        """Note what code says of global names, and of attributes."""
         if code in self.codes:
             return
         self.codes |= {code, *inner_codes(code)}
@@ -253,7 +253,7 @@ class Heap:
     # ------------------------------------------------------------------------------------ comparing
 
     def changes(self) -> list[Change]:
-        """What is no longer what it was."""
+        """Return what is no longer what it was."""
         found = []
         for kept in self._kept:
             now, then = kept.read(), kept.was
@@ -273,7 +273,7 @@ class Heap:
         return found
 
     def lost(self) -> str | None:
-        """A tensor whose numbers changed, or now lie elsewhere, and were not kept; None if there is none."""
+        """Return a tensor, in words, whose numbers changed or moved and were not kept, if there is one."""
         for label, tensor, place, version in self._memory:
             is_kept = id(tensor) in self._tensors or private.version(tensor) == version
             if tensor.data_ptr() != place or not is_kept:
@@ -298,7 +298,7 @@ class Heap:
         self.restore_tensors()
 
     def value(self, tensor: Tensor) -> Tensor | None:
-        """What a tensor was; None if that was not kept."""
+        """Return what a tensor was; None if that was not kept."""
         return self._tensors.get(id(tensor), (None, None))[1]
 
     @torch.no_grad()
@@ -317,7 +317,7 @@ class Heap:
 
 
 def same(now: object, then: object) -> bool:
-    """Whether two values are one, or plain and equal."""
+    """Return True if two values are one, or plain and equal."""
     if now is then:
         return True
     if type(now) is not type(then):
@@ -330,7 +330,7 @@ def same(now: object, then: object) -> bool:
 
 
 def words(value: object) -> str:
-    """A value in a message."""
+    """Return a value as it stands in a message."""
     return "nothing" if value is MISSING else reprlib.repr(value).replace("\n", " ")
 
 
@@ -347,7 +347,7 @@ def _is_leaf(thing: object) -> bool:
 
 
 def _content(thing: Any) -> dict:
-    """What a thing holds."""
+    """Return what a thing holds."""
     if isinstance(thing, dict):
         return dict(thing)
     if isinstance(thing, type | types.ModuleType):

@@ -77,7 +77,7 @@ def is_in(module: str | None, packages: Iterable[str]) -> bool:
 def _is_installed(package: str) -> bool:
     module = sys.modules.get(package)
     file = next(iter(getattr(module, "__path__", ())), None) or getattr(module, "__file__", None)
-    if file is None:
+    if file is None or package == "__main__":  # whose file may be that of pytest or of a notebook's kernel
         return package in sys.stdlib_module_names
     if not any(Path(file).is_relative_to(place) for place in _PLACES):
         return False

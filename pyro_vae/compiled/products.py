@@ -5,8 +5,7 @@ machines and at about the same on others. Both compute in float32. They are time
 graph is captured, and the products of the graph are rewritten where oneDNN is faster.
 """
 
-import time
-from collections.abc import Callable
+import timeit
 
 import torch
 from torch import Tensor, fx
@@ -91,13 +90,6 @@ def faster(left: Tensor, right: Tensor, bias: Tensor | None = None) -> str:
     with torch.no_grad():
         for _ in range(5):  # in turn, so that a disturbance meets both
             for library in best:
-                best[library] = min(best[library], _seconds(library, repeat))
+                library()
+                best[library] = min(best[library], timeit.timeit(library, number=repeat))
     return "onednn" if best[onednn] < _CLEARLY_FASTER * best[mkl] else "mkl"
-
-
-def _seconds(function: Callable[[], Tensor], repeat: int) -> float:
-    function()
-    started = time.perf_counter()
-    for _ in range(repeat):
-        function()
-    return time.perf_counter() - started

@@ -98,7 +98,7 @@ def _group(size: int) -> int:
 
 
 def _summed_cross_entropy(node: fx.Node) -> fx.Node | None:
-    """The cross-entropy of a node that is minus its sum over the last axis."""
+    """Return the cross-entropy of a node that is minus its sum over the last axis."""
     if node.target is not _aten.sum.dim_IntList or node.kwargs or len(node.args) != 2:
         return None
     negative, dims = node.args

@@ -1,4 +1,4 @@
-"""What a program can read besides its arguments: all that its code reaches by the names it mentions.
+"""Everything that a program can read besides its arguments: what its code reaches by names it mentions.
 
 Modules, attributes, containers, closures, globals, classes and the functions that they hold are followed,
 from the user's code only into names that this code reads, so that a list of losses beside a model is not
@@ -79,7 +79,7 @@ def wrapped(thing: object) -> list[object] | None:
 
 
 class Place(NamedTuple):
-    """Where a value is found: ``mapping[key]``, in words ``label``."""
+    """Place where a value is found: ``mapping[key]``, in words ``label``."""
 
     label: str
     mapping: Mapping
@@ -88,7 +88,7 @@ class Place(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """A dict, list or set that is read; ``by_name``: only under names that the code mentions."""
+    """Dict, list or set that is read; ``by_name``: only under names that the code mentions."""
 
     label: str
     content: Any
@@ -148,7 +148,7 @@ class Survey:
                     todo.append((place.label, value))
 
     def places(self) -> Iterator[Place]:
-        """Attributes and globals that are read."""
+        """Yield attributes and globals that are read."""
         yield from self.globals.values()
         anything = ANY in self._reads
         for holder in self.holders:
@@ -163,7 +163,7 @@ class Survey:
                     yield Place(f"{key} of {holder.label}", holder.content, key, holder.is_users)
 
     def _visit(self, label: str, thing: Any) -> list[tuple[str, Any]]:
-        """Note a thing; what it leads to."""
+        """Note a thing; return what it leads to."""
         if id(thing) in self._seen or isinstance(thing, PLAIN):
             return []
         self._seen[id(thing)] = thing
@@ -225,7 +225,7 @@ class Survey:
         by_name: bool = False,
         holds_hooks: bool = False,
     ) -> list[tuple[str, Any]]:
-        """Note a dict, list or set; what it leads to, unless it is read by name."""
+        """Note a dict, list or set; return what it leads to, unless it is read by name."""
         self._seen[id(content)] = content
         self.holders.append(Holder(label, content, is_users, by_name, holds_hooks))
         if by_name or len(content) > MAX_CONTENT:
@@ -294,7 +294,7 @@ class Survey:
 
 
 def owner_of(thing: object) -> object:
-    """Whose a method is that is written in C, as ``append`` of a list; None if it is a function."""
+    """Return the owner of a method that is written in C, as ``append`` of a list; None for a function."""
     if not isinstance(thing, types.BuiltinMethodType | types.MethodWrapperType):
         return None
     owner = thing.__self__
@@ -303,7 +303,7 @@ def owner_of(thing: object) -> object:
 
 
 def inner_codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code of all functions inside a function."""
+    """Yield the code of all functions inside a function."""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield constant
@@ -311,7 +311,7 @@ def inner_codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def content(cell: types.CellType, default: object = None) -> object:
-    """What a variable of an enclosing function holds."""
+    """Return what a variable of an enclosing function holds."""
     try:
         return cell.cell_contents
     except ValueError:  # empty
@@ -320,7 +320,7 @@ def content(cell: types.CellType, default: object = None) -> object:
 
 @functools.cache
 def read_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[tuple[str | None, str]]]:
-    """Names of globals, and of attributes with the global that they may be of, in a function.
+    """Return names of globals, and of attributes with the global that they may be of, in a function.
 
     Strings count as attributes where the function looks names up, and names that it makes up as any.
     """
@@ -364,7 +364,7 @@ def read_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[tuple[st
 
 
 def _formatted(text: str) -> list[str]:
-    """Attributes that ``text.format(...)`` would look up."""
+    """Return attributes that ``text.format(...)`` would look up."""
     if "{" not in text or "." not in text:
         return []
     return re.findall(r"\.([A-Za-z_]\w*)", text)
@@ -372,7 +372,7 @@ def _formatted(text: str) -> list[str]:
 
 @functools.cache
 def written_names(code: types.CodeType) -> frozenset[str]:
-    """Names of attributes that a function sets; :data:`ANY` if it makes them up."""
+    """Return names of attributes that a function sets; :data:`ANY` if it makes them up."""
     names: set[str] = set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("STORE_ATTR", "DELETE_ATTR"):
@@ -386,7 +386,7 @@ def written_names(code: types.CodeType) -> frozenset[str]:
 
 @functools.cache
 def imports(code: types.CodeType) -> frozenset[str]:
-    """Modules that a function imports when it runs."""
+    """Return modules that a function imports when it runs."""
     found = {i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"}
     inner = (imports(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return frozenset(found.union(*inner))
@@ -402,7 +402,7 @@ _CLASS_INTERNALS |= {"__static_attributes__", "__firstlineno__", "__annotate__",
 
 
 def slots(kind: type) -> Sequence[str]:
-    """Names of attributes that objects of a class keep elsewhere than in a dict."""
+    """Return names of attributes that objects of a class keep elsewhere than in a dict."""
     names = vars(kind).get("__slots__", ())
     names = (names,) if isinstance(names, str) else names
     return [_mangled(kind, name) for name in names if name not in ("__dict__", "__weakref__")]

@@ -4,6 +4,7 @@ It is a call that was due anyway, with the caller's own arguments and random num
 undone when it turns out that the program counts its calls or writes to a file: it has done so once, as ever.
 """
 
+import dataclasses
 import types
 from collections.abc import Callable, Sequence
 
@@ -18,21 +19,21 @@ from pyro_vae.compiled.state import CaptureError, ProgramState, following, reada
 from pyro_vae.compiled.witness import Witness
 
 
+@dataclasses.dataclass
 class Background:
-    """What is known of programs from runs before: other roots than those that were given.
+    """Facts about programs from runs before: other roots than those that were given.
 
     Attributes:
         ran: Code that ran, with its global names.
-        held: What it found in its arguments and in enclosing functions.
+        held: Things that it found in its arguments and in enclosing functions.
     """
 
-    def __init__(self) -> None:
-        self.ran: list[tuple[types.CodeType, dict]] = []
-        self.held: list[object] = []
+    ran: list[tuple[types.CodeType, dict]] = dataclasses.field(default_factory=list)
+    held: list[object] = dataclasses.field(default_factory=list)
 
 
 class Trial:
-    """A run of ``run()``, which has happened when this exists.
+    """Run of ``run()``, which has happened when this exists.
 
     Args:
         run: Runs the programs; returns named tensors.
@@ -126,11 +127,9 @@ class Trial:
             raise CaptureError(f"torch.autograd.grad says: {str(error).splitlines()[0]}") from error
         found = dict(zip(map(id, leaves), gradients, strict=True))
         # Pyro goes on with gradients of 0 for parameters of its store that are no longer used.
-        self.trainable = (
-            leaves
-            if traced is None
-            else [tensor for tensor in traced if id(tensor) in found or tensor.grad is not None]
-        )
+        self.trainable = leaves
+        if traced is not None:
+            self.trainable = [tensor for tensor in traced if id(tensor) in found or tensor.grad is not None]
         self.unused = [(t, t.grad is not None) for t in traced or () if id(t) not in found]
         trained = set(map(id, self.trainable))
         others = [leaf for leaf in leaves if id(leaf) not in trained]
@@ -174,19 +173,23 @@ class Trial:
             return f"code that it makes anew ran at {code.co_filename}:{code.co_firstlineno}", True
         return None, False
 
+    @property
+    def _all_roots(self) -> tuple[object, ...]:
+        return (*self._roots, *self._background.held, *self._called)
+
     def state(self) -> ProgramState:
-        """What the programs read; raises ``CaptureError`` if no graph can stand for it."""
-        survey = readable((*self._roots, *self._background.held, *self._called), self._background.ran)
+        """Return what the programs read; raise ``CaptureError`` if no graph can stand for it."""
+        survey = readable(self._all_roots, self._background.ran)
         return ProgramState(survey, self._params, [change.place for change in self.changes])
 
     def heap_now(self) -> Heap:
-        """All that the programs reach, after the run."""
+        """Return all that the programs reach, after the run."""
         with following():
-            return Heap((*self._roots, *self._background.held, *self._called), self._background.ran)
+            return Heap(self._all_roots, self._background.ran)
 
     def has_drawn_as_much(self) -> bool:
-        """Whether as many random numbers were drawn since :meth:`rewind` as by the run."""
-        return all(map(torch.equal, _flat(_drawn()), _flat(self._drawn_after)))
+        """Return True if as many random numbers were drawn since :meth:`rewind` as by the run."""
+        return all(map(torch.equal, _drawn(), self._drawn_after))
 
     def rewind(self) -> None:
         """Put tensors and random generators back to before the run."""
@@ -202,12 +205,12 @@ class Trial:
         _draw_again(self._drawn_after)
 
     def value_after(self, tensor: Tensor) -> Tensor | None:
-        """After :meth:`rewind`, what a tensor was after the run; None if that was not kept."""
+        """Return what a tensor was after the run, which :meth:`rewind` undid; None if that was not kept."""
         return next((v for t, v in self.after if t is tensor), self.heap.value(tensor))
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
-    """Tensors that a loss is made of and that collect gradients."""
+    """Return tensors that a loss is made of and that collect gradients."""
     if loss.grad_fn is None:
         return [loss]
     found: dict[int, Tensor] = {}
@@ -223,7 +226,7 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 
 
 def _traced(trace: poutine.Trace) -> list[Tensor]:
-    """Parameters that ``pyro.infer.SVI`` would train."""
+    """Return parameters that ``pyro.infer.SVI`` would train."""
     found: dict[int, Tensor] = {}
     for name in trace.param_nodes:
         value = trace.nodes[name]["value"]
@@ -232,20 +235,17 @@ def _traced(trace: poutine.Trace) -> list[Tensor]:
     return list(found.values())
 
 
-def _drawn() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+def _drawn() -> list[Tensor]:
+    """Return states of the random generators: of the CPU, and of the GPUs if there are any."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
 
 
-def _flat(drawn: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
-    return [drawn[0], *drawn[1]]
+def _draw_again(drawn: list[Tensor]) -> None:
+    torch.set_rng_state(drawn[0])
+    if drawn[1:]:
+        torch.cuda.set_rng_state_all(drawn[1:])
 
 
 def _numpy_state() -> tuple:
     kind, keys, *rest = np.random.get_state()
     return (kind, keys.tobytes(), *rest)
-
-
-def _draw_again(drawn: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(drawn[0])
-    if drawn[1]:
-        torch.cuda.set_rng_state_all(drawn[1])

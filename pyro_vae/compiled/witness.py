@@ -1,4 +1,4 @@
-"""What a program does beside torch while it runs: who calls what, seen by the interpreter's own profiler.
+"""Deeds of a program beside torch while it runs: who calls what, seen by the interpreter's own profiler.
 
 A file that is written, a clock, a seed leave no trace in what a program holds. They are calls, and calls are
 seen, with the line of the user's code that made them.
@@ -31,13 +31,13 @@ _SEEDS = {"manual_seed", "set_state", "seed"}
 
 
 class Witness:
-    """A context in which a program runs.
+    """Context in which a program runs.
 
     Args:
         known: Code that need not be noted.
 
     Attributes:
-        said: What it did that a graph would not do, and where; None if nothing.
+        said: Deed of it that a graph would not do, and where; None if nothing.
         ran: Other code of the user's that ran, with its global names.
         held: What that code found in its arguments and in enclosing functions.
     """
@@ -128,7 +128,7 @@ class Witness:
 
 
 def _is_passing(value: object) -> bool:
-    """Whether it is made anew in every run: a tensor, a message of Pyro's, or a trace."""
+    """Return True if it is made anew in every run: a tensor, a message of Pyro's, or a trace."""
     is_message = isinstance(value, dict) and {"cond_indep_stack", "fn"} <= value.keys()
     return is_message or isinstance(value, Tensor | Trace)
 

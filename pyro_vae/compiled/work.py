@@ -13,14 +13,14 @@ _PRICE, _PRICE_OF_OPERATOR = 5.0, 12e-3
 
 
 class Work(NamedTuple):
-    """What a compiled call saves, and what compiling takes, both about, in seconds."""
+    """Seconds that a compiled call saves, and that compiling takes, both about."""
 
     saved: float
     price: float
 
 
 class Counting(TorchDispatchMode):
-    """A context that counts operators of torch, and the floating-point operations of products in them."""
+    """Context that counts operators of torch, and the floating-point operations of products in them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +36,6 @@ class Counting(TorchDispatchMode):
         return result
 
     def work(self) -> Work:
-        """What was counted, in seconds."""
+        """Return what was counted, in seconds."""
         saved = self._num_operators * _SAVED_OF_OPERATOR + self._num_flops * _SAVED_OF_FLOP
         return Work(saved, _PRICE + self._num_operators * _PRICE_OF_OPERATOR)

@@ -281,7 +281,7 @@ class _Elbo(Work):
     def columns(self, block: Batch, advance: Advance) -> PerDatum:
         total = torch.zeros(2, len(block[0]), dtype=torch.float64)
         for count in _counts(self.num_samples, block, self.rows):
-            draws = draw(*self.programs, *block, num_samples=count)
+            draws = draw_pair(*self.programs, *block, num_samples=count)
             kl = draws.log_guide - draws.log_joint.log_prior
             check_whole(kl.T, block)
             total += torch.stack([draws.log_joint.log_likelihood, kl]).double().sum(1).cpu()
