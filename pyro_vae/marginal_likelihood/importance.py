@@ -27,7 +27,7 @@ from pyro_vae.distributions import QuantizedPoint, base_distribution
 from pyro_vae.marginal_likelihood.result import LogMarginal, khat_in_words
 from pyro_vae.marginal_likelihood.runner import CURVE, Estimator
 from pyro_vae.mcmc.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
-from pyro_vae.traces import Program, guide_distributions, log_weights
+from pyro_vae.traces import Program, draw_pair, guide_distributions, log_weights
 from pyro_vae.traces.blocks import (
     Advance,
     Batch,
