@@ -49,6 +49,7 @@ def small(command, position):
     return arguments
 
 
+@pytest.mark.slow
 def test_scripts_run_in_the_order_of_the_readme(tmp_path, monkeypatch):
     if not SHARED_DATA.is_dir():
         pytest.skip(f"MNIST is not at {SHARED_DATA}")
@@ -82,6 +83,7 @@ def test_long_commands_are_understood(command, monkeypatch):
         assert understood.common.jobs == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_programs_run(program, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
