@@ -1,4 +1,4 @@
-"""What arguments must be: rules that are read from annotations, and checked where things are made.
+"""Rules of arguments, read from annotations and checked where things are made.
 
 :func:`checked` looks at the arguments of a constructor or function before it runs. Numbers have their range
 in the annotation (:data:`Count`), so that what ``help`` shows is what is checked.
@@ -89,6 +89,12 @@ def checked(function: F) -> F:
     return look_first
 
 
+def check_fields(settings: Any) -> None:
+    """Look at the fields of a dataclass: an error of :func:`check` unless they are what it says."""
+    for field in dataclasses.fields(settings):
+        check(field.name, getattr(settings, field.name), field.type)
+
+
 def check(name: str, value: Any, annotation: Any) -> None:
     """Raise unless ``value`` is what the annotation says.
 
@@ -117,7 +123,7 @@ def check(name: str, value: Any, annotation: Any) -> None:
 
 
 def found(value: Any) -> str:
-    """What a value is, in a few words."""
+    """Say what a value is, in a few words."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, str | bytes | numbers.Number | None):
@@ -158,7 +164,7 @@ def _options(annotation: Any) -> Iterator[Any]:
 
 
 def _misfit(name: str, value: Any, option: Any) -> str | Exception | None:
-    """What is wanted instead, or an error that says more; None if the value fits."""
+    """Say what is wanted instead, or return an error that says more; None if the value fits."""
     origin, arguments = typing.get_origin(option), typing.get_args(option)
     if origin is Annotated:
         kind, limits = arguments
@@ -218,7 +224,7 @@ def _is_plain(value: Any, kind: type) -> bool:
 
 
 def is_plain_tensor(value: Any) -> bool:
-    """Whether it is a tensor of numbers that all are there: dense, without a mask, with values."""
+    """Return True for a tensor of numbers that all are there: dense, without a mask, with values."""
     if not isinstance(value, Tensor) or torch.masked.is_masked_tensor(value):
         return False
     return value.layout is torch.strided and not value.is_nested and not value.is_quantized
@@ -270,7 +276,7 @@ def _check_program(name: str, value: Any) -> None:
 
 
 def _advice(value: Any, options: Sequence[Any]) -> str:
-    """What to do about the commonest mistakes."""
+    """Say what to do about the commonest mistakes."""
     if isinstance(value, Distribution) and nn.Module in options:
         return (
             ": a prior is a module whose forward() returns the distribution; for other families "

@@ -16,9 +16,13 @@ class NetworkError(UserError, ValueError, RuntimeError):
     """A network that does not fit what it is given, or what is made of its outputs."""
 
 
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Say which of the known names was probably meant; nothing if none is near."""
+    found = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that ``name`` is no ``kind``, which one was probably meant, and which there are."""
     known = sorted(known)
-    nearest = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"there is no {kind} {name!r}.{hint} There are: {', '.join(known)}"
+    return f"there is no {kind} {name!r}.{nearest(name, known)} There are: {', '.join(known)}"

@@ -1,23 +1,18 @@
 """Files that are whole or not there, whatever happens while they are written, and locks of processes."""
 
 import contextlib
+import errno
 import json
 import os
 import platform
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
+
 from pyro_vae.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    import msvcrt
-
-    fcntl = None
 
 
 class WriteError(UserError):
@@ -71,7 +66,7 @@ def append_line(line: str, path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------- locks
 
-_held: dict[tuple[Path, int], int] = {}  # by threads of this process: how often
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -81,71 +76,39 @@ def locked(path: Path, what: object, seconds: float = 5.0) -> Iterator[None]:
     The system frees it when the process ends, however it ends: a file that was left behind locks nothing.
 
     Args:
-        path: Of the file, there only while it is held; its folder is made if need be.
-        what: Is locked, for the message.
-        seconds: To wait for it. Who was killed may take a moment to end.
+        path: File that is there only while it is held; its folder is made if need be.
+        what: Name of what is locked, for the message.
+        seconds: Time to wait for it. A process that was killed may take a moment to end.
 
     Raises:
         InUseError: If another process still holds it then, naming that.
         WriteError: If the file cannot be made.
     """
     path = Path(os.path.abspath(path))
-    key = path, threading.get_ident()
-    descriptor = None if key in _held else _acquired(path, what, seconds)
-    _held[key] = _held.get(key, 0) + 1
+    holder = path.with_name(f"{path.name}.holder")
+    lock = filelock.FileLock(path, is_singleton=True)
+    is_first = not lock.is_locked
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=seconds)
+        if is_first:
+            holder.write_text(json.dumps(_myself()))
+    except filelock.Timeout:
+        raise InUseError(
+            f"{what} is in use by {_described(holder)}: wait until that has ended, or end it"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+            raise WriteError(path, error) from error
+        print(f"warning: there are no locks here ({error}): start nothing twice", file=sys.stderr)
     try:
         yield
     finally:
-        _held[key] -= 1
-        if not _held[key]:
-            del _held[key]
-        if descriptor is not None:
-            with contextlib.suppress(OSError):  # Windows removes no open file
-                path.unlink()
-            os.close(descriptor)
-
-
-def _acquired(path: Path, what: object, seconds: float) -> int:
-    """A descriptor of the locked file."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise WriteError(path, error) from error
-        if _lock(descriptor):
-            with contextlib.suppress(OSError):
-                # Who held it may have removed the file between our opening and locking it.
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    os.truncate(descriptor, 0)
-                    os.write(descriptor, json.dumps(_myself()).encode())
-                    return descriptor
-        elif time.monotonic() > deadline:
-            holder = os.read(descriptor, 10_000).decode(errors="replace")
-            os.close(descriptor)
-            raise InUseError(
-                f"{what} is in use by {_described(holder)}: wait until that has ended, or end it"
-            )
-        os.close(descriptor)
-        time.sleep(0.05)
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether the file could be locked, or its file system has no locks."""
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # behind what others read
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-    except (BlockingIOError, PermissionError):
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        return False
-    except OSError as error:
-        print(f"warning: there are no locks here ({error.strerror}): start nothing twice", file=sys.stderr)
-    return True
+        if is_first:
+            for file in holder, path:
+                with contextlib.suppress(OSError):  # Windows removes no open file
+                    file.unlink()
+        lock.release()
 
 
 def _myself() -> dict[str, str | int]:
@@ -157,9 +120,9 @@ def _myself() -> dict[str, str | int]:
     }
 
 
-def _described(holder: str) -> str:
-    """Who holds a lock, in words."""
+def _described(holder: Path) -> str:
+    """The process that holds a lock, in words."""
     try:
-        return "process {pid} on {host} since {since} ({command})".format(**json.loads(holder))
-    except (ValueError, KeyError, TypeError):  # it is just writing its name
+        return "process {pid} on {host} since {since} ({command})".format(**json.loads(holder.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):  # it is just writing its name
         return "another process"

@@ -23,14 +23,14 @@ from pyro_vae.errors import NetworkError
 
 @torch.no_grad()
 def glorot(layer: nn.Linear) -> None:
-    r"""Weights uniform with variance 2 / (fan_in + fan_out), biases 0 (Glorot & Bengio 2010)."""
+    r"""Draw weights uniformly with variance 2 / (fan_in + fan_out), biases 0 (Glorot & Bengio 2010)."""
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()
 def small_normal(layer: nn.Linear) -> None:
-    r"""Weights and biases from :math:`N(0, 0.01^2)` (Kingma & Welling 2013, section 5).
+    r"""Draw weights and biases from :math:`N(0, 0.01^2)` (Kingma & Welling 2013, section 5).
 
     The paper prints N(0, 0.01); its authors' code draws with *standard deviation* 0.01.
     """
@@ -91,12 +91,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.inputs = inputs
         if output_bias is not None:
-            if output_bias.shape != (outputs,):
-                raise ValueError(
-                    f"output_bias has shape {tuple(output_bias.shape)}, this MLP has {outputs} outputs"
-                )
-            with torch.no_grad():
-                self.layers[-1].bias.copy_(output_bias)
+            self.layers[-1].bias = _output_bias(outputs, output_bias.to(self.layers[-1].bias))
 
     def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Outputs for every vector along the last axis."""
@@ -121,7 +116,7 @@ class _Residual(nn.Module):
 
 
 def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Height, width and colours."""
+    """Return height, width and colours."""
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(
             f"a convolutional network is for images of shape (height, width) or (height, width, colours), "
@@ -137,7 +132,7 @@ def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _sizes(height: int, width: int, scales: int) -> list[tuple[int, int]]:
-    """Heights and widths, each half of that before, rounded up; raises ``ValueError`` if there is none."""
+    """Return heights and widths, each half of that before, rounded up; raise ``ValueError`` without any."""
     if scales < 1:
         raise ValueError("channels are those of the convolutions, at least one; an MLP has none")
     sizes = [(height, width)]
@@ -170,24 +165,24 @@ def _doublings(
 
 
 def _output_bias(size: int, start: Tensor | None) -> nn.Parameter:
-    """A bias for every output, from given numbers or 0."""
+    """Make a parameter of a bias for every output, from given numbers or 0."""
     if start is not None and start.shape != (size,):
-        raise ValueError(f"output_bias has shape {tuple(start.shape)}, this decoder has {size} outputs")
+        raise ValueError(f"output_bias has shape {tuple(start.shape)}, this network has {size} outputs")
     return nn.Parameter(torch.zeros(size) if start is None else start.detach().clone())
 
 
 def _by_kind(images: Tensor, params_per_dim: int) -> Tensor:
-    """Numbers of images, one kind of parameter after another, pixels row by row, colours last."""
+    """Flatten images: one kind of parameter after another, pixels row by row, colours last."""
     return images.unflatten(1, (params_per_dim, -1)).movedim(2, 4).flatten(1)
 
 
 class ConvEncoder(nn.Module):
-    r"""From flattened images to a vector: convolutions that halve height and width, then a linear map.
+    r"""Network from flattened images to a vector: halving convolutions, then a linear map.
 
     Args:
-        shape: Of an image: (height, width), or (height, width, colours); any size.
+        shape: Shape of an image: (height, width), or (height, width, colours); any size.
         outputs: Size of the vector.
-        channels: Of the convolutions, one a halving.
+        channels: Channels of the convolutions, one for each halving.
         blocks: Residual blocks after each halving.
         context_dim: Further numbers behind the image (labels, covariates), for the linear map.
 
@@ -225,15 +220,15 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    r"""From a vector to parameters of every pixel: a linear map, then convolutions that double the size.
+    r"""Network from a vector to parameters of every pixel: a linear map, then doubling convolutions.
 
     Args:
         inputs: Size of the vector.
-        shape: Of an image: (height, width), or (height, width, colours); any size.
-        params_per_dim: Of the family: so many numbers for every pixel and colour.
-        channels: Of the convolutions, in the order of the encoder's.
+        shape: Shape of an image: (height, width), or (height, width, colours); any size.
+        params_per_dim: Numbers that the family takes for every pixel and colour.
+        channels: Channels of the convolutions, in the order of the encoder.
         blocks: Residual blocks before each doubling.
-        output_bias: As of :class:`MLP`.
+        output_bias: Initial bias, as in :class:`MLP`.
 
     Raises:
         ValueError: If ``shape`` is not that of images, or ``output_bias`` has another size.
@@ -268,15 +263,15 @@ class ConvDecoder(nn.Module):
 
 
 class GridEncoder(nn.Module):
-    r"""From flattened images to a vector at every place of a small grid: convolutions alone.
+    r"""Network from flattened images to a vector at every place of a small grid: convolutions alone.
 
     Where :class:`ConvEncoder` ends in one vector, this ends in ``places`` of them, row by row: the codes of a
     VQ-VAE (van den Oord, Vinyals & Kavukcuoglu, *Neural Discrete Representation Learning*, 2017).
 
     Args:
-        shape: Of an image, as of :class:`ConvEncoder`.
+        shape: Shape of an image, as for :class:`ConvEncoder`.
         code_dim: Numbers at every place.
-        channels: Of the convolutions, one a halving.
+        channels: Channels of the convolutions, one for each halving.
         blocks: Residual blocks after each halving.
     """
 
@@ -304,15 +299,15 @@ class GridEncoder(nn.Module):
 
 
 class GridDecoder(nn.Module):
-    r"""From the vectors of a grid, as of :class:`GridEncoder`, to parameters of every pixel.
+    r"""Network from the vectors of a grid, as of :class:`GridEncoder`, to parameters of every pixel.
 
     Args:
         code_dim: Numbers at every place.
-        shape: Of an image.
-        params_per_dim: Of the family.
-        channels: In the order of the encoder's.
+        shape: Shape of an image.
+        params_per_dim: Numbers that the family takes for every pixel and colour.
+        channels: Channels of the convolutions, in the order of the encoder.
         blocks: Residual blocks before each doubling.
-        output_bias: As of :class:`MLP`.
+        output_bias: Initial bias, as in :class:`MLP`.
     """
 
     @checked
@@ -345,17 +340,17 @@ class GridDecoder(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    r"""From sequences of codes to the logits of every code at every place, given those before it.
+    r"""Network from sequences of codes to the logits of every code at every place, given those before it.
 
-    A transformer with causal attention (Vaswani et al., *Attention Is All You Need*, 2017), layer norms
-    first; what it sees at place l are codes 1 ... l - 1.
+    It is a transformer with causal attention (Vaswani et al., *Attention Is All You Need*, 2017), layer norms
+    first; at place l it sees codes 1 ... l - 1.
 
     Args:
         num_codes: K.
-        length: L, of the sequences.
+        length: L, codes in a sequence.
         width: Numbers at every place.
-        layers: Of attention and feed-forward.
-        heads: Of the attention; they share the width.
+        layers: Layers of attention and feed-forward.
+        heads: Heads of the attention; they share the width.
     """
 
     @checked
@@ -394,10 +389,10 @@ class CausalTransformer(nn.Module):
 
 
 class WithMissing(nn.Module):
-    r"""A network for data with missing numbers: it sees 0 for those that are nan, and which they are.
+    r"""Network for data with missing numbers: it sees 0 for those that are nan, and which they are.
 
     Args:
-        net: Takes twice as many numbers: the data, then 1 for each that was observed and 0 for others.
+        net: Network that takes twice as many numbers: the data, then 1 for each that was observed, else 0.
     """
 
     @checked
@@ -412,10 +407,10 @@ class WithMissing(nn.Module):
 
 
 class Log1p(nn.Module):
-    r"""A network for counts: it sees :math:`\log(1 + \max(x, 0))`; learned pseudo-inputs may fall below 0.
+    r"""Network for counts: it sees :math:`\log(1 + \max(x, 0))`; learned pseudo-inputs may fall below 0.
 
     Args:
-        net: Takes the logarithms.
+        net: Network that takes the logarithms.
     """
 
     @checked

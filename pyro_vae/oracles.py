@@ -7,8 +7,9 @@ r"""Models whose log p(x) is known, and slow sure ways to it, to test programs a
     model, guide = oracle.pair(widening=1.2)
     error = importance_sampling(model, guide, x).values - oracle.log_prob(x)
 
-For programs of your own, :func:`quadrature` and :func:`enumeration` take log p(x, z) as a function and sum it
-over a dense grid or over all values; they share no code with the estimators of ``marginal_likelihood``.
+For programs of your own, :func:`quadrature_log_prob` and :func:`enumerated_log_prob` take log p(x, z) as a
+function and sum it over a dense grid or over all values; they share no code with the estimators of
+``marginal_likelihood``.
 """
 
 import math
@@ -70,7 +71,7 @@ class LinearGaussian:
         return cls(vectors[:, -latent_dim:] * excess.sqrt(), x.mean(0), scale)
 
     def sample(self, count: int) -> Float[Tensor, "n data"]:
-        """Data."""
+        """Draw data."""
         return self.marginal.sample((count,))
 
     def log_prob(self, x: Float[Tensor, "n data"]) -> Float[Tensor, " n"]:
@@ -110,7 +111,7 @@ class LinearGaussian:
         return (loc.square().sum(-1) + trace - len(self.covariance) - log_det) / 2
 
 
-def quadrature(
+def quadrature_log_prob(
     log_joint: Callable[[Float[Tensor, "nodes latent"]], Float[Tensor, "nodes batch"]],
     latent_dim: int,
     *,
@@ -132,14 +133,14 @@ def quadrature(
     return log_joint(grid).logsumexp(0) + latent_dim * math.log(2 * limit / (nodes - 1))
 
 
-def enumeration(
+def enumerated_log_prob(
     log_joint: Callable[[Int[Tensor, "values latent"]], Float[Tensor, "values batch"]], sizes: Sequence[int]
 ) -> Float[Tensor, " batch"]:
     """Log p(x) = log of the sum of p(x, y) over all values of discrete latents.
 
     Args:
         log_joint: log p(x, y) of every datum at all values of y.
-        sizes: How many values each latent has; they are 0, 1, ...
+        sizes: Number of values of each latent; they are 0, 1, ...
     """
     values = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).reshape(-1, len(sizes))
     return log_joint(values).logsumexp(0)

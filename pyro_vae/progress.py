@@ -38,6 +38,13 @@ def progress_bar(total: int | None, description: str, unit: str, *, show: bool =
     return bar
 
 
+def counted(bar: tqdm, count: int) -> Iterator[int]:
+    """Numbers 0 to ``count`` - 1; the bar advances when the next is asked for."""
+    for number in range(count):
+        yield number
+        bar.update()
+
+
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
     """Bars say so meanwhile, instead of how long a step takes; and do not take the seconds for a step's."""

@@ -26,7 +26,7 @@ STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # ``__pyda
 
 
 def checksum(value: object) -> str:
-    """Of plain values and tensors, nested in mappings and lists."""
+    """Return a digest of plain values and tensors, nested in mappings and lists."""
     digest = hashlib.sha256()
     _take_in(value, digest)
     return digest.hexdigest()[:16]
@@ -44,15 +44,11 @@ def _take_in(value: object, digest: Any) -> None:
             _take_in(item, digest)
     elif hasattr(value, "untyped_storage"):  # a tensor; this module is imported without torch
         digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(_bytes()).numpy().data)
+        import torch
+
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     else:
         digest.update(f"{type(value).__name__} {value!r}".encode())
-
-
-def _bytes() -> Any:
-    import torch
-
-    return torch.uint8
 
 
 def write_json(
@@ -81,9 +77,9 @@ def read_json(path: Path, kind: Any, error: type[UserError], advice: str) -> Any
 
     Args:
         path: File.
-        kind: What it must hold: a dataclass with ``STRICT``, or a type of such.
-        error: What is raised.
-        advice: What to do, for its message.
+        kind: Type of its content: a dataclass with ``STRICT``, or a type of such.
+        error: Class of the error that is raised.
+        advice: Way out, for its message.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -169,7 +165,7 @@ def save_tensors(record: Mapping[str, Any], path: Path) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """What :func:`save_tensors` wrote, on the CPU; nothing is executed. Empty if it is no record.
+    """Read a record of :func:`save_tensors`, on the CPU; nothing is executed. Empty if it is no record.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -200,9 +196,10 @@ def misfit(found: object, expected: object, where: str, *, exact: bool = True) -
 
     Args:
         found: Tensors and plain values, nested in mappings and lists.
-        expected: The same.
-        where: What they are, for the message.
-        exact: The same names and lengths; otherwise what is in both must fit, and None stands for anything.
+        expected: Values of the right form, nested in the same way.
+        where: Name for them, for the message.
+        exact: Names and lengths must be the same; otherwise only what is in both must fit, and None stands
+            for anything.
     """
     if hasattr(expected, "materialize") or (not exact and (expected is None or found is None)):
         return None  # a lazy parameter may have any shape

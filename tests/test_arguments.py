@@ -288,6 +288,6 @@ def test_ranges(limits, inside, outside):
 @pytest.mark.parametrize("rate", [0.0, 1.0, 2.0, -1.0])
 def test_rates_lie_between_0_and_1(rate):
     model, _ = pair()
-    for method in (pv.ais, pv.bidirectional, pv.marginal_likelihood.hmc, pv.posterior.sample_posterior):
+    for method in (pv.ais, pv.bidirectional, pv.marginal_likelihood.hmc, pv.sample_posterior):
         with pytest.raises(ValueError, match="target_acceptance must be between 0 and 1"):
             inspect.unwrap(method)(model, X, target_acceptance=rate)

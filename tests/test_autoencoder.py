@@ -401,9 +401,9 @@ def test_weights_of_the_divergence_keep_the_commitment_cost():
 def test_wrong_sizes_are_explained():
     with pytest.raises(ValueError, match="data_dim must be at least 1"):
         vq_vae(0)
-    with pytest.raises(ValueError, match="at least one code"):
+    with pytest.raises(ValueError, match="length must be at least 1"):
         vq_vae(4, length=0)
-    with pytest.raises(ValueError, match="num_codes and code_dim"):
+    with pytest.raises(ValueError, match="num_codes must be at least 1"):
         vq_vae(4, num_codes=0)
     with pytest.raises(ValueError, match="4 heads cannot share a width of 10"):
         CausalTransformer(8, 3, width=10)

@@ -8,6 +8,7 @@ import math
 import random
 import shutil
 import time
+import types
 import warnings
 
 import numpy as np
@@ -40,7 +41,7 @@ from pyro_vae import (
     vae,
 )
 from pyro_vae.compiled import CompiledFunction
-from pyro_vae.compiled.launch import taken_as_is
+from pyro_vae.compiled.launch import can_launch, taken_as_is
 from pyro_vae.compiled.rewrites import bernoulli_log_prob, fast_tanh
 from pyro_vae.data import Batches
 
@@ -842,7 +843,7 @@ def launches(monkeypatch):
     monkeypatch.setattr("torch.cuda.graph", recording)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: None)
     monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
-    monkeypatch.setattr("pyro_vae.compiled.launch._default_generator", lambda device: torch.default_generator)
+    monkeypatch.setattr("pyro_vae.compiled.launch.default_generator", lambda device: torch.default_generator)
     monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: True)
     return graphs
 
@@ -861,13 +862,29 @@ def fitted(kind=torch.optim.Adam, device="cpu", gamma=1.0, warm_up=1):
     return elbos, torch.cat([p.detach().flatten().cpu() for m in (model, guide) for p in m.parameters()])
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD])
-def test_several_steps_in_a_launch_are_those_one_by_one(launches, monkeypatch, optimizer):
-    elbos, parameters = fitted(optimizer)
-    # Epochs of 3 x 20 + 4 + 1 steps. Of twenties, all after the second; of single steps those after the 23rd.
-    assert sorted(graph.num_replays for graph in launches) == [1 + 3, 17 + 4 + 4]
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
-    expected, expected_parameters = fitted(optimizer)
+@functools.cache
+def one_by_one(run, *args, **kwargs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
+        patch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
+        return run(*args, **kwargs)
+
+
+# Epochs of 3 x 20 + 4 + 1 steps. Of twenties, all after the second; of single steps those after the 23rd.
+@pytest.mark.parametrize(
+    ("optimizer", "gamma", "num_replays"),
+    [
+        *(
+            (kind, 1.0, [1 + 3, 17 + 4 + 4])
+            for kind in (torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD)
+        ),
+        (torch.optim.Adam, 0.5, [1, 2, 4, 21]),  # a learning rate that changes is recorded anew
+    ],
+)
+def test_several_steps_in_a_launch_are_those_one_by_one(launches, optimizer, gamma, num_replays):
+    elbos, parameters = fitted(optimizer, gamma=gamma)
+    assert sorted(graph.num_replays for graph in launches) == num_replays
+    expected, expected_parameters = one_by_one(fitted, optimizer, gamma=gamma)
     torch.testing.assert_close(elbos, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(parameters, expected_parameters, rtol=1e-5, atol=1e-6)
 
@@ -899,37 +916,21 @@ def stepped(num_steps, every=None):
     return torch.tensor(losses), pyro.param("loc").item(), pyro.param("scale").item()
 
 
-def test_a_single_step_is_a_launch(launches, monkeypatch):
-    found = stepped(60)
-    assert [graph.num_replays for graph in launches] == [60 - 1 - 2 - 20]  # the trial is a replay, too
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
-    for a, b in zip(found, stepped(60), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("every", "num_recordings"), [(1, 0), (25, 3)])
-def test_what_changes_at_every_step_is_not_recorded(launches, monkeypatch, every, num_recordings):
+@pytest.mark.parametrize(("every", "num_recordings"), [(None, 1), (1, 0), (25, 3)])
+def test_a_single_step_is_a_launch_if_nothing_changes_at_every_step(launches, every, num_recordings):
     found = stepped(90, every)
     assert len(launches) == num_recordings
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
-    for a, b in zip(found, stepped(90, every), strict=True):
+    if every is None:
+        assert launches[0].num_replays == 90 - 1 - 2 - 20  # the trial is a replay, too
+    for a, b in zip(found, one_by_one(stepped, 90, every), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-def test_launches_follow_a_schedule_of_the_learning_rate(launches, monkeypatch):
-    _, parameters = fitted(gamma=0.5)
-    assert len(launches) == 4
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
-    _, expected = fitted(gamma=0.5)
-    torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_recording_that_computes_something_else_is_not_used(launches, monkeypatch):
     monkeypatch.setattr(RecordedGraph, "replay", lambda self: None)
     with pytest.warns(NotCompiledWarning, match="one by one: .*something else"):
         _, parameters = fitted()
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
-    _, expected = fitted()
+    _, expected = one_by_one(fitted)
     torch.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -945,9 +946,19 @@ def test_what_cannot_be_recorded_goes_on_step_by_step(launches, monkeypatch):
     with pytest.warns(NotCompiledWarning, match=r"one by one: .*recorded .*\(operation .* capturing\)$"):
         _, parameters = fitted()
     assert len(launches) == len(stopped) == 2  # one step, and several
-    monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
-    _, expected = fitted()
+    _, expected = one_by_one(fitted)
     torch.testing.assert_close(parameters, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("asked", "does"), [(None, False), ("0", False), ("1", True)])
+def test_launches_are_asked_for(monkeypatch, asked, does):
+    monkeypatch.delenv("COMPILED_CUDA_GRAPHS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("COMPILED_CUDA_GRAPHS", asked)
+    monkeypatch.setattr("torch.version.hip", None)
+    on_a_gpu = types.SimpleNamespace(device=torch.device("cuda", 0))
+    assert can_launch([on_a_gpu]) is does
+    assert not can_launch([on_a_gpu, torch.zeros(1)])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -958,6 +969,7 @@ def test_a_gpu_goes_on_after_a_recording_that_failed(monkeypatch):
         return draw(self, row)
 
     monkeypatch.setattr(Batches, "draw", unrecordable)
+    monkeypatch.setenv("COMPILED_CUDA_GRAPHS", "1")
     with pytest.warns(NotCompiledWarning, match="one by one: .*cannot be recorded"):
         _, parameters = fitted(device="cuda")
     monkeypatch.setattr("pyro_vae.compiled.step.can_launch", lambda tensors: False)
@@ -976,6 +988,7 @@ def test_a_recording_takes_values_of_other_devices_as_they_are():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("settings", [{}, {"gamma": 0.5}, {"warm_up": 2}])
 def test_several_steps_in_a_launch_of_a_gpu(monkeypatch, settings):
+    monkeypatch.setenv("COMPILED_CUDA_GRAPHS", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("error", NotCompiledWarning)
         elbos, parameters = fitted(device="cuda", **settings)

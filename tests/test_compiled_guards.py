@@ -492,6 +492,10 @@ def same_as_pyro(model, guide, steps, loss=None):
     return svi
 
 
+def guide_of_z(*_):
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+
 def test_what_arguments_bring_into_play_is_trained():
     def model(x, y=None):
         loc = pyro.param("a", torch.tensor(1.0)) * pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -636,23 +640,17 @@ def test_elements_of_a_range_that_is_written_to_are_values():
         scale = 1.0 + int(steps[1])
         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), scale), obs=x)
 
-    def guide(x):
-        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
-
     with pytest.warns(NotCompiledWarning, match=r"looks at the value of a tensor by int\(\)"):
-        same_as_pyro(model, guide, [(torch.tensor(1.0),)] * 6)
+        same_as_pyro(model, guide_of_z, [(torch.tensor(1.0),)] * 6)
 
 
 def test_a_loss_that_cannot_be_captured_runs_eagerly():
     def model(x):
         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
 
-    def guide(x):
-        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
-
     with pytest.warns(NotCompiledWarning, match="TraceGraph_ELBO has no differentiable_loss"):
-        svi = same_as_pyro(model, guide, [(torch.tensor(1.0),)] * 3, pyro.infer.TraceGraph_ELBO())
-    assert isinstance(svi.loss(model, guide, torch.tensor(1.0)), float)
+        svi = same_as_pyro(model, guide_of_z, [(torch.tensor(1.0),)] * 3, pyro.infer.TraceGraph_ELBO())
+    assert isinstance(svi.loss(model, guide_of_z, torch.tensor(1.0)), float)
 
 
 @pytest.mark.parametrize(
@@ -670,10 +668,7 @@ def test_arguments_without_a_graph_run_eagerly(argument, message):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0).expand([6]).to_event(1), obs=dense.float().mean(0))
 
-    def guide(x):
-        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
-
-    svi = PyroSVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), compile="always")
+    svi = PyroSVI(model, guide_of_z, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), compile="always")
     svi.step(argument)
     with pytest.warns(NotCompiledWarning, match=message):
         svi.step(argument)

@@ -1,13 +1,9 @@
 """What users write around a program, compiled against eager: where they read, keep, count and change."""
 
-import collections
 import functools
-import operator
 import types
 import warnings
-import weakref
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -153,109 +149,6 @@ def test_what_is_read_where_only_a_library_calls(make):
 
 
 # ------------------------------------------------------------------------------ kept and changed
-
-
-def changed(hold, read, change):
-    """A program that reads a number somewhere, which is changed half-way."""
-
-    def make():
-        held = hold()
-        job = Job(lambda: float(read(held)))
-        job.before = lambda step, _: change(held) if step == HALF else None
-        return job
-
-    return make
-
-
-class Setting:
-    beta = 1.0
-
-    def value(self):
-        return self.beta
-
-
-class OtherSetting(Setting):
-    beta = 0.3
-
-
-FROM_OUTSIDE = {
-    "a method of a dict": changed(
-        lambda: (config := {"beta": 1.0}, config.get), lambda h: h[1]("beta"), lambda h: h[0].update(beta=0.3)
-    ),
-    "a weak reference": changed(
-        lambda: (s := Setting(), weakref.ref(s)), lambda h: h[1]().beta, lambda h: setattr(h[0], "beta", 0.3)
-    ),
-    "a read-only view": changed(
-        lambda: (config := {"beta": 1.0}, types.MappingProxyType(config)),
-        lambda h: h[1]["beta"],
-        lambda h: h[0].update(beta=0.3),
-    ),
-    "an attrgetter": changed(
-        lambda: (Setting(), operator.attrgetter("beta")),
-        lambda h: h[1](h[0]),
-        lambda h: setattr(h[0], "beta", 0.3),
-    ),
-    "an array of objects": changed(
-        lambda: np.array([1.0, None], dtype=object), lambda a: a[0], lambda a: a.__setitem__(0, 0.3)
-    ),
-    "another class": changed(Setting, lambda s: s.value(), lambda s: setattr(s, "__class__", OtherSetting)),
-    "globals()": changed(
-        lambda: globals().update(FACTOR=1.0),
-        lambda _: globals()["FACTOR"],
-        lambda _: globals().update(FACTOR=0.3),
-    ),
-}
-
-
-@pytest.mark.parametrize("what", FROM_OUTSIDE)
-def test_what_changes_from_outside(what):
-    assert same(FROM_OUTSIDE[what])
-
-
-def kept(store):
-    """A program that keeps something at each of its runs."""
-
-    def make():
-        held, note = store()
-        job = Job(lambda: note() or 1.0)
-        job.tell = lambda: repr(held)
-        return job
-
-    return make
-
-
-def schedule():
-    weight = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 0.1 if n <= HALF else 1.0)
-
-    def factor():
-        optimizer._opt_called = True
-        scheduler.step()
-        return scheduler.get_last_lr()[0]
-
-    return [scheduler.last_epoch], factor
-
-
-def generator():
-    def numbers():
-        for count in range(1_000):
-            yield 0.1 if count < HALF else 1.0
-
-    return [], numbers().__next__
-
-
-WRITES = {
-    "append": kept(lambda: (held := [], lambda: held.append(1))),
-    "a counter": kept(lambda: (held := collections.Counter(), lambda: held.update("a"))),
-    "a scheduler": kept(schedule),
-    "a generator": kept(generator),
-}
-
-
-@pytest.mark.parametrize("what", WRITES)
-def test_what_it_keeps(what):
-    assert not same(WRITES[what])
 
 
 def test_a_dictionary_that_is_passed_is_filled():

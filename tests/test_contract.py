@@ -327,7 +327,7 @@ def test_parts_must_be_instances_and_dimensions_positive():
     for part in ({"family": DiagNormal}, {"posterior": DiagNormal}, {"prior": StandardNormal}):
         with pytest.raises(TypeError, match=f"{next(iter(part))} must be an instance"):
             inspect.unwrap(vae)(DATA_DIM, 3, **part)  # the tests' own check of types comes before
-    with pytest.raises(ValueError, match="at least 1, not 6 and 0"):
+    with pytest.raises(ValueError, match="latent_dim must be at least 1, not 0"):
         vae(DATA_DIM, 0)
 
 

@@ -14,13 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
-from pyro_vae import records, reports
+from pyro_vae import records
 from pyro_vae.errors import UserError
 from pyro_vae.files import InUseError
+from pyro_vae.lab import cli, load_config, reports
 from pyro_vae.marginal_likelihood import load_estimates, load_estimates_by_data, merge_estimates
-from pyro_vae.runs import load_config
 
 FILES = ("config.json", "metrics.jsonl", "log_marginal.json", "checkpoint.pt", "best.pt")
 COMMANDS = {
@@ -35,9 +34,8 @@ WRONG = (None, True, "text", [], {}, [[1]], {"a": {"b": 1}}, -1, 2.5, 10**30, 1e
 def scripts():
     """The main functions of the scripts, which draw nothing: that takes longer than all else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
         patch.setattr(reports, "figures", lambda folder, _: reports.check_files(folder) or {})
-        yield {name: importlib.import_module(name).main for name in COMMANDS}
+        yield {name: importlib.import_module(cli.COMMANDS[name]) for name in COMMANDS}
 
 
 @pytest.fixture
@@ -45,9 +43,8 @@ def call(scripts, monkeypatch, capsys):
     """A script by its name and its arguments; what it printed."""
 
     def call(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         capsys.readouterr()
-        scripts[name]()
+        scripts[name].main(scripts[name].parse(list(map(str, arguments)), name))
         return capsys.readouterr().out
 
     return call

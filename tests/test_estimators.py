@@ -251,7 +251,7 @@ def test_quadrature_finds_narrow_modes_wherever_they_are():
     def joint(z):
         return sum(log_joint(model, {"z": z.unsqueeze(1).expand(-1, len(x), -1)}, x))
 
-    exact = oracles.quadrature(joint, 2, nodes=1500, limit=5.0)
+    exact = oracles.quadrature_log_prob(joint, 2, nodes=1500, limit=5.0)
     torch.testing.assert_close(quadrature(model, x, progress=False).values, exact, rtol=0, atol=1e-4)
 
 
@@ -594,7 +594,7 @@ def test_enumeration_of_a_chain():
         return path[:, None] + dist.Normal(2.0 * y - 1, 1.0).log_prob(x[:, None]).sum(-1).T
 
     result = enumeration(chain, x, progress=False)
-    torch.testing.assert_close(result.values, oracles.enumeration(joint, [2] * 8), rtol=0, atol=1e-10)
+    torch.testing.assert_close(result.values, oracles.enumerated_log_prob(joint, [2] * 8), rtol=0, atol=1e-10)
     assert (result.std_error == 0).all()
     assert "exact" in result.summary()
 
@@ -620,7 +620,7 @@ def test_masked_sites_are_not_there():
             chain = stay[path[:, :-1], path[:, 1:]].log().sum(-1)
             return (chain + dist.Normal(2.0 * y, 1.0).log_prob(x[i, :count]).sum(-1))[:, None]
 
-        expected = oracles.enumeration(joint, [2] * count)
+        expected = oracles.enumerated_log_prob(joint, [2] * count)
         assert result.values[i].item() == pytest.approx(expected.item())
 
 
@@ -849,7 +849,7 @@ HARD = {  # prior, likelihood, data, log p(x)
         lambda: dist.LogNormal(0.0, 100.0),
         dist.Poisson,
         FEW[:2],
-        oracles.quadrature(
+        oracles.quadrature_log_prob(
             lambda u: (
                 dist.Normal(0.0, 100.0).log_prob(u)
                 + dist.Poisson(u.clamp(max=50).double().exp()).log_prob(FEW[:2].double())

@@ -10,35 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import MAP, BetaELBO, WakeSleep, fit, log_weights, training
+from pyro_vae import MAP, BetaELBO, fit, importance_sampling, log_weights, training
 from pyro_vae.data import BINARIZATIONS, SOURCES
 from pyro_vae.distributions import MixtureOfNormals, SupportError
 from pyro_vae.errors import UserError
-from pyro_vae.experiment import BINARIZATIONS as DESCRIBED_BINARIZATIONS
-from pyro_vae.experiment import (
-    DATA,
-    INITS,
-    OPTIMIZERS,
-    SCHEDULES,
-    Config,
-    ConfigError,
+from pyro_vae.lab import Config, ConfigError, Facts, choices, load_config, load_run
+from pyro_vae.lab.build import (
     arguments,
-    build_family,
     build_objective,
     build_pair,
     build_training,
-    check_data,
+    check_support,
     load_data,
 )
-from pyro_vae.experiment import device as choose_device
-from pyro_vae.runs import check_continuation, continue_run, free_folder, load_config, load_run, start_run
+from pyro_vae.lab.build import device as choose_device
+from pyro_vae.lab.build import family as build_family
+from pyro_vae.lab.choices import DATA, INITS, OPTIMIZERS, SCHEDULES
+from pyro_vae.lab.runs import check_continuation, continue_run, free_folder, start_run
+from pyro_vae.lab.systems import SYSTEMS
+from pyro_vae.latents import posterior_mean
+from pyro_vae.objectives import WakeSleepPhases
 
 SMALL = Config(latent_dim=2, hidden=(8,), epochs=1, test_samples=10, components=3)
 
 
 def test_help_and_code_know_the_same_names():
     assert set(DATA) - {"PATH"} == {"digits", *SOURCES}
-    assert set(DESCRIBED_BINARIZATIONS) == set(BINARIZATIONS)
+    assert set(choices.BINARIZATIONS) == set(BINARIZATIONS)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,7 @@ def test_every_setting_trains(change, tmp_path):
     config = dataclasses.replace(SMALL, **change)
     dataset = load_data(config)
     model, guide = build_pair(config, dataset)
-    check_data(model, config, dataset)
+    check_support(model, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
     few = [(dataset.train.minibatch(torch.arange(100)),)] * 2
     (row,) = fit(svi, few, 1, callbacks, progress=False)
@@ -131,10 +129,10 @@ def test_settings_of_training_do_what_they_say(tmp_path):
 
 def test_wake_sleep_by_name(tmp_path):
     algorithm, _ = built(tmp_path, algorithm="wake_sleep")
-    assert isinstance(algorithm, WakeSleep)
-    assert not isinstance(algorithm._svi.loss, MAP)
+    assert isinstance(algorithm.loss, WakeSleepPhases)
+    assert not isinstance(algorithm.loss, MAP)
     algorithm, _ = built(tmp_path, algorithm="wake_sleep", weight_prior=True)
-    assert algorithm._svi.loss.num_data == 1297
+    assert algorithm.loss.num_data == 1297
 
 
 def test_settings_of_the_networks_do_what_they_say():
@@ -177,8 +175,13 @@ def test_objectives_get_their_settings():
 def test_families_know_the_levels_of_the_data():
     dataset = load_data(dataclasses.replace(SMALL, family="beta_binomial"))
     for name in ("beta_binomial", "discretized_logistic", "logistic_mixture", "grey_categorical"):
-        assert build_family(dataclasses.replace(SMALL, family=name), dataset).levels == 17
-    assert build_family(dataclasses.replace(SMALL, family="low_rank_normal", rank=3), dataset).rank == 3
+        assert build_family(dataclasses.replace(SMALL, family=name), Facts.of(SMALL, dataset)).levels == 17
+    assert (
+        build_family(
+            dataclasses.replace(SMALL, family="low_rank_normal", rank=3), Facts.of(SMALL, dataset)
+        ).rank
+        == 3
+    )
 
 
 def test_pseudo_inputs_are_learned_or_kept():
@@ -193,25 +196,25 @@ def test_pseudo_inputs_are_learned_or_kept():
 def test_labels_are_the_context():
     config = dataclasses.replace(SMALL, condition_on_labels=True)
     dataset = load_data(config)
-    x, c = arguments(config, dataset, dataset.test, 20)
+    x, c = arguments(dataset.test, Facts.of(config, dataset), 20)
     assert (x.shape, c.shape) == ((20, 64), (20, 10))
-    everything, labels = arguments(config, dataset, dataset.test)
+    everything, labels = arguments(dataset.test, Facts.of(config, dataset))
     index = [int((everything == datum).all(1).nonzero()[0]) for datum in x]
     assert torch.equal(labels[index], c)
-    assert len(arguments(SMALL, dataset, dataset.test)) == 1
+    assert len(arguments(dataset.test, Facts.of(SMALL, dataset))) == 1
 
 
 def test_some_of_the_data_are_a_random_sample_of_them():
     """Static MNIST is sorted by class, as many files are: the first data would say nothing of the rest."""
     dataset = load_data(SMALL)
-    everything = arguments(SMALL, dataset, dataset.train)[0]
-    few, more = (arguments(SMALL, dataset, dataset.train, limit)[0] for limit in (200, 400))
+    everything = arguments(dataset.train, Facts.of(SMALL, dataset))[0]
+    few, more = (arguments(dataset.train, Facts.of(SMALL, dataset), limit)[0] for limit in (200, 400))
     assert torch.equal(few, more[:200])
     assert not torch.equal(few, everything[:200])
     where = [int((everything == datum).all(1).nonzero()[0]) for datum in few]
     assert abs(np.mean(where) - len(everything) / 2) < 4 * len(everything) / (12 * 200) ** 0.5
     assert len(set(where)) > 190  # without replacement; a few images may be equal
-    assert torch.equal(arguments(SMALL, dataset, dataset.train, 10**6)[0], everything)
+    assert torch.equal(arguments(dataset.train, Facts.of(SMALL, dataset), 10**6)[0], everything)
 
 
 def test_conditioning_needs_labels(tmp_path):
@@ -295,7 +298,7 @@ def test_nonsense_is_refused(change, message):
 
 def test_configurations_survive_json():
     config = dataclasses.replace(SMALL, data_dir=Path("/tmp/x"), binarization="fixed", learning_rate=1.0)
-    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
     with pytest.raises(ConfigError, match="Did you mean 'latent_dim'"):
         Config.from_dict({"latent_dims": 3})
     with pytest.raises(ConfigError, match="latent_dim cannot be '3'"):
@@ -317,7 +320,7 @@ def test_rubbish_gives_a_configuration_or_one_message(values):
         config = Config.from_dict(values)
     except ConfigError:
         return
-    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
 
 
 @settings(deadline=None, max_examples=30)
@@ -334,7 +337,8 @@ def trained(folder, config=SMALL):
     model, guide = build_pair(config, dataset)
     start_run(folder, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, folder)
-    batch = (dataset.train.minibatch(torch.arange(100)),)
+    _, *labels = arguments(dataset.train, Facts.of(config, dataset))
+    batch = (dataset.train.minibatch(torch.arange(100)), *(c[:100] for c in labels))
     fit(svi, [batch], 1, [*callbacks, training.Checkpoint(folder)], progress=False)
     return model, guide, dataset
 
@@ -419,4 +423,66 @@ def test_data_that_the_family_does_not_cover_are_found_before_training():
     dataset = load_data(config)
     model, _ = build_pair(config, dataset)
     with pytest.raises(SupportError, match=r"digits train.*Binarise"):
-        check_data(model, config, dataset)
+        check_support(model, config, dataset)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"prior": "vamp"}, {"condition_on_labels": True}, {"family": "beta_binomial"}]
+)
+def test_a_run_opens_and_answers_without_its_data(change, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, **change)
+    model, guide, dataset = trained(tmp_path, config)
+    monkeypatch.setattr("pyro_vae.data.load", lambda *args, **kwargs: pytest.fail("the data were loaded"))
+    run = load_run(tmp_path)
+    x, *labels = arguments(dataset.test, run.facts, 20)
+    classes = labels[0].argmax(1).tolist() if labels else None
+    z = run.encode(x.reshape(20, 8, 8).numpy(), classes)
+    torch.testing.assert_close(z, posterior_mean(guide.eval(), x, *labels))
+    with torch.no_grad():
+        expected = model.likelihood(torch.cat([z, *labels], 1)).mean
+    torch.testing.assert_close(run.decode(z.numpy(), classes), expected)
+    found = run.log_prob(x, classes, num_samples=30)
+    assert found.values.shape == (20,)
+    assert found.values.mean() == pytest.approx(
+        importance_sampling(model, guide, x, *labels, num_samples=2000).mean, abs=1.0
+    )
+    drawn = run.sample(500, 3 if labels else None)
+    assert drawn.shape == (500, 64)
+    context = [torch.eye(10)[[3] * 500]] if labels else []
+    with torch.no_grad():
+        of_model = model.likelihood(torch.cat([model.prior().sample((500,)), *context], 1)).mean
+    torch.testing.assert_close(drawn.mean(0), of_model.mean(0), atol=0.15, rtol=0)
+    with pytest.raises(ConfigError, match=r"\(batch, 64\) or \(batch, 8, 8\), not \(20, 63\)"):
+        run.encode(x[:, 1:], classes)
+    with pytest.raises(ConfigError, match="labels"):
+        run.encode(x, None if labels else [1] * 20)
+
+
+def test_a_run_of_an_older_version_opens_where_its_data_are(tmp_path):
+    """Before version 0.2 nothing but the shape was noted of the data."""
+    model, _, _ = trained(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["config"]["prior"] == "standard_normal"
+    assert "model" not in record["config"]
+    del record["file_checksum"], record["data"]["levels"], record["data"]["num_classes"]
+    del record["data"]["categories"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    run = load_run(tmp_path)
+    assert run.facts == Facts((8, 8), 16.0, 0, ())
+    assert torch.equal(run.model.likelihood.net.layers[0].weight, model.likelihood.net.layers[0].weight)
+
+
+def test_a_system_is_chosen_by_its_own_name_or_by_its_prior(tmp_path):
+    for system, prior in ("autoencoder", "flat"), ("vq_vae", "codes"), ("vae", "standard_normal"):
+        named, implied = (Config(**{name: value}) for name, value in (("model", system), ("prior", prior)))
+        assert named.system is implied.system is SYSTEMS[system]
+        assert named.to_dict() == implied.to_dict()
+    with pytest.raises(ConfigError, match=r"not go with prior vamp: leave one out\. It has flat"):
+        Config(model="autoencoder", prior="vamp")
+    with pytest.raises(ConfigError, match="Did you mean 'autoencoder'"):
+        Config(model="autoencodr")
+    trained(tmp_path, dataclasses.replace(SMALL, model="autoencoder"))
+    run = load_run(tmp_path)
+    for ask in (lambda: run.log_prob(torch.zeros(1, 64)), lambda: run.sample(3)):
+        with pytest.raises(ConfigError, match="an autoencoder"):
+            ask()

@@ -17,8 +17,9 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from pyro_vae import experiment, quadrature, runs
-from pyro_vae.experiment import Config, ConfigError
+from pyro_vae import quadrature
+from pyro_vae.lab import Config, ConfigError, Facts, Run, build
+from pyro_vae.lab import explorer as lab_explorer
 from pyro_vae.latents import posterior_mean
 from pyro_vae.tasks import Mask, degraded
 
@@ -27,18 +28,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="module")
 def explorer_module():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import explorer
-    finally:
-        sys.path.pop(0)
-    return explorer
+    return lab_explorer
 
 
 def untrained(**settings):
     config = Config(**{"latent_dim": 4, "hidden": (20,), **settings})
-    dataset = experiment.load_data(config)
-    return runs.Run(config, dataset, *experiment.build_pair(config, dataset))
+    return Run(
+        config, Facts.of(config, build.load_data(config)), *build.build_pair(config, build.load_data(config))
+    )
 
 
 # ------------------------------------------------------------------------------------ without a browser
@@ -46,7 +43,7 @@ def untrained(**settings):
 
 def test_an_image_goes_to_its_code_and_back(explorer_module):
     run = untrained()
-    explorer = explorer_module.Explorer(run)
+    explorer = lab_explorer.Explorer(run)
     x = run.dataset.test.x[:1]
     image = x.reshape(8, 8).numpy()
     code, words = (ask(image, np.ones((8, 8), bool)) for ask in (explorer.encode, explorer.log_prob))
@@ -59,7 +56,7 @@ def test_an_image_goes_to_its_code_and_back(explorer_module):
 
 
 def test_what_is_unknown_does_not_count(explorer_module):
-    explorer = explorer_module.Explorer(untrained())
+    explorer = lab_explorer.Explorer(untrained())
     known = np.ones((8, 8), bool)
     known[4:] = False
     results = []
@@ -69,7 +66,7 @@ def test_what_is_unknown_does_not_count(explorer_module):
         image[:4] = 0.9  # bits: 1
         results.append((explorer.encode(image, known), explorer.log_prob(image, known)))
         images, std = explorer.complete(image, known)
-        assert len(images) == explorer_module.NUM_COMPLETIONS
+        assert len(images) == lab_explorer.NUM_COMPLETIONS
         for draw in images:
             assert (draw[:4] == 1).all()
         assert (std[:4] == 0).all()
@@ -87,7 +84,7 @@ def test_log_prob_of_a_part_is_exact(explorer_module):
     with torch.no_grad():
         for parameter in run.model.parameters():
             parameter.mul_(4)  # or all z explain an image alike
-    explorer = explorer_module.Explorer(run)
+    explorer = lab_explorer.Explorer(run)
     known = np.arange(64).reshape(8, 8) < 32
     image = run.dataset.test.x[5]
     seen = torch.where(torch.as_tensor(known.reshape(-1)), image, torch.nan)[None]
@@ -100,7 +97,7 @@ def test_log_prob_of_a_part_is_exact(explorer_module):
 
 def test_grey_levels_and_classes(explorer_module):
     run = untrained(family="discretized_logistic", condition_on_labels=True)
-    explorer = explorer_module.Explorer(run)
+    explorer = lab_explorer.Explorer(run)
     assert explorer.num_classes == 10
     image = np.random.default_rng(0).random((8, 8))
     levels = explorer._flat(image) * 16
@@ -108,18 +105,18 @@ def test_grey_levels_and_classes(explorer_module):
     first, second = (explorer.decode(np.zeros(4), label) for label in (0, 7))
     assert np.abs(first - second).max() > 1e-3
     assert explorer.log_prob(image, np.ones((8, 8), bool), 3).startswith("log p(x | class 3) = ")
-    explorer = explorer_module.Explorer(untrained(family="bernoulli_cross_entropy"))
+    explorer = lab_explorer.Explorer(untrained(family="bernoulli_cross_entropy"))
     assert "cross-entropy" in explorer.log_prob(image, np.ones((8, 8), bool))
 
 
 def test_autoencoders_and_codes_say_what_they_cannot(explorer_module):
     whole, half = np.ones((8, 8), bool), np.arange(64).reshape(8, 8) < 32
-    explorer = explorer_module.Explorer(untrained(prior="flat"))
+    explorer = lab_explorer.Explorer(untrained(prior="flat"))
     assert explorer.log_prob(np.zeros((8, 8)), whole) == "an autoencoder has no log p(x)"
     assert not explorer.completes
     with pytest.raises(ValueError, match="flat"):
         explorer.complete(np.zeros((8, 8)), half)
-    explorer = explorer_module.Explorer(untrained(prior="codes"))
+    explorer = lab_explorer.Explorer(untrained(prior="codes"))
     words = explorer.log_prob(np.zeros((8, 8)), whole)
     assert re.fullmatch(r"log p\(x\) ≥ -\d+\.\d nats, the bound of the encoder's codes", words)
     with pytest.raises(ValueError, match="discrete"):
@@ -128,15 +125,15 @@ def test_autoencoders_and_codes_say_what_they_cannot(explorer_module):
 
 def test_what_cannot_be_explored_is_refused(explorer_module, tmp_path):
     with pytest.raises(ConfigError, match="two latent dimensions"):
-        explorer_module.Explorer(untrained(latent_dim=1))
+        lab_explorer.Explorer(untrained(latent_dim=1))
     np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(100, 5)))
     with pytest.raises(ConfigError, match="no images"):
-        explorer_module.Explorer(untrained(data=str(tmp_path / "table.npy"), family="diag_normal"))
+        lab_explorer.Explorer(untrained(data=str(tmp_path / "table.npy"), family="diag_normal"))
 
 
 def test_pixels_and_latents_are_inverse(explorer_module):
-    explorer = explorer_module.Explorer(untrained())
-    plane = explorer_module.Plane(explorer, 2, 1)
+    explorer = lab_explorer.Explorer(untrained())
+    plane = lab_explorer.Plane(explorer, 2, 1)
     z = plane.latent_at(200, 150)
     whole = np.zeros(4)
     whole[[2, 1]] = z
@@ -145,10 +142,10 @@ def test_pixels_and_latents_are_inverse(explorer_module):
 
 
 def test_lines_have_no_gaps(explorer_module):
-    pixels = explorer_module.between((0, 0), (3, 9))
+    pixels = lab_explorer.between((0, 0), (3, 9))
     assert {(0, 0), (3, 9)} <= pixels
     assert len(pixels) == 10
-    assert explorer_module.between((4, 4), (4, 4)) == {(4, 4)}
+    assert lab_explorer.between((4, 4), (4, 4)) == {(4, 4)}
 
 
 # ------------------------------------------------------------------------------------ the page

@@ -113,7 +113,7 @@ def test_folders_are_sealed_only_once_all_is_done(cache, made, monkeypatch):
 
 def test_a_folder_in_place_of_a_lock(cache, made):
     compile_graph(graph(), [X], {})
-    (lock,) = (cache / "pyro_vae").glob("*.lock")
+    (lock,) = (cache / "compiled_programs").glob("*.lock")
     damage(lock, "folder")
     assert compile_graph(graph(), [X], {})() == [*FILES.values()]
 
@@ -151,7 +151,7 @@ def test_where_nothing_can_be_kept_the_setting_is_named(tmp_path, monkeypatch, p
     )
     if place == "file in it":
         path.mkdir()
-        (path / "pyro_vae").touch()
+        (path / "compiled_programs").touch()
     else:
         (tmp_path / "file").touch()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(path))

@@ -48,36 +48,31 @@ def test_kl_per_dimension_has_its_closed_form_and_sums_to_the_kl():
     torch.testing.assert_close(kl.sum(1).double(), sampled, rtol=0, atol=0.05)
 
 
-def test_a_prior_that_does_not_factorise_is_refused():
-    model, guide = vae(5, 3, prior=MixtureOfNormals(3))
-    with pytest.raises(ValueError, match="prior of 'z', MixtureSameFamily"):
-        kl_per_dim(model, guide, torch.zeros(2, 5))
+MODEL, GUIDE = vae(5, 3)
+ZEROS = torch.zeros(2, 5)
 
 
-def test_model_and_guide_are_told_apart():
-    model, guide = vae(5, 3)
-    x = torch.rand(6, 5).round()
-    for take in (
-        lambda: active_units(model, x),
-        lambda: posterior_mean(model, x),
-        lambda: kl_per_dim(guide, model, x),
-    ):
-        with pytest.raises(ValueError, match="this takes the guide, but 'x' is observed"):
-            take()
-
-
-def test_a_posterior_with_correlations_is_refused():
-    model, guide = LinearGaussian.random(5, 3).pair()
-    with pytest.raises(ValueError, match="posterior of 'z', MultivariateNormal"):
-        kl_per_dim(model, guide, torch.zeros(2, 5))
-
-
-def test_other_sites_are_named():
-    model, guide = vae(5, 3)
-    with pytest.raises(ValueError, match=r"no site 'w', only \['z'\]"):
-        active_units(guide, torch.zeros(2, 5), site="w")
-    with pytest.raises(ValueError, match="site="):
-        kl_per_dim(model, guide, torch.zeros(2, 5), site="w")
+@pytest.mark.parametrize(
+    ("take", "words"),
+    [
+        (
+            lambda: kl_per_dim(*vae(5, 3, prior=MixtureOfNormals(3)), ZEROS),
+            "prior of 'z', MixtureSameFamily",
+        ),
+        (
+            lambda: kl_per_dim(*LinearGaussian.random(5, 3).pair(), ZEROS),
+            "posterior of 'z', MultivariateNormal",
+        ),
+        (lambda: active_units(MODEL, ZEROS), "this takes the guide, but 'x' is observed"),
+        (lambda: posterior_mean(MODEL, ZEROS), "this takes the guide, but 'x' is observed"),
+        (lambda: kl_per_dim(GUIDE, MODEL, ZEROS), "this takes the guide, but 'x' is observed"),
+        (lambda: active_units(GUIDE, ZEROS, site="w"), r"no site 'w', only \['z'\]"),
+        (lambda: kl_per_dim(MODEL, GUIDE, ZEROS, site="w"), "site="),
+    ],
+)
+def test_other_priors_posteriors_programs_and_sites_are_refused(take, words):
+    with pytest.raises(ValueError, match=words):
+        take()
 
 
 def test_active_units_are_those_whose_mean_moves():

@@ -18,7 +18,6 @@ from pyro_vae import (
     GreyCategorical,
     LogMarginal,
     bits_per_dim,
-    diagnostics,
     elbo,
     importance_sampling,
     load_estimates,
@@ -26,9 +25,10 @@ from pyro_vae import (
     save_estimates,
     vae,
 )
-from pyro_vae.blocks import rows_at_once
 from pyro_vae.marginal_likelihood import EstimatesError, importance
-from pyro_vae.oracles import LinearGaussian, quadrature
+from pyro_vae.mcmc import diagnostics
+from pyro_vae.oracles import LinearGaussian, quadrature_log_prob
+from pyro_vae.traces.blocks import rows_at_once
 
 
 def estimate(*arguments, **settings):
@@ -93,7 +93,7 @@ def test_a_trained_nonlinear_model_agrees_with_quadrature(double):
         with torch.no_grad():
             return sum(log_joint(model, {"z": z.unsqueeze(1).expand(-1, len(x), -1)}, x))
 
-    exact = quadrature(joint, 2, nodes=120, limit=7.0)
+    exact = quadrature_log_prob(joint, 2, nodes=120, limit=7.0)
     result = estimate(model, guide, x, num_samples=4000)
     z = (result.values - exact) / result.std_error
     assert z.abs().max() < 5
@@ -234,6 +234,34 @@ def test_save_and_load(tmp_path, double):
     (tmp_path / "r.json").write_text('{"values": [1.0], "khat": null}')
     with pytest.raises(EstimatesError, match=r"make them again with scripts/estimate\.py"):
         LogMarginal.load(tmp_path / "r.json")
+
+
+def test_files_that_said_in_settings_what_a_result_is(tmp_path):
+    """As version 0.1 wrote them: one of codes, one of a cross-entropy, one of simulated data."""
+    columns = {"values": [-3.0], "std_error": [0.0], "bound": "lower", "diagnostics": {}, "curve": {}}
+    known = {"effort": "", "data": "toy", "data_checksum": "a", "model_checksum": "m", "scores": "log p(x)"}
+    entropy = "minus the cross-entropy of grey values (not a log-likelihood)"
+    old = {
+        "plain": ("importance_sampling", {"num_samples": 40}),
+        "codes": ("importance_sampling", {"is_of_codes": True}),
+        "grey": ("importance_sampling", {"scores": entropy}),
+        "simulated": ("bidirectional", {"data_checksum": "simulated"}),
+    }
+    records = {
+        name: columns | {"method": method, "settings": known | settings, "summary": []}
+        for name, (method, settings) in old.items()
+    }
+    (tmp_path / "old.json").write_text(json.dumps(records))
+    read = load_estimates(tmp_path / "old.json")
+    kinds = {n: (e.is_of_codes, not e.is_density, e.is_simulated) for n, e in read.items()}
+    assert kinds == {name: (name == "codes", name == "grey", name == "simulated") for name in old}
+    assert read["grey"].scores == entropy
+    assert read["simulated"].data_checksum is None
+    assert read["plain"].settings["num_samples"] == 40
+    assert not {"scores", "is_of_codes"} & read["codes"].settings.keys()
+    save_estimates(read, tmp_path / "new.json")
+    again = load_estimates(tmp_path / "new.json")
+    assert {n: (e.is_of_codes, not e.is_density, e.is_simulated) for n, e in again.items()} == kinds
 
 
 def test_bits_per_dim():

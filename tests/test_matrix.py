@@ -8,22 +8,9 @@ import pytest
 import torch
 
 from pyro_vae import elbo, fit, log_joint, log_weights
-from pyro_vae.experiment import (
-    COUNTS,
-    FAMILIES,
-    GRADIENTS,
-    NETS,
-    OBJECTIVES,
-    POSTERIORS,
-    PRIORS,
-    Config,
-    ConfigError,
-    arguments,
-    build_pair,
-    build_training,
-    check_data,
-    load_data,
-)
+from pyro_vae.lab import Config, ConfigError, Facts
+from pyro_vae.lab.build import arguments, build_pair, build_training, check_support, load_data
+from pyro_vae.lab.choices import FAMILIES, GRADIENTS, NETS, OBJECTIVES, POSTERIORS, PRIORS
 from pyro_vae.traces import at_point_masses, guide_distributions
 
 TABLE = ("poisson", "categorical", "student_t", "negative_binomial", "categorical", *["laplace"] * 15)
@@ -120,17 +107,17 @@ def variants(svi):
 
 @pytest.mark.parametrize("config", CASES.values())
 def test_it_trains_improves_is_captured_and_survives_saving(config, captured, counts, tmp_path):
-    if config.family in (*COUNTS, "columns"):
+    if FAMILIES[config.family].values in ("counts", "table"):
         config = dataclasses.replace(config, data=str(counts[config.missing]))
     dataset = load_data(config)
     model, guide = build_pair(config, dataset)
-    check_data(model, config, dataset)
+    check_support(model, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
     svi = type(svi)(model, guide, svi.optimizer, svi.loss, compile="always")
-    batch = arguments(config, dataset, dataset.train, 100)
+    batch = arguments(dataset.train, Facts.of(config, dataset), 100)
 
     def quality():
-        if config.is_autoencoder:
+        if not config.system.has_log_prob:
             return sum(at_point_masses(model, guide, *batch)).mean()
         return elbo(model, guide, *batch, num_samples=20).elbo.mean()
 
@@ -140,11 +127,11 @@ def test_it_trains_improves_is_captured_and_survives_saving(config, captured, co
 
     assert len(history) == config.epochs
     assert quality() > before + 0.5
-    assert f"valid/{config.bound}" in history[-1]
+    assert f"valid/{config.system.metric}" in history[-1]
     assert svi._compiled.function.refused is None
     assert all(variant.graph.num_calls > 10 for variant in variants(svi))
 
-    if config.is_autoencoder:
+    if not config.system.has_log_prob:
         with pytest.raises(ValueError, match="point mass"):
             log_weights(model, guide, *batch, num_samples=3)
     else:
@@ -219,7 +206,7 @@ def test_counts_are_no_family_of_grey_images():
     config = dataclasses.replace(SMALL, family="poisson")
     dataset = load_data(config)
     with pytest.raises(ValueError, match="grey images are none"):
-        check_data(build_pair(config, dataset)[0], config, dataset)
+        check_support(build_pair(config, dataset)[0], config, dataset)
 
 
 @pytest.mark.parametrize(
@@ -237,5 +224,5 @@ def test_inductor_compiles_it(change, tmp_path):
     dataset = load_data(config)
     svi, _ = build_training(config, *build_pair(config, dataset), dataset, tmp_path)
     svi = type(svi)(svi.model, svi.guide, svi.optimizer, svi.loss, compile="always")
-    fit(svi, [arguments(config, dataset, dataset.train, 50)] * 4, 1, progress=False)
+    fit(svi, [arguments(dataset.train, Facts.of(config, dataset), 50)] * 4, 1, progress=False)
     assert svi._compiled.function.refused is None

@@ -42,7 +42,7 @@ from pyro_vae import (
 )
 from pyro_vae.latents import posterior_mean
 from pyro_vae.objectives import FreeBitsELBO
-from pyro_vae.traces import draw, takes_samples
+from pyro_vae.traces import draw_pair, takes_samples
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -192,7 +192,7 @@ ESTIMATES = {
         m, x, num_chains=2, num_samples=4, num_warmup=8, **HMC
     ).latents["z"],
     "sample": lambda m, g, x: sample(m, x, num_samples=3)[1]["x"].detach(),
-    "draw": lambda m, g, x: [v.detach() for v in draw(m, g, x, num_samples=3).log_joint],
+    "draw": lambda m, g, x: [v.detach() for v in draw_pair(m, g, x, num_samples=3).log_joint],
     "iwae": lambda m, g, x: loss_and_gradients(ImportanceWeightedELBO(4), m, g, x),
     "dreg": lambda m, g, x: loss_and_gradients(ImportanceWeightedELBO(4, "dreg"), m, g, x),
     "renyi": lambda m, g, x: loss_and_gradients(RenyiELBO(0.5, 4), m, g, x),
@@ -312,13 +312,13 @@ def test_sums_over_discrete_sites_meet_the_network_one_by_one_too():
         total.append(log_p + dist.Normal(mean + z.sum(-1, keepdim=True), 1.0).log_prob(x).sum(-1))
     expected = torch.stack(total).logsumexp(0)
     torch.testing.assert_close(sum(log_joint(model, {"z": z}, x)), expected)
-    draws = draw(model, guide, x, num_samples=3)
+    draws = draw_pair(model, guide, x, num_samples=3)
     again = sum(log_joint(model, draws.latents, x))
     torch.testing.assert_close(sum(draws.log_joint), again)
     torch.manual_seed(0)
     weights = log_weights(model, guide, x, num_samples=3)
     torch.manual_seed(0)
-    draws = draw(model, guide, x, num_samples=3)
+    draws = draw_pair(model, guide, x, num_samples=3)
     torch.testing.assert_close(weights, sum(draws.log_joint) - draws.log_guide)
 
 

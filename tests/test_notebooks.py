@@ -7,7 +7,7 @@ from nbclient import NotebookClient
 
 SMALL = "num_epochs = 2\nnum_samples = 40"
 FIGURES = {
-    "1_vae": 5,
+    "1_vae": 6,
     "2_swap_prior_and_likelihood": 3,
     "3_how_good_is_my_model": 3,
     "4_your_own_pyro_program": 2,

@@ -126,11 +126,6 @@ def test_plain_pyro_svi_takes_them(oracle):
     assert not torch.equal(before, model.likelihood.net.weight)
 
 
-def test_beta_must_not_be_negative():
-    with pytest.raises(ValueError, match="beta"):
-        BetaELBO(-0.1)
-
-
 @pytest.mark.parametrize(
     "objective",
     [
@@ -468,7 +463,9 @@ def test_free_bits_of_dependent_dimensions_are_those_of_the_whole(oracle):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ImportanceWeightedELBO(5, "dregs"), "plain, stl, dreg"),
+        (lambda: BetaELBO(-0.1), "beta"),
+        (lambda: BetaELBO(0.5, ImportanceWeightedELBO()), "ImportanceWeightedELBO has terms of its own"),
+        (lambda: ImportanceWeightedELBO(5, "dregs"), "Did you mean 'dreg'"),
         (lambda: RenyiELBO(float("nan")), "alpha"),
         (lambda: FreeBitsELBO(-1.0), "free_nats"),
         (lambda: ImportanceWeightedELBO(0), "num_particles"),
@@ -476,10 +473,5 @@ def test_free_bits_of_dependent_dimensions_are_those_of_the_whole(oracle):
     ],
 )
 def test_impossible_arguments_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         make()
-
-
-def test_beta_of_an_objective_with_terms_of_its_own_is_refused():
-    with pytest.raises(TypeError, match="ImportanceWeightedELBO"):
-        BetaELBO(0.5, ImportanceWeightedELBO())

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae import LogMarginal, plots
+from pyro_vae import LogMarginal
+from pyro_vae.lab import plots
 
 
 def png(figure):
@@ -22,7 +23,6 @@ def result(khat=True, **changes):
         "data": "toy test",
         "data_checksum": "a",
         "effort": "",
-        "scores": "log p(x)",
     }
     fields = {
         "values": torch.randn(200) - 90,
@@ -39,7 +39,7 @@ def test_sandwich_shows_every_method_over_samples_and_data():
     curve = {10: torch.full((200,), -92.0), 100: torch.full((200,), -91.0)}
     sampled = result(curve=curve)
     exact = result(values=sampled.values + 0.5, method="quadrature", bound="exact")
-    simulated = result(settings=sampled.settings | {"data_checksum": "simulated"}, method="bidirectional")
+    simulated = result(is_simulated=True, method="bidirectional")
     figure = plots.sandwich({"importance_sampling": sampled, "quadrature": exact, "bidirectional": simulated})
     over_k, per_datum = figure.axes
     np.testing.assert_allclose(over_k.lines[0].get_xydata(), [[10, -92], [100, -91]])

@@ -505,7 +505,7 @@ def test_a_sweep_over_data_goes_on_from_relative_paths(tmp_path):
 def test_signal_to_noise_of_gradients(finished):
     folder, _ = finished
     small = ("--num-particles", 1, 16, "--repetitions", 200)
-    done = run("signal_to_noise", folder, *small, cwd=folder, in_process_of_its_own=True)
+    done = run("studies/signal_to_noise", folder, *small, cwd=folder, in_process_of_its_own=True)
     ratios = json.loads((folder / "signal_to_noise.json").read_text())
     assert set(ratios) == {"plain", "stl", "dreg"}
     assert ratios["dreg"]["16"] > ratios["plain"]["16"]

@@ -259,54 +259,60 @@ def test_anomaly_scores_rank_among_ordinary_data(oracle):
 # ------------------------------------------------------------------------------------ refusals
 
 
-def test_what_cannot_be_restored_is_explained():
-    x = torch.rand(3, DIM).round()
-    with pytest.raises(ValueError, match="flat"):
-        inpaint(*autoencoder(DIM, 2), x, MASK, progress=False)
-    with pytest.raises(ValueError, match="discrete"):
-        inpaint(*vq_vae(DIM, num_codes=3, code_dim=2, length=2), x, MASK, progress=False)
-    pair = vae(DIM, 2)
-    with pytest.raises(ValueError, match="no rows"):
-        inpaint(*pair, x[:0], MASK)
-    with pytest.raises(SupportError, match="outside the support of Bernoulli"):
-        inpaint(*pair, 16 * x + 3, MASK)
-    with pytest.raises(SupportError, match="not finite"):
-        denoise(*pair, x / 0, 0.1)
-    with pytest.raises(SupportError, match="nan only where a Mask"):
-        denoise(*pair, torch.full((2, DIM), math.nan), 0.1)
-    with pytest.raises(ValueError, match="noise_scale must be positive"):
-        denoise(*pair, x, 0.0)
-    with pytest.raises(ValueError, match="num_samples must be from 1"):
-        inpaint(*pair, x, MASK, num_samples=1000, num_chains=2, num_draws=4)
-    with pytest.raises(ValueError, match="observed must be bool"):
-        inpaint(*pair, x, MASK.float())
-    with pytest.raises(ValueError, match="observed must be bool"):
-        log_missing(*pair, x, MASK[1:])
-    with pytest.raises(SupportError, match=f"{DIM + 1} numbers a row, and the degradation leaves {DIM}"):
-        denoise(*pair, torch.rand(3, DIM + 1), 0.1)
-    with pytest.raises(ValueError, match=f"data of {DIM + 1} numbers, and the model observes {DIM}"):
-        restore(*pair, Linear(torch.ones(2, DIM + 1), 0.1), torch.rand(3, 2))
-    with pytest.raises(SupportError, match=r"holds torch.float64, and .* torch.float32"):
-        inpaint(*pair, x.double(), MASK)
-    with pytest.raises(ValueError, match="one length"):
-        inpaint(*vae(DIM, 2, context_dim=4), x, MASK, torch.rand(2, 4))
-    with pytest.raises(ValueError, match="such as a context"):
-        inpaint(*pair, x, MASK, torch.rand(3, 4))
-    with pytest.raises(SupportError, match="more than ten noise_scale"):
-        denoise(*pair, 255 * x + 100, 0.5)
-    half = -torch.ones(1, DIM) / 2  # y is from -DIM / 2 to 0
-    for far in (-DIM / 2 - 1.1, 1.1):
-        with pytest.raises(SupportError, match="more than ten noise_scale"):
-            restore(*pair, Linear(half, 0.1), torch.full((3, 1), far))
-    with pytest.raises(ValueError, match=r"not \(7,\)"):
-        super_resolve(*pair, x, (7,), 2)
-    with pytest.raises(TypeError, match="not a Bound"):
-        log_missing(*pair, x, MASK, estimate=elbo)
-    with pytest.raises(ValueError, match="as many ends as starts"):
-        interpolate(*pair, x[:2], x)
-    with pytest.raises(ValueError, match="num_steps must be at least 2"):
-        interpolate(*pair, x, x, num_steps=1)
-    with pytest.raises(ValueError, match="each of the 3 data"):
-        mix(*pair, x, torch.ones(3))
-    with pytest.raises(ValueError, match="3 are not finite"):
-        mix(*pair, x, torch.full((1, 3), math.nan))
+X, PAIR = torch.rand(3, DIM).round(), vae(DIM, 2)
+HALF = -torch.ones(1, DIM) / 2  # y is from -DIM / 2 to 0
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "task"),
+    [
+        (ValueError, "flat", lambda: inpaint(*autoencoder(DIM, 2), X, MASK)),
+        (ValueError, "discrete", lambda: inpaint(*vq_vae(DIM, num_codes=3, code_dim=2, length=2), X, MASK)),
+        (ValueError, "no rows", lambda: inpaint(*PAIR, X[:0], MASK)),
+        (SupportError, "outside the support of Bernoulli", lambda: inpaint(*PAIR, 16 * X + 3, MASK)),
+        (SupportError, "not finite", lambda: denoise(*PAIR, X / 0, 0.1)),
+        (SupportError, "nan only where a Mask", lambda: denoise(*PAIR, torch.full((2, DIM), math.nan), 0.1)),
+        (ValueError, "noise_scale must be positive", lambda: denoise(*PAIR, X, 0.0)),
+        (
+            *(ValueError, "num_samples must be from 1"),
+            lambda: inpaint(*PAIR, X, MASK, num_samples=1000, num_chains=2, num_draws=4),
+        ),
+        (ValueError, "observed must be bool", lambda: inpaint(*PAIR, X, MASK.float())),
+        (ValueError, "observed must be bool", lambda: log_missing(*PAIR, X, MASK[1:])),
+        (
+            *(SupportError, f"{DIM + 1} numbers a row, and the degradation leaves {DIM}"),
+            lambda: denoise(*PAIR, torch.rand(3, DIM + 1), 0.1),
+        ),
+        (
+            *(ValueError, f"data of {DIM + 1} numbers, and the model observes {DIM}"),
+            lambda: restore(*PAIR, Linear(torch.ones(2, DIM + 1), 0.1), torch.rand(3, 2)),
+        ),
+        (
+            SupportError,
+            r"holds torch.float64, and .* torch.float32",
+            lambda: inpaint(*PAIR, X.double(), MASK),
+        ),
+        (
+            *(ValueError, "one length"),
+            lambda: inpaint(*vae(DIM, 2, context_dim=4), X, MASK, torch.rand(2, 4)),
+        ),
+        (ValueError, "such as a context", lambda: inpaint(*PAIR, X, MASK, torch.rand(3, 4))),
+        (SupportError, "more than ten noise_scale", lambda: denoise(*PAIR, 255 * X + 100, 0.5)),
+        *(
+            (
+                *(SupportError, "more than ten noise_scale"),
+                lambda far=far: restore(*PAIR, Linear(HALF, 0.1), torch.full((3, 1), far)),
+            )
+            for far in (-DIM / 2 - 1.1, 1.1)
+        ),
+        (ValueError, r"not \(7,\)", lambda: super_resolve(*PAIR, X, (7,), 2)),
+        (TypeError, "not a Bound", lambda: log_missing(*PAIR, X, MASK, estimate=elbo)),
+        (ValueError, "as many ends as starts", lambda: interpolate(*PAIR, X[:2], X)),
+        (ValueError, "num_steps must be at least 2", lambda: interpolate(*PAIR, X, X, num_steps=1)),
+        (ValueError, "each of the 3 data", lambda: mix(*PAIR, X, torch.ones(3))),
+        (ValueError, "3 are not finite", lambda: mix(*PAIR, X, torch.full((1, 3), math.nan))),
+    ],
+)
+def test_what_cannot_be_restored_is_explained(error, words, task):
+    with pytest.raises(error, match=words):
+        task()

@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import pyro
@@ -19,10 +20,10 @@ from pyro_vae import (
     planar,
     quadrature,
     sample,
+    sample_posterior,
     vae,
 )
 from pyro_vae.oracles import LinearGaussian
-from pyro_vae.posterior import sample_posterior
 from pyro_vae.traces import first_nonfinite, guide_distributions, log_guide, model_distributions
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -110,39 +111,33 @@ def test_sample_draws_from_the_model():
     assert residual.std().item() == pytest.approx(0.5, rel=0.02)
 
 
-def test_point_masses_have_no_weights():
-    model, _ = vae(4, 2)
+def program(name, fn, plate=True):
+    """Sample one site in the plate of data, or outside of it."""
 
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Delta(torch.zeros(len(x), 2)).to_event(1))
+    def sampled(x):
+        with pyro.plate("data", len(x)) if plate else contextlib.nullcontext():
+            pyro.sample(name, fn)
 
-    with pytest.raises(ValueError, match="point mass"):
+    return sampled
+
+
+def global_latent(x):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(w.expand(len(x), 4), 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "words"),
+    [
+        (vae(4, 2)[0], program("z", dist.Delta(torch.zeros(3, 2)).to_event(1)), "point mass"),
+        (vae(4, 2)[0], program("w", dist.Normal(torch.zeros(2), 1.0).to_event(1)), r"\['z'\].*\['w'\]"),
+        (global_latent, program("w", dist.Normal(0.0, 1.0), plate=False), "'w' must lie in the plate 'data'"),
+    ],
+)
+def test_point_masses_other_sites_and_global_ones_have_no_weights(model, guide, words):
+    with pytest.raises(ValueError, match=words):
         log_weights(model, guide, torch.zeros(3, 4), num_samples=2)
-
-
-def test_other_latent_sites_are_refused():
-    model, _ = vae(4, 2)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-
-    with pytest.raises(ValueError, match=r"\['z'\].*\['w'\]"):
-        log_weights(model, guide, torch.zeros(3, 4), num_samples=2)
-
-
-def test_global_latents_are_refused():
-    def model(x):
-        w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
-
-    def guide(x):
-        pyro.sample("w", dist.Normal(0.0, 1.0))
-
-    with pytest.raises(ValueError, match="'w' must lie in the plate 'data'"):
-        log_weights(model, guide, torch.zeros(3), num_samples=2)
 
 
 def test_a_data_plate_in_another_place_is_refused():

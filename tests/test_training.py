@@ -66,6 +66,16 @@ class Kill(Callback):
             raise KeyboardInterrupt
 
 
+class Scripted(Callback):
+    """Metrics that are known beforehand."""
+
+    def __init__(self, *values):
+        self.values = iter(values)
+
+    def epoch_end(self, training):
+        training.row["valid/elbo"] = next(self.values)
+
+
 def test_rows():
     algorithm = make()
     history = train(algorithm, 3)
@@ -110,46 +120,37 @@ def test_evaluation_is_the_bound_and_does_not_disturb_training():
     assert torch.equal(parameters(plain), parameters(watched))
     bound = elbo(watched.model, watched.guide, valid, num_samples=50).elbo.mean().item()
     assert history[-1]["valid/elbo"] == pytest.approx(bound, abs=0.05)
-
-
-def test_evaluation_after_some_epochs_only():
-    history = train(make(), 4, [Evaluate(DIGITS.valid.x, epochs=(1, 3))])
+    history = train(make(), 4, [Evaluate(valid, epochs=(1, 3))])
     assert [row["epoch"] for row in history if "valid/elbo" in row] == [1, 3]
 
 
 def test_early_stopping_waits_for_patience():
-    class Scripted(Callback):
-        values = iter([1.0, 3.0, 2.0, 2.5, 9.0])
-
-        def epoch_end(self, training):
-            training.row["valid/elbo"] = next(self.values)
-
-    history = train(make(), 5, [Scripted(), EarlyStopping(patience=2)])
+    history = train(make(), 5, [Scripted(1.0, 3.0, 2.0, 2.5, 9.0), EarlyStopping(patience=2)])
     assert len(history) == 4
     with pytest.raises(ValueError, match="add an Evaluate callback"):
         train(make(), 1, [EarlyStopping(patience=2)])
 
 
-def test_learning_rate_schedule():
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=2, gamma=0.1), [0.1, 0.1, 0.01, 0.01]),
+        (lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, "min", patience=0), [0.1, 0.1, 0.01]),
+    ],
+    ids=["steps", "plateau"],
+)
+def test_learning_rates_are_scheduled(schedule, rates):
     algorithm = make(lr=0.1)
-    scheduler = torch.optim.lr_scheduler.StepLR(algorithm.optimizer, step_size=2, gamma=0.1)
-    history = train(algorithm, 4, [LearningRate(scheduler)])
-    assert [row["learning_rate"] for row in history] == pytest.approx([0.1, 0.1, 0.01, 0.01])
-
-
-def test_learning_rate_falls_on_a_plateau():
-    algorithm = make(lr=0.1)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(algorithm.optimizer, "min", patience=0)
-    callbacks = [Evaluate(DIGITS.valid.x), LearningRate(plateau)]
-    history = train(algorithm, 3, callbacks)
-    assert [row["learning_rate"] for row in history] == pytest.approx([0.1, 0.1, 0.01])
+    callbacks = [Scripted(1.0, 2.0, 3.0, 4.0), LearningRate(schedule(algorithm.optimizer))]
+    history = train(algorithm, len(rates), callbacks)
+    assert [row["learning_rate"] for row in history] == pytest.approx(rates)
 
 
 def test_kl_warmup_rises_to_one_and_holds():
     objective = BetaELBO()
     history = train(make(objective), 5, [KLWarmup(objective, 4)])
     assert [row["beta"] for row in history] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
-    with pytest.raises(ValueError, match="at least one epoch"):
+    with pytest.raises(ValueError, match="num_epochs must be at least 1"):
         KLWarmup(objective, 0)
 
 
@@ -246,31 +247,18 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, interrupte
 
 
 def test_a_run_that_stopped_early_stays_stopped(tmp_path):
-    class Falling(Callback):
-        def epoch_end(self, training):
-            training.row["valid/elbo"] = -float(training.epoch)
-
-    callbacks = [Falling(), EarlyStopping(patience=1)]
+    callbacks = [Scripted(-1.0, -2.0), EarlyStopping(patience=1)]
     first = train(make(), 9, [*callbacks, Checkpoint(tmp_path)])
     again = train(make(), 9, [*callbacks, Checkpoint(tmp_path, resume=True)])
     assert len(first) == len(again) == 2
 
 
 def test_best_is_the_epoch_with_the_best_metric(tmp_path):
-    class Scripted(Callback):
-        values = iter([1.0, 3.0, 2.0])
-
-        def epoch_end(self, training):
-            training.row["valid/elbo"] = next(self.values)
-
-    train(make(), 3, [Scripted(), Checkpoint(tmp_path)])
+    train(make(), 3, [Scripted(1.0, 3.0, 2.0), Checkpoint(tmp_path)])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {"epoch", "samples", "train/elbo", "valid/elbo", "seconds"} <= set(rows[-1])
     assert load_checkpoint(tmp_path / "best.pt")["epoch"] == 2
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 3
-
-
-def test_there_is_no_best_without_the_metric(tmp_path):
-    train(make(), 1, [Checkpoint(tmp_path)])
-    assert not (tmp_path / "best.pt").exists()
 
 
 def test_a_checkpoint_every_few_epochs_and_at_the_end(tmp_path):
@@ -292,6 +280,7 @@ def test_a_checkpoint_every_few_epochs_and_at_the_end(tmp_path):
 
 def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path):
     train(make(), 1, [Checkpoint(tmp_path)])
+    assert not (tmp_path / "best.pt").exists()  # without the metric
     with pytest.raises(CheckpointError, match="holds a checkpoint already"):
         train(make(), 1, [Checkpoint(tmp_path)])
 
@@ -451,12 +440,6 @@ def test_parameters_that_become_nan_in_the_last_step_are_not_kept(tmp_path):
     with pytest.raises(NonFiniteError, match=r"parameter .* became nan or infinite in epoch 2"):
         fit(algorithm, [(x,)], 5, [Break(), Checkpoint(tmp_path)], progress=False)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 1
-
-
-def test_rows_are_json(tmp_path):
-    train(make(), 2, [Evaluate(DIGITS.valid.x), Checkpoint(tmp_path)])
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {"epoch", "samples", "train/elbo", "valid/elbo", "seconds"} <= set(rows[-1])
 
 
 # ------------------------------------------------------------------------------ streams, and compiling

@@ -144,7 +144,7 @@ def test_a_compiled_step_is_the_eager_one():
         algorithm = WakeSleep(model, guide, optimizer, num_data=100, compile=mode)
         elbos = [algorithm.step((torch.rand(20, 8) < 0.7).float())["elbo"].item() for _ in range(6)]
         results.append((elbos, [p.detach() for p in model.parameters()]))
-    assert algorithm._svi._compiled.function.is_compiled
+    assert algorithm._compiled.function.is_compiled
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 

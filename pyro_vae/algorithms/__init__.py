@@ -3,11 +3,12 @@
 | algorithm | theta climbs | phi climbs |
 |---|---|---|
 | :class:`SVI` (AEVB) | a bound, at draws of the guide | the same bound, through the draws |
-| :class:`WakeSleep` | log p(x, z), at draws of the guide | log q(z given x), at draws of the model |
+| :func:`WakeSleep` | log p(x, z), at draws of the guide | log q(z given x), at draws of the model |
 | :class:`MCEM` | log p(x, z), at draws of the posterior | there is no guide |
 
-:class:`PyroSVI` is ``pyro.infer.SVI``, compiled. Reweighted wake-sleep is an objective
-(:class:`pyro_vae.objectives.ReweightedWakeSleep`) of ``SVI``.
+:class:`PyroSVI` is ``pyro.infer.SVI``, compiled. :func:`WakeSleep` makes an ``SVI`` whose loss it is
+(:class:`pyro_vae.objectives.WakeSleepPhases`), as reweighted wake-sleep is another one
+(:class:`pyro_vae.objectives.ReweightedWakeSleep`).
 """
 
 from pyro_vae.algorithms.mcem import MCEM

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pyro_vae import hmc
 from pyro_vae.algorithms.svi import SVI
 from pyro_vae.arguments import Count, Share, check, check_arguments, checked
 from pyro_vae.compiled import CompiledFunction, Outputs
+from pyro_vae.mcmc import hmc
 from pyro_vae.objectives import MAP, Objective
 from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained, training_step
 
@@ -37,9 +37,9 @@ class MCEM:
         weight_prior: Maximum a posteriori with a standard normal prior on the weights, as in the paper
             (:class:`~pyro_vae.objectives.MAP`), instead of maximum likelihood.
         num_leapfrog: Steps of a trajectory.
-        target_acceptance: To which the step size, the same for all data, is tuned all the time.
-        num_updates: Of theta in each iteration, at the same draws.
-        compile: As of :class:`SVI`.
+        target_acceptance: Acceptance to which the step size, the same for all data, is tuned all the time.
+        num_updates: Updates of theta in each iteration, at the same draws.
+        compile: See :class:`SVI`.
 
     Attributes:
         guide: None.
@@ -84,7 +84,7 @@ class MCEM:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """What moves theta."""
+        """Optimiser of theta."""
         return self._updates.optimizer
 
     def step(self, *batch: Tensor) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ class MCEM:
         step_size: Float[Tensor, ""],
         *arguments: Tensor,
     ) -> Outputs:
-        """Where the chains get to, from where they were or else from draws of the prior."""
+        """Move the chains, from where they were or else from draws of the prior."""
 
         def log_density(position: hmc.Position) -> hmc.Evaluation:
             with torch.enable_grad():
@@ -173,7 +173,7 @@ class MCEM:
         return {"acceptance": info.acceptance.mean(), **ends}
 
     def state_dict(self) -> dict:
-        """As :meth:`SVI.state_dict`, and the chains."""
+        """Return the state of :meth:`SVI.state_dict`, and the chains."""
         state = self._updates.state_dict() | {"moves": self._graph.state_dict(), "chains": dict(self.chains)}
         if self.chains:
             state |= {"started": self._started, "log_step_size": self._log_step_size}
@@ -191,7 +191,7 @@ class MCEM:
             self._log_step_size = state["log_step_size"].to(device)
 
     def expect(self, num_steps: int | None) -> None:
-        """As :meth:`SVI.expect`."""
+        """See :meth:`SVI.expect`."""
         self._updates.expect(None if num_steps is None else num_steps * self.num_updates)
         self._graph.planned_calls = num_steps
 

@@ -15,9 +15,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions.utils import lazy_property
 
-from pyro_vae.compiled import CompiledStep, NotCompiledWarning, Outputs
-from pyro_vae.compiled.state import CaptureError
-from pyro_vae.compiled.survey import is_library
+from pyro_vae.compiled import CaptureError, CompiledStep, NotCompiledWarning, Outputs
+from pyro_vae.compiled.owners import is_users
 from pyro_vae.traces import parameters_in_the_store, training_step
 
 
@@ -32,9 +31,9 @@ class PyroSVI(pyro.infer.SVI):
         model: The model.
         guide: The guide, with the same arguments.
         optim: An optimiser of ``pyro.optim``.
-        loss: What ``pyro.infer.SVI`` takes; compiled if it is an ELBO object with ``differentiable_loss``,
-            whose ``loss_and_grads`` is the library's.
-        loss_and_grads: As in ``pyro.infer.SVI``, for a ``loss`` that is a function; runs eagerly.
+        loss: Loss as ``pyro.infer.SVI`` takes it; compiled if it is an ELBO object with
+            ``differentiable_loss``, whose ``loss_and_grads`` is the library's.
+        loss_and_grads: Function as in ``pyro.infer.SVI``, for a ``loss`` that is a function; runs eagerly.
         compile: Compile once that is worth the seconds it costs; ``"always"`` from the second step on, False
             never.
 
@@ -167,16 +166,12 @@ def _uncompiled(loss: Any) -> str | None:
         name: next(base for base in kind.__mro__ if name in vars(base)).__module__
         for name in ("loss_and_grads", "differentiable_loss")
     }
-    own = {name: name in vars(loss) or not _is_known(home) for name, home in homes.items()}
+    own = {name: name in vars(loss) or is_users(home) for name, home in homes.items()}
     if own["loss_and_grads"]:
         return f"{kind.__name__} has a loss_and_grads of its own, which a graph would not ask"
     if own["differentiable_loss"] and not homes["loss_and_grads"].startswith("pyro_vae."):
         return f"{kind.__name__} has a differentiable_loss that its loss_and_grads does not ask"
     return None
-
-
-def _is_known(module: str) -> bool:
-    return is_library(module) or module.startswith("pyro_vae.")
 
 
 class _Supports(Messenger):
@@ -203,7 +198,7 @@ class _Supports(Messenger):
 
 
 def _checks(fn: Any, value: Tensor | None) -> Iterator[Tensor]:
-    """Whether parameters lie in their constraints, and a value in the support, where that says something."""
+    """Return True if parameters lie in their constraints, and a value in the support, if that is known."""
     for name, constraint in fn.arg_constraints.items():
         is_set = name in vars(fn) or not isinstance(getattr(type(fn), name, None), lazy_property)
         if is_set and not constraints.is_dependent(constraint) and not _is_all(constraint):
@@ -214,7 +209,7 @@ def _checks(fn: Any, value: Tensor | None) -> Iterator[Tensor]:
 
 
 def _is_all(constraint: Any) -> bool:
-    """Whether all real numbers are right."""
+    """Return True if all real numbers are right."""
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return isinstance(constraint, type(constraints.real))

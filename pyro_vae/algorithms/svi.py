@@ -20,8 +20,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.arguments import check_arguments, checked, found
-from pyro_vae.compiled import CompiledStep, can_update
-from pyro_vae.compiled.survey import Survey
+from pyro_vae.compiled import CompiledStep, Survey, can_update
 from pyro_vae.objectives import loss_and_metrics
 from pyro_vae.traces import local_parameters, made_for_the_store, modules_of
 
@@ -81,7 +80,7 @@ class SVI:
 
     Args:
         model: A Pyro program; an ``nn.Module`` that keeps the contract.
-        guide: The same, for q(z | x).
+        guide: Another one, for q(z | x).
         optimizer: Any optimiser of ``torch.optim`` over the parameters of both (or of one, to keep the
             other as it is).
         loss: A Pyro ELBO object, from ``pyro.infer`` or :mod:`pyro_vae.objectives`; its ``num_particles`` is
@@ -157,7 +156,7 @@ class SVI:
 
     @property
     def _current(self) -> CompiledStep | None:
-        """What is compiled, of the present model, guide and loss."""
+        """Compiled step of the present model, guide and loss."""
         if self._compiled is not None and not self._compiled.is_of(self.model, self.guide, self.loss):
             self._compiled = self._make_compiled()
         return self._compiled
@@ -182,7 +181,9 @@ class SVI:
         return metrics
 
     def steps(self, batches: Any) -> Iterator[tuple[dict[str, Tensor], tuple[Tensor, ...]]]:
-        """``step`` for every batch of an epoch; on a GPU, once compiled, several in one launch.
+        """``step`` for every batch of an epoch.
+
+        On a GPU, with ``COMPILED_CUDA_GRAPHS=1`` in the environment, several in one launch once compiled.
 
         Args:
             batches: Minibatches that are drawn by operations of torch on the device, such as

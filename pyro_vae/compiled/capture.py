@@ -9,36 +9,42 @@ fake tensors there is no value to see, and the attempt is reported with its line
 import contextlib
 import operator
 import sys
+import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 from unittest import mock
 
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.overrides import TorchFunctionMode
 
+from pyro_vae.compiled import private
 from pyro_vae.compiled.heap import Heap
+from pyro_vae.compiled.owners import is_in, is_registered, is_users
 from pyro_vae.compiled.state import CaptureError, ProgramState
 
 Outputs = dict[str, Tensor]
+NEITHER = (
+    "it uses a tensor that requires gradients but is neither a parameter of a module nor in Pyro's store: "
+    "make it an nn.Parameter of the model or the guide"
+)
 
 
-class Graph:
-    """A captured graph and what it needs.
+class Graph(NamedTuple):
+    """Captured graph and what it needs.
 
     Attributes:
         module: ATen operators; inputs are the state's tensors, then ``constants``, then the arguments.
         constants: Tensors that the program found elsewhere than in modules, the store and arguments.
-        names: Of the outputs; gradients by the trainable tensors follow them.
+        names: Names of the outputs; gradients by the trainable tensors follow them.
     """
 
-    def __init__(self, module: fx.GraphModule, constants: list[Tensor], names: list[str]) -> None:
-        self.module = module
-        self.constants = constants
-        self.names = names
+    module: fx.GraphModule
+    constants: list[Tensor]
+    names: list[str]
 
 
 def capture(
@@ -50,7 +56,7 @@ def capture(
     *,
     traced_only: bool = False,
 ) -> Graph:
-    """The graph of ``function(*leaves)``, captured twice to see whether it is the same both times.
+    """Return the graph of ``function(*leaves)``, captured twice to see whether it is the same both times.
 
     Args:
         function: From tensors to named tensors; may run any Pyro programs.
@@ -58,7 +64,7 @@ def capture(
         leaves: The arguments.
         trainable: Tensors of the state by which output ``"loss"`` is differentiated.
         before: What the programs reach, to put it back.
-        traced_only: Whether other tensors that require gradients are not to be trained.
+        traced_only: Other tensors that require gradients are not to be trained.
 
     Raises:
         CaptureError: If there is no graph, or not one for all runs.
@@ -81,15 +87,12 @@ def capture(
             "it up in the module"
         )
     if trainable and not traced_only and any(tensor.requires_grad for tensor in graph.constants):
-        raise CaptureError(
-            "it uses a tensor that requires gradients but is neither a parameter of a module nor in Pyro's "
-            "store: make it an nn.Parameter of the model or the guide"
-        )
+        raise CaptureError(NEITHER)
     return graph
 
 
 def _site_of(sites: list[tuple[int, str]], position: int) -> str:
-    """The site that had begun when the graph had so many nodes."""
+    """Return the site that had begun when the graph had so many nodes."""
     return next((text for count, text in reversed(sites) if count <= position), "before the first site")
 
 
@@ -109,7 +112,7 @@ def _trace(
             for tensor, fake in zip(tensors, inputs, strict=False)
         ]
         for tensor, fake in zip(tensors, own, strict=True):
-            fake._is_param = isinstance(tensor, torch.nn.Parameter)  # what isinstance asks, as of torch 2.14
+            private.mark_parameter(fake, tensor)
         replacement = dict(zip(tensors, own, strict=True))
         with state.swapped(replacement), sites, torch.set_grad_enabled(bool(trainable)):
             outputs = function(*inputs[len(tensors) :])
@@ -120,10 +123,10 @@ def _trace(
             gradients = torch.autograd.grad(outputs["loss"], wanted, materialize_grads=True)
         # The fused kernels of optimisers take gradients for contiguous without looking; and what is
         # clipped in place must share its memory with nothing else, as equal gradients do.
-        taken = {tensor.untyped_storage()._cdata for tensor in inputs}
+        taken = set(map(private.memory, inputs))
         results = []
         for result in (*outputs.values(), *(gradient.contiguous() for gradient in gradients)):
-            memory = result.untyped_storage()._cdata  # private, as in torch 2.14
+            memory = private.memory(result)
             results.append(result.detach().clone() if memory in taken else result.detach())
             taken.add(memory)
         return tuple(results)
@@ -131,14 +134,14 @@ def _trace(
     inputs = [tensor.detach() for tensor in tensors] + [leaf.detach() for leaf in leaves]
     try:
         with _without_looking_at_values():
-            module = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            module = private.make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except CaptureError as error:
         raise CaptureError(f"{error} {sites.last}") from None
     except Exception as error:
-        line = user_line(error)
-        reason = str(error).strip().splitlines() or [""]
+        line = _line(reversed([*traceback.walk_tb(error.__traceback__)]))
+        reason, *_ = [*str(error).strip().splitlines(), ""]
         raise CaptureError(
-            f"{type(error).__name__}: {reason[0]}" + (f" at {line}" if line else "") + f" {sites.last}"
+            f"{type(error).__name__}: {reason}{f' at {line}' if line else ''} {sites.last}"
         ) from error
     for position, node in enumerate(module.graph.nodes):
         value = node.meta.get("val")
@@ -163,16 +166,14 @@ _LOOKS = {
     torch.Tensor.numpy: "numpy()",
     torch.Tensor.__array__: "numpy()",
 }
-
-
 _WHOLE_NUMBERS = (torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__index__)
 _ELEMENTS = (torch.ops.aten.unbind.int, torch.ops.aten.select.int)
 
 
 def _position(tensor: Tensor) -> int | None:
-    """The value of an element of ``torch.arange(size)``, as a plate has them that takes data one by one."""
-    mode = get_proxy_mode()
-    known = mode and get_proxy_slot(tensor, mode.tracer, None)  # none of a constant
+    """Return the value of an element of ``torch.arange(size)``, as of a plate whose data come singly."""
+    mode = private.get_proxy_mode()
+    known = mode and private.get_proxy_slot(tensor, mode.tracer, None)  # none of a constant
     node = getattr(getattr(known, "proxy", None), "node", None)
     if node is None:
         return None
@@ -193,38 +194,33 @@ class _NoValues(TorchFunctionMode):
     seen: str | None = None
 
     def __torch_function__(self, func, _, args=(), kwargs=None):
-        if func in _LOOKS:
-            if func in _WHOLE_NUMBERS and (position := _position(args[0])) is not None:
-                return position
-            frame = sys._getframe(1)
-            while _is_of(frame, _CHECKERS) or frame.f_globals["__name__"].startswith("torch.fx."):
-                frame = frame.f_back
-            if frame.f_globals["__name__"] == "torch.distributions.distribution":
-                return True  # whether parameters and values are valid, which those of the first step were
-            while not _asks(frame):
-                frame = frame.f_back
-            caller = frame.f_globals["__name__"]
-            if caller.startswith("pyro.infer") and func is torch.Tensor.item:
-                return args[0].detach()  # the loss as a number
-            if caller == "pyro.infer.util" and func is torch.Tensor.__bool__:
-                return False  # whether all probabilities are above 0: terms of others are left out, below
-            # The program may catch what is raised.
-            self.seen = f"it looks at the value of a tensor by {_LOOKS[func]} at {_line_of(frame)}"
-            raise CaptureError(self.seen)
-        if func is torch.Tensor.masked_select and _is_of_pyros_sums(sys._getframe(1)):
+        if func is torch.Tensor.masked_select and _home(_asking()) == private.SUMS_OF_PYRO:
             return torch.where(args[1], args[0], 0)  # what is summed, in a shape that hangs on no value
-        return func(*args, **(kwargs or {}))
+        if func not in _LOOKS:
+            return func(*args, **(kwargs or {}))
+        if func in _WHOLE_NUMBERS and (position := _position(args[0])) is not None:
+            return position
+        if _home(_asking(within_torch=True)) == "torch.distributions.distribution":
+            return True  # whether parameters and values are valid, which those of the first step were
+        frame = _asking()
+        caller = _home(frame)
+        if caller.startswith("pyro.infer") and func is torch.Tensor.item:
+            return args[0].detach()  # the loss as a number
+        if caller == private.SUMS_OF_PYRO and func is torch.Tensor.__bool__:
+            return False  # whether all probabilities are above 0: terms of others are left out, above
+        # The program may catch what is raised.
+        line = _line(traceback.walk_stack(frame)) or "an unknown line"
+        self.seen = f"it looks at the value of a tensor by {_LOOKS[func]} at {line}"
+        raise CaptureError(self.seen)
 
 
 @contextlib.contextmanager
 def _without_looking_at_values() -> Iterator[None]:
-    with (
-        _NoValues() as looks,
-        pyro.validation_enabled(False),
-        # Checks for nan in hooks of the backward pass, where the mode above is off.
-        mock.patch("pyro.util.torch_isnan", return_value=False),
-        mock.patch("pyro.util.torch_isinf", return_value=False),
-    ):
+    with contextlib.ExitStack() as stack:
+        looks = stack.enter_context(_NoValues())
+        stack.enter_context(pyro.validation_enabled(False))
+        for check in private.PYROS_CHECKS:
+            stack.enter_context(mock.patch(check, return_value=False))
         yield
     if looks.seen is not None:
         raise CaptureError(looks.seen)
@@ -232,47 +228,35 @@ def _without_looking_at_values() -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------ where
 
-_CHECKERS = ("pyro_vae", "beartype", "jaxtyping")  # these modes, and what checks the types of their calls
-_LIBRARIES = ("torch", "pyro", "contextlib", "functools", "unittest", *_CHECKERS)
+
+def _home(frame: types.FrameType) -> str:
+    return frame.f_globals.get("__name__", "")
 
 
-def _is_of(frame: types.FrameType, libraries: Sequence[str]) -> bool:
-    """Whether the frame runs code of one of these libraries, or generated code, which no file has."""
-    library, file = frame.f_globals.get("__name__", "").split(".")[0], frame.f_code.co_filename
-    return library in libraries or (file[0] == "<" and not file.startswith(("<stdin", "<ipython")))
+def _is_generated(frame: types.FrameType) -> bool:
+    """Return True for code that no file has, but for what is typed in."""
+    file = frame.f_code.co_filename
+    return file.startswith("<") and not file.startswith(("<stdin", "<ipython"))
 
 
-def _is_of_pyros_sums(frame: types.FrameType) -> bool:
-    while not _asks(frame):
-        frame = frame.f_back
-    return frame.f_globals["__name__"] == "pyro.infer.util"  # Dice, as in Pyro 1.9.2
+def _asking(*, within_torch: bool = False) -> types.FrameType:
+    """Return the frame that asked: not a mode or a check of types through which the call came."""
+    passed = ("beartype", "jaxtyping", "torch.fx" if within_torch else "torch")
+    for frame, _ in traceback.walk_stack(sys._getframe(2)):
+        home = _home(frame)
+        if not (is_in(home, passed) or is_registered(home) or _is_generated(frame)):
+            return frame
+    raise LookupError("nobody asks")
 
 
-def _asks(frame: types.FrameType) -> bool:
-    """Whether this is the code that asked: not a mode or a check of types through which the call came."""
-    return not _is_of(frame, ("torch", *_CHECKERS))
-
-
-def _line_of(frame: types.FrameType | None) -> str:
-    while frame is not None:
-        if not _is_of(frame, _LIBRARIES):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "an unknown line"
-
-
-def user_line(error: BaseException) -> str | None:
-    """File and line of the innermost frame outside of the libraries."""
-    line, step = None, error.__traceback__
-    while step is not None:
-        if not _is_of(step.tb_frame, _LIBRARIES):
-            line = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
-        step = step.tb_next
-    return line
+def _line(frames: Iterable[tuple[types.FrameType, int]]) -> str | None:
+    """Return file and line of the first of these frames that is the user's."""
+    theirs = (f"{f.f_code.co_filename}:{n}" for f, n in frames if is_users(_home(f)) and not _is_generated(f))
+    return next(theirs, None)
 
 
 class _Sites(Messenger):
-    """Notes where in the graph each sample site begins."""
+    """Notes at which node of the graph each sample site begins."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,16 +267,16 @@ class _Sites(Messenger):
         return self.seen[-1][1] if self.seen else "before the first site"
 
     def _pyro_sample(self, msg: dict) -> None:
-        mode = get_proxy_mode()
+        mode = private.get_proxy_mode()
         count = len(mode.tracer.graph.nodes) if mode else 0
-        self.seen.append((count, f"(site {msg['name']!r}, {_line_of(sys._getframe(1))})"))
+        self.seen.append((count, f"(site {msg['name']!r}, {_line(traceback.walk_stack(sys._getframe(1)))})"))
 
 
 # ------------------------------------------------------------------------------------ graphs
 
 
 def _first_difference(first: fx.GraphModule, second: fx.GraphModule) -> int | None:
-    """Position of the first node of a graph that computes what no node of the other does.
+    """Return the position of the first node of a graph that computes what no node of the other does.
 
     The order of nodes does not count, but for those that draw or change something.
     """
@@ -304,7 +288,7 @@ def _first_difference(first: fx.GraphModule, second: fx.GraphModule) -> int | No
 
 
 def _described(module: fx.GraphModule) -> list[int]:
-    """A hash of what each node computes, and from what, in a form that does not depend on their order."""
+    """Return a hash of what each node computes, and from what, which does not depend on their order."""
     hashes: dict[fx.Node, int] = {}
     count = 0
     for node in module.graph.nodes:
@@ -315,7 +299,7 @@ def _described(module: fx.GraphModule) -> list[int]:
             tensor = getattr(module, node.target)
             # Literals are made anew by every run, and named by their order.
             name, content = "", str(tensor.tolist()) if _is_literal(node) else id(tensor)
-        if isinstance(node.target, torch._ops.OpOverload) and (
+        if isinstance(node.target, private.OpOverload) and (
             node.target._schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
         ):
             content = count = count + 1

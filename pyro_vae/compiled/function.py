@@ -7,19 +7,21 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch._C import _len_torch_function_stack as _function_modes
-from torch.overrides import _get_current_function_mode_stack as _modes
-from torch.utils import _pytree as pytree
-from torch.utils._device import DeviceContext
 
-from pyro_vae.compiled.capture import Outputs, capture
+from pyro_vae.compiled.capture import NEITHER, Outputs, capture
 from pyro_vae.compiled.inductor import check_cache_folder
+from pyro_vae.compiled.private import (
+    _PYRO_STACK,
+    DeviceContext,
+    function_modes,
+    num_function_modes,
+    pytree,
+)
 from pyro_vae.compiled.state import CaptureError
 from pyro_vae.compiled.survey import OPEN_ARGUMENTS
 from pyro_vae.compiled.trial import Background, Trial
@@ -41,16 +43,40 @@ _TOO_MANY = (
     "as tensors"
 )
 _PLAIN_ARGUMENTS = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device)
-# Entered while a function is compiled; what shows progress puts something else here (pyro_vae.progress).
+# Entered while a function is compiled; what shows progress puts something else here.
 while_compiling: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
+class _Call(NamedTuple):
+    """Arguments of a call, and as leaves of their tree; ``key`` is what a graph for them is good for."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    leaves: Sequence[Any]
+    spec: pytree.TreeSpec | None
+    key: tuple
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [leaf.contiguous() for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    def run(self, function: Callable[..., Outputs]) -> Outputs:
+        return function(*self.args, **self.kwargs)
+
+    def run_on(self, function: Callable[..., Outputs], tensors: Sequence[Tensor]) -> Outputs:
+        """Run it on other tensors."""
+        remaining = iter(tensors)
+        filled = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        args, kwargs = (filled, {}) if self.spec is None else pytree.tree_unflatten(filled, self.spec)
+        return function(*args, **kwargs)
+
+
 class NotCompiledWarning(UserWarning):
-    """A program runs eagerly although it was to be compiled; the message says why and where."""
+    """Program that runs eagerly although it was to be compiled; the message says why and where."""
 
 
 class CompiledFunction:
-    r"""A function of tensors that runs Pyro programs, as one compiled graph for every shape of its arguments.
+    r"""Function of tensors that runs Pyro programs, as one compiled graph for every shape of its arguments.
 
     It runs eagerly at first, and is compiled once the time it takes makes that worth it; both draw the same
     random numbers and agree to rounding. A function that cannot be compiled goes on eagerly, with one
@@ -105,11 +131,11 @@ class CompiledFunction:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether there is a compiled graph."""
+        """True if there is a compiled graph."""
         return any(variant.graph is not None for variants in self._variants.values() for variant in variants)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is compiled, for a run that goes on elsewhere and shall compute the same."""
+        """Return what is compiled, for a run that goes on elsewhere and shall compute the same."""
         return {
             "compiling": sorted(self.compiling),
             "products": dict(self.products),
@@ -123,11 +149,11 @@ class CompiledFunction:
         self._calls = dict(state.get("calls", {}))
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is compiled anew."""
+        """Leave out what is compiled: a copy is compiled anew."""
         return {**vars(self), "_variants": {}, "_background": Background(), "trainable": [], "left": []}
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Outputs, Sequence[Tensor] | None]:
-        """Named outputs, and their gradients; None in place of gradients if ``eager`` ran."""
+        """Return named outputs, and their gradients; None in place of gradients if ``eager`` ran."""
         if self.planned_calls:
             self.planned_calls -= 1
         if self.refused is not None or self._is_within_others():
@@ -135,20 +161,20 @@ class CompiledFunction:
         leaves, spec = args, None  # by far the most common arguments, in less time than pytree takes
         if kwargs or not all(map(torch.is_tensor, args)):
             leaves, spec = pytree.tree_flatten((args, kwargs))
-        key = _key(leaves, spec)
-        variant = self._current(key)
+        call = _Call(args, kwargs, leaves, spec, _key(leaves, spec))
+        variant = self._current(call.key)
         if self.refused is not None or (variant is not None and variant.graph is None):
-            return self.eager(*args, **kwargs), None
-        if variant is None and not self._is_due(str(key)):
-            return self._eagerly(str(key), args, kwargs), None
+            return call.run(self.eager), None
+        if variant is None and not self._is_due(str(call.key)):
+            return self._eagerly(str(call.key), call), None
         if variant is None or variant.graph.num_calls in _CHECKED_CALLS:
-            return self._tried(key, variant, leaves, spec, args, kwargs)
+            return self._tried(call, variant)
         variant.graph.num_calls += 1
         self.trainable, self.left = variant.trainable, variant.left
-        return variant.graph([leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)])
+        return variant.graph(call.tensors)
 
     def ready(self, args: tuple, num_calls: int) -> CompiledGraph | None:
-        """The graph that the next calls on such tensors will run; None if a check comes before."""
+        """Return the graph that the next calls on such tensors will run; None if a check comes before."""
         if self.refused is not None or self._is_within_others():
             return None
         variants = self._variants.get(_key(args, None))
@@ -160,7 +186,7 @@ class CompiledFunction:
         return graph
 
     def _is_within_others(self) -> bool:
-        """Whether what surrounds this call has an effect on it that a graph would not have."""
+        """Return True if what surrounds this call has an effect on it that a graph would not have."""
         if _PYRO_STACK and not self._handlers_noted:
             self._handlers_noted = True
             warnings.warn(
@@ -175,28 +201,27 @@ class CompiledFunction:
             or torch.is_autocast_enabled("cpu")
             or torch.is_autocast_enabled("cuda")
             or torch.is_anomaly_enabled()
-            or (_function_modes() > 0 and any(type(m) is not DeviceContext for m in _modes()))
+            or (num_function_modes() > 0 and any(type(m) is not DeviceContext for m in function_modes()))
         )
 
     def _is_due(self, key: str) -> bool:
         return key in self.compiling or (self.always and bool(self._calls))
 
-    def _eagerly(self, key: str, args: tuple, kwargs: dict) -> Outputs:
+    def _eagerly(self, key: str, call: _Call) -> Outputs:
         self._calls[key] = self._calls.get(key, 0) + 1
         if len(self._calls) > _MAX_KEYS:
             self._refuse(_TOO_MANY.format(_MAX_KEYS))
-        if self.always or key in self._work:
-            outputs = self.eager(*args, **kwargs)
-        else:
-            with Counting() as counting:
-                outputs = self.eager(*args, **kwargs)
+        if self.always:
+            return call.run(self.eager)
+        with contextlib.nullcontext() if key in self._work else Counting() as counting:
+            outputs = call.run(self.eager)
+        if counting is not None:
             self._work[key] = counting.work()
-        if not self.always:
-            self._decide(key)
+        self._decide(key)
         return outputs
 
     def _decide(self, key: str) -> None:
-        """Whether the calls of this shape that are to come are so many that compiling saves time.
+        """Note it if the calls of this shape that are to come are so many that compiling saves time.
 
         If nobody knows how many will come: as many as there were. That hangs on counts alone, not on a clock,
         and is decided after a call, when a checkpoint may be written: so a run computes the same bits when it
@@ -210,37 +235,28 @@ class CompiledFunction:
         if ahead * self._work[key].saved > self._work[key].price:
             self.compiling.add(key)
 
-    def _tried(
-        self,
-        key: tuple,
-        variant: Variant | None,
-        leaves: Sequence[Any],
-        spec: pytree.TreeSpec | None,
-        args: tuple,
-        kwargs: dict,
-    ) -> tuple[Outputs, Sequence[Tensor] | None]:
-        """A watched eager call; beside it the graph, which is made if there is none.
+    def _tried(self, call: _Call, variant: Variant | None) -> tuple[Outputs, Sequence[Tensor] | None]:
+        """Run eagerly, watched; beside it the graph, which is made if there is none.
 
         The results are the graph's if both agree, so that they do not hang on when one was compared.
         """
         if sys.getprofile() is not None:  # which would not see what the programs do
-            return self.eager(*args, **kwargs), None
+            return call.run(self.eager), None
         try:
             if variant is None:
-                self._check_arguments(key, leaves)
-            tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
+                self._check_arguments(call)
             trial = Trial(
-                lambda: self.function(*args, **kwargs),
-                (*self.roots, *(leaf for leaf in leaves if isinstance(leaf, OPEN_ARGUMENTS))),
-                tensors,
-                [value for value in (*args, *kwargs.values()) if isinstance(value, dict | list | tuple)],
+                lambda: call.run(self.function),
+                (*self.roots, *(leaf for leaf in call.leaves if isinstance(leaf, OPEN_ARGUMENTS))),
+                call.tensors,
+                [v for v in (*call.args, *call.kwargs.values()) if isinstance(v, dict | list | tuple)],
                 self._background,
                 differentiate=self.differentiate,
                 traced_only=self.traced_only,
             )
         except CaptureError as error:
             self._refuse(str(error))
-            return self.eager(*args, **kwargs), None
+            return call.run(self.eager), None
         self.trainable, self.left = trial.trainable, trial.left
         results = trial.outputs, trial.gradients if self.differentiate else ()
         if trial.reason is not None:
@@ -250,56 +266,46 @@ class CompiledFunction:
             return results
         try:
             if variant is None:
-                variant = self._compiled(trial, leaves, spec, tensors)
-                self._variants.setdefault(key, []).insert(0, variant)
+                variant = self._compiled(trial, call)
+                self._variants.setdefault(call.key, []).insert(0, variant)
         except CaptureError as error:
             self._refuse(str(error))
             return results
         self._num_unsettled = 0
-        return results if variant.graph is None else self._compared(variant, trial, tensors, results)
+        return results if variant.graph is None else self._compared(variant, trial, call.tensors, results)
 
-    def _check_arguments(self, key: tuple, leaves: Sequence[Any]) -> None:
+    def _check_arguments(self, call: _Call) -> None:
         if len(self._variants) >= _MAX_GRAPHS:
             raise CaptureError(_TOO_MANY.format(_MAX_GRAPHS))
         check_cache_folder()
-        for leaf in leaves:
+        for leaf in call.leaves:
             if (unfit := _unfit(leaf, self.differentiate)) is not None:
                 raise CaptureError(f"an argument {unfit}")
-        shapes = [part for part in key if isinstance(part, tuple)]
-        like = [
-            v
-            for k, vs in self._variants.items()
-            for v in vs
-            if shapes == [p for p in k if isinstance(p, tuple)]
-        ]
-        if sum(v.graph is not None and v.graph.num_calls < _EAGER_CALLS for v in like) >= _MAX_SHORT_LIVED:
+        shapes = _shapes(call.key)
+        like = [v for key, variants in self._variants.items() if _shapes(key) == shapes for v in variants]
+        if sum(map(_is_short_lived, like)) >= _MAX_SHORT_LIVED:
             raise CaptureError("a number among its arguments changes again and again: pass it as a tensor")
 
-    def _compiled(
-        self, trial: Trial, leaves: Sequence[Any], spec: pytree.TreeSpec | None, tensors: list[Tensor]
-    ) -> Variant:
-        """What is compiled for such arguments, after an eager run of the programs."""
-
-        def function(*values: Tensor) -> Outputs:
-            remaining = iter(values)
-            filled = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            args, kwargs = (filled, {}) if spec is None else pytree.tree_unflatten(filled, spec)
-            return self.function(*args, **kwargs)
-
+    def _compiled(self, trial: Trial, call: _Call) -> Variant:
+        """Return what is compiled for such arguments, after an eager run of the programs."""
         started = time.perf_counter()
         state = trial.state()
         if self.differentiate and not trial.trainable:
             return Variant(state, trial, None)
         wanted = [*trial.trainable, *trial.left]
         if any(tensor not in state.names for tensor in wanted):
-            raise CaptureError(
-                "it uses a tensor that requires gradients but is neither a parameter of a module nor in "
-                "Pyro's store: make it an nn.Parameter of the model or the guide"
-            )
+            raise CaptureError(NEITHER)
         with while_compiling(), torch.random.fork_rng(), _python_generators_kept():
-            graph = capture(function, state, tensors, wanted, trial.heap_now(), traced_only=self.traced_only)
+            graph = capture(
+                lambda *tensors: call.run_on(self.function, tensors),
+                state,
+                call.tensors,
+                wanted,
+                trial.heap_now(),
+                traced_only=self.traced_only,
+            )
             state.watch(graph.constants)
-            compiled = CompiledGraph(graph, state, tensors, self.products)
+            compiled = CompiledGraph(graph, state, call.tensors, self.products)
         _log.info(
             "compiled in %.1f s; matrix products by the faster library: %s",
             time.perf_counter() - started,
@@ -308,9 +314,9 @@ class CompiledFunction:
         return Variant(state, trial, compiled)
 
     def _compared(
-        self, variant: "Variant", trial: Trial, tensors: list[Tensor], eager: tuple
+        self, variant: Variant, trial: Trial, tensors: list[Tensor], eager: tuple
     ) -> tuple[Outputs, Sequence[Tensor]]:
-        """The graph's results if they are the eager ones to rounding; refuse if they differ twice running.
+        """Return the graph's results if they are the eager ones to rounding; refuse if twice they are not.
 
         Where a program jumps, as to the nearest of several vectors, rounding alone may make one call differ.
         """
@@ -337,7 +343,7 @@ class CompiledFunction:
         return eager
 
     def _current(self, key: tuple) -> Variant | None:
-        """What was compiled for such arguments and all else as it is now."""
+        """Return what was compiled for such arguments and all else as it is now."""
         variants = self._variants.get(key)
         while variants and not variants[0].trains_the_same():
             variants.pop(0)
@@ -347,7 +353,7 @@ class CompiledFunction:
         if change is None:
             return variants[0]
         words, is_replaced = change
-        was_short_lived = variants[0].graph is not None and variants[0].graph.num_calls < _EAGER_CALLS
+        was_short_lived = _is_short_lived(variants[0])
         if is_replaced:
             self._variants.clear()
             variants = []
@@ -370,8 +376,16 @@ class CompiledFunction:
         warnings.warn(f"not compiled, running eagerly: {reason}", NotCompiledWarning, stacklevel=4)
 
 
+def _shapes(key: tuple) -> list[tuple]:
+    return [part for part in key if isinstance(part, tuple)]
+
+
+def _is_short_lived(variant: Variant) -> bool:
+    return variant.graph is not None and variant.graph.num_calls < _EAGER_CALLS
+
+
 def _unfit(leaf: object, differentiate: bool) -> str | None:
-    """Why there is no graph for such an argument."""
+    """Return why there is no graph for such an argument, if so."""
     if not isinstance(leaf, (Tensor, *_PLAIN_ARGUMENTS, *OPEN_ARGUMENTS)):
         return f"is a {type(leaf).__name__}: pass tensors and plain values"
     if isinstance(leaf, Tensor):
@@ -383,7 +397,7 @@ def _unfit(leaf: object, differentiate: bool) -> str | None:
 
 
 def _key(leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> tuple:
-    """What a graph is good for: shapes and types of tensors, and other values."""
+    """Return what a graph is good for: shapes and types of tensors, and other values."""
     described = [
         (*(t.shape, t.dtype, t.device, t.layout, t.requires_grad, t.is_neg(), t.is_conj()), t.is_contiguous())
         if isinstance(t, Tensor) and t.layout is torch.strided

@@ -1,4 +1,4 @@
-"""All that a program can reach, as it was: what running it has changed, and how to put that back.
+"""Everything that a program can reach, as it was: what running it has changed, and how to put that back.
 
 A graph does what torch does and nothing else, so a program that also counts its calls, fills a list or keeps
 a result must not be captured. Whose class an object is of does not matter, but who writes: what the user's
@@ -7,36 +7,34 @@ code writes counts wherever it lies, what PyTorch and Pyro keep to themselves do
 
 import collections
 import functools
-import inspect
 import itertools
 import reprlib
 import sys
 import types
-import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_vae.compiled import private
+from pyro_vae.compiled.owners import is_discreet, is_library
 from pyro_vae.compiled.survey import (
     ANY,
+    BARE_BASES,
     BUFFERS,
     PLAIN,
     content,
     imports,
     inner_codes,
     is_closed,
-    is_discreet,
-    is_library,
     owner_of,
     read_names,
     slots,
+    wrapped,
     written_names,
 )
 
@@ -54,19 +52,18 @@ _LEAVES = (
     range,
     slice,
 )
-_BARE = {object, nn.Module, PyroModule}
 _ATTRIBUTES = object()  # by which a thing was reached
 Found = Iterator[tuple[str, Any, Any]]
 
 
 class Change(NamedTuple):
-    """What was set to something else.
+    """Something that was set to something else.
 
     Attributes:
         label: In words.
         place: Whose content it is, by ``id``, and under which key.
-        counts: Whether the user's code wrote it, as far as can be told.
-        may_settle: Whether nothing was there before, as before a first run.
+        counts: True if the user's code wrote it, as far as can be told.
+        may_settle: True if nothing was there before, as before a first run.
     """
 
     label: str
@@ -90,7 +87,7 @@ class _Kept(NamedTuple):
 
 
 class Heap:
-    """What can be reached from some roots, with copies of what it holds.
+    """Everything that can be reached from some roots, with copies of what it holds.
 
     Args:
         roots: Modules, functions, objects: programs, and all that they hold.
@@ -108,7 +105,7 @@ class Heap:
         self._seen: dict[int, object] = {}
         self._written: set[str] = set()
         self._mentioned: set[str] = set()
-        self._keep("Pyro's parameter store", pyro.get_param_store()._params, None)
+        self._keep("Pyro's parameter store", private.stored(), None)
         todo: collections.deque[tuple[str, Any, Any]] = collections.deque(
             ("a program", r, None) for r in roots
         )
@@ -140,8 +137,7 @@ class Heap:
         if isinstance(thing, Tensor):
             self.keep_tensors([thing], _MAX_COPIED)
             if type(thing) in (Tensor, nn.Parameter) and thing.layout is torch.strided:
-                version = 0 if thing.is_inference() else thing._version
-                self._memory.append((label, thing, thing.data_ptr(), version))
+                self._memory.append((label, thing, thing.data_ptr(), private.version(thing)))
             if type(thing) not in (Tensor, nn.Parameter):
                 yield type(thing).__name__, type(thing), None
             if vars(thing):
@@ -153,17 +149,10 @@ class Heap:
                 self._keep(label, thing, via)
         elif isinstance(thing, types.FunctionType):
             yield from self._visit_function(thing)
-        elif inspect.ismethod(thing):
-            yield from ((label, part, via) for part in (thing.__func__, thing.__self__))
-        elif (owner := owner_of(thing)) is not None:
-            yield label, owner, via
-        elif isinstance(thing, functools.partial):
-            yield from ((label, part, via) for part in (thing.func, *thing.args, thing.keywords, vars(thing)))
-        elif isinstance(thing, property | functools.cached_property | staticmethod | classmethod):
-            parts = (getattr(thing, name, None) for name in ("fget", "fset", "fdel", "func", "__func__"))
-            yield from ((label, part, via) for part in parts if part is not None)
-        elif isinstance(thing, weakref.ReferenceType):
-            yield label, thing(), via
+        elif (parts := wrapped(thing)) is not None:
+            yield from ((label, part, via) for part in parts)
+            if isinstance(thing, functools.partial):
+                yield label, vars(thing), via
         elif isinstance(thing, ContextVar | types.CellType):
             self._keep(label, thing, via)
             yield from ((label, value, via) for value in _content(thing).values())
@@ -183,7 +172,7 @@ class Heap:
         elif isinstance(thing, (list, set, collections.deque, tuple, frozenset)):
             yield from ((label, value, via) for value in list(thing))
         kind = type(thing)
-        is_foreign = any(is_discreet(base.__module__) and base not in _BARE for base in kind.__mro__)
+        is_foreign = any(is_discreet(base.__module__) and base not in BARE_BASES for base in kind.__mro__)
         if kind not in (*_CONTAINERS, tuple, frozenset):
             yield kind.__name__, kind, None
         try:
@@ -207,13 +196,13 @@ class Heap:
             if isinstance(thing, nn.Module) and key.startswith("_") and isinstance(value, dict):
                 # Parameters, buffers, modules and hooks: attributes that lie elsewhere. Libraries change
                 # tensors in place; who puts another in their place is the user.
-                is_theirs = is_foreign and key not in ("_parameters", "_buffers")
+                is_theirs = is_foreign and key not in private.PARAMETERS
                 yield from self._visit_attributes(name, None, value, is_foreign=is_theirs)
             else:
                 yield f"{key} of {name}", value, key if is_foreign else None
 
     def _visit_space(self, thing: Any) -> Found:
-        """A class or a module: those of libraries are not followed, but the user's code may write there."""
+        """Note a class or a module; a library's is not followed, but the user's code may write there."""
         is_class = isinstance(thing, type)
         is_foreign = is_library(thing.__module__ if is_class else thing.__name__)
         self._keep(thing.__name__, thing, _ATTRIBUTES if is_foreign else None)
@@ -239,7 +228,7 @@ class Heap:
         yield from self._visit_code(function.__code__, function.__globals__)
 
     def _visit_code(self, code: types.CodeType, space: dict) -> Found:
-        """What code says of global names, and of attributes."""
+        """Note what code says of global names, and of attributes."""
         if code in self.codes:
             return
         self.codes |= {code, *inner_codes(code)}
@@ -259,12 +248,12 @@ class Heap:
                 continue
             if tensor.layout is torch.strided and (max_size is None or tensor.numel() <= max_size):
                 with torch.no_grad():
-                    self._tensors[id(tensor)] = (tensor, tensor.detach().clone(), tensor._version)
+                    self._tensors[id(tensor)] = (tensor, tensor.detach().clone(), private.version(tensor))
 
     # ------------------------------------------------------------------------------------ comparing
 
     def changes(self) -> list[Change]:
-        """What is no longer what it was."""
+        """Return what is no longer what it was."""
         found = []
         for kept in self._kept:
             now, then = kept.read(), kept.was
@@ -284,9 +273,9 @@ class Heap:
         return found
 
     def lost(self) -> str | None:
-        """A tensor whose numbers changed, or now lie elsewhere, and were not kept; None if there is none."""
+        """Return a tensor, in words, whose numbers changed or moved and were not kept, if there is one."""
         for label, tensor, place, version in self._memory:
-            is_kept = id(tensor) in self._tensors or tensor.is_inference() or tensor._version == version
+            is_kept = id(tensor) in self._tensors or private.version(tensor) == version
             if tensor.data_ptr() != place or not is_kept:
                 return label
         return None
@@ -309,7 +298,7 @@ class Heap:
         self.restore_tensors()
 
     def value(self, tensor: Tensor) -> Tensor | None:
-        """What a tensor was; None if that was not kept."""
+        """Return what a tensor was; None if that was not kept."""
         return self._tensors.get(id(tensor), (None, None))[1]
 
     @torch.no_grad()
@@ -320,7 +309,7 @@ class Heap:
         changed = [
             (tensor, tensor.detach().clone(), value)
             for tensor, value, version in self._tensors.values()
-            if id(tensor) in others or tensor._version != version or not torch.equal(tensor, value)
+            if id(tensor) in others or private.version(tensor) != version or not torch.equal(tensor, value)
         ]
         for tensor, _, value in changed:  # after all were looked at: one may be a view of another
             tensor.copy_(value)
@@ -328,7 +317,7 @@ class Heap:
 
 
 def same(now: object, then: object) -> bool:
-    """Whether two values are one, or plain and equal."""
+    """Return True if two values are one, or plain and equal."""
     if now is then:
         return True
     if type(now) is not type(then):
@@ -341,7 +330,7 @@ def same(now: object, then: object) -> bool:
 
 
 def words(value: object) -> str:
-    """A value in a message."""
+    """Return a value as it stands in a message."""
     return "nothing" if value is MISSING else reprlib.repr(value).replace("\n", " ")
 
 
@@ -358,7 +347,7 @@ def _is_leaf(thing: object) -> bool:
 
 
 def _content(thing: Any) -> dict:
-    """What a thing holds."""
+    """Return what a thing holds."""
     if isinstance(thing, dict):
         return dict(thing)
     if isinstance(thing, type | types.ModuleType):

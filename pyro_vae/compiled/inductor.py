@@ -30,26 +30,12 @@ from pyro_vae.compiled.state import CaptureError
 
 _LOCK_SECONDS = 600.0
 _ONE_AT_A_TIME = threading.Lock()  # Inductor finds its cache by an environment variable
-_UNWRITABLE = [
-    *map(
-        os.strerror,
-        (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.ENOTDIR,
-            errno.EISDIR,
-            errno.EEXIST,
-            errno.ENAMETOOLONG,
-            errno.EIO,
-        ),
-    ),
-    "File size limit exceeded",  # the compiler's words
-    "No usable temporary directory",  # Python's
-]
+_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO),
+)
+# The last two are words of the compiler and of Python.
+_UNWRITABLE = [*map(os.strerror, _ERRORS), "File size limit exceeded", "No usable temporary directory"]
 
 
 def check_cache_folder() -> None:
@@ -71,7 +57,7 @@ def check_cache_folder() -> None:
 def compile_graph(
     module: fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]
 ) -> Callable[..., Sequence[Tensor]]:
-    """The graph as a function that Inductor compiled for such inputs.
+    """Return the graph as a function that Inductor compiled for such inputs.
 
     Args:
         module: The graph.
@@ -93,6 +79,7 @@ def compile_graph(
 
 
 def _compile(module: fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable:
+    # Private, as of torch 2.14: the public torch.compile traces Python anew and would not take a graph.
     import torch._inductor
     from torch._guards import TracingContext, tracing
     from torch._inductor import codecache
@@ -103,7 +90,7 @@ def _compile(module: fx.GraphModule, inputs: list[Tensor], options: dict[str, An
     # Inductor's cache of whole graphs is used only with an environment of shapes, which stays empty.
     fake = FakeTensorMode(shape_env=ShapeEnv())
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
-    with tracing(TracingContext(fake)):  # private, as in torch 2.14
+    with tracing(TracingContext(fake)):
         try:
             return torch._inductor.compile(module, fakes, options=options)
         except Exception as error:
@@ -112,7 +99,7 @@ def _compile(module: fx.GraphModule, inputs: list[Tensor], options: dict[str, An
             # Headers are kept elsewhere, for all graphs: if it goes without them, then they are damaged.
             without = {**options, "cpp_cache_precompile_headers": False}
             compiled = torch._inductor.compile(module, fakes, options=without)
-            shutil.rmtree(codecache._HEADER_DIR, ignore_errors=True)  # private, as in torch 2.14
+            shutil.rmtree(codecache._HEADER_DIR, ignore_errors=True)
             return compiled
 
 
@@ -125,7 +112,7 @@ def _own_folder(inputs: list[Tensor]) -> Iterator[None]:
     before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     # Not of the graph itself: which library computes a product may change from run to run, and little else.
     made_for = [torch.__version__, "fixed shapes", *((tuple(t.shape), t.stride(), t.dtype) for t in inputs)]
-    root = Path(cache_dir(), "pyro_vae")
+    root = Path(cache_dir(), "compiled_programs")
     folder = root / hashlib.sha256(repr(made_for).encode()).hexdigest()[:32]
     lock, seal = folder.with_suffix(".lock"), folder.with_suffix(".json")
     root.mkdir(exist_ok=True)
@@ -172,7 +159,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _without_word_of_cuda() -> Iterator[None]:
-    """Torch says at the first use of a compiler that there are headers of CUDA and no GPU: so what."""
+    """Drop what torch says at the first use of a compiler: that there are headers of CUDA and no GPU."""
     logger = logging.getLogger("torch.utils.cpp_extension")
 
     def is_else(record: logging.LogRecord) -> bool:
@@ -192,7 +179,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong in one line, and what to do."""
+    """Return what went wrong in one line, and what to do."""
     lines = [line.strip() for e in _causes(error) for line in f"{type(e).__name__}: {e}".splitlines()]
     if any("InvalidCxxCompiler" in line for line in lines):
         return f"({lines[0]}); install g++ or clang++"
@@ -209,7 +196,7 @@ def _now(variable: str) -> str:
 
 
 def _keep_here_only() -> None:
-    """Torch makes its cache folder with the first optimiser, and raises a bare OSError if it cannot."""
+    """Let torch, which makes its cache folder with the first optimiser, have one elsewhere if it cannot."""
     try:
         check_cache_folder()
     except CaptureError as error:

@@ -1,25 +1,30 @@
 """Steps in one launch of a GPU: a CUDA graph, with the draw of their minibatches inside if it can be.
 
 A step of a small model keeps a GPU busy for 0.05 ms, and Python needs ten times as long to order its kernels
-one by one. A CUDA graph is recorded once and ordered as a whole.
+one by one. A CUDA graph is recorded once and ordered as a whole. So far this has run on an emulation of such
+graphs alone, so it has to be asked for, by ``COMPILED_CUDA_GRAPHS=1`` in the environment; otherwise a GPU
+is given the kernels of a compiled step one by one.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pyro_vae.compiled.capture import Outputs
+from pyro_vae.compiled.private import default_generator
 from pyro_vae.compiled.variant import agree
 
 
 def can_launch(tensors: Sequence[Tensor]) -> bool:
-    """Whether CUDA graphs can take these tensors."""
-    return bool(tensors) and all(t.device.type == "cuda" for t in tensors) and torch.version.hip is None
+    """Return True if CUDA graphs were asked for and can take these tensors."""
+    is_asked_for = os.environ.get("COMPILED_CUDA_GRAPHS", "0") not in ("", "0") and torch.version.hip is None
+    return is_asked_for and bool(tensors) and all(tensor.device.type == "cuda" for tensor in tensors)
 
 
 def taken_as_is(tensors: Sequence[Tensor], device: torch.device) -> list:
-    """What a recording takes as it is: where tensors of the GPU are, and values of the others."""
+    """Return what a recording takes as it is: where tensors of the GPU are, and values of the others."""
     return [tensor.data_ptr() if tensor.device == device else tensor.tolist() for tensor in tensors]
 
 
@@ -33,11 +38,11 @@ class Launch:
         steps: From tensors to outputs; updates ``state`` in place, without looking at a value.
         inputs: The tensors, on the GPU.
         state: All tensors that the steps change.
-        generators: Where random numbers come from, besides the GPU's own generator.
+        generators: Sources of random numbers, besides the GPU's own generator.
 
     Attributes:
         first: Outputs of the steps on ``inputs``, one by one.
-        refused: Why the recording cannot be used, if it cannot.
+        refused: Reason why the recording cannot be used, if it cannot.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Launch:
         for generator in generators:
             self._graph.register_generator_state(generator)
         device = inputs[0].device
-        generators = [_default_generator(device), *generators]
+        generators = [default_generator(device), *generators]
         before = _Moment(state, generators)
         self.first = steps(*inputs)  # which loads all that they run: it could not be loaded while recording
         after = _Moment(state, generators)
@@ -78,7 +83,7 @@ class Launch:
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """Outputs of the steps on these tensors."""
+        """Return outputs of the steps on these tensors."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         self._graph.replay()
@@ -99,10 +104,6 @@ class _Moment:
             tensor.copy_(value)
         for generator, drawn in zip(self._generators, self._drawn, strict=True):
             generator.set_state(drawn)
-
-
-def _default_generator(device: torch.device) -> torch.Generator:
-    return torch.cuda.default_generators[device.index]
 
 
 def _stop_recording(generators: Sequence[torch.Generator]) -> None:

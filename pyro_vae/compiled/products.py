@@ -5,8 +5,7 @@ machines and at about the same on others. Both compute in float32. They are time
 graph is captured, and the products of the graph are rewritten where oneDNN is faster.
 """
 
-import time
-from collections.abc import Callable
+import timeit
 
 import torch
 from torch import Tensor, fx
@@ -15,7 +14,7 @@ _aten = torch.ops.aten
 _MIN_FLOPS = 1e6  # below, calling the operator costs more than there is to gain
 _CLEARLY_FASTER = 0.95
 
-_library = torch.library.Library("pyro_vae", "DEF")
+_library = torch.library.Library("compiled_programs", "DEF")
 _library.define("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
 
 
@@ -63,7 +62,9 @@ def choose_products(graph: fx.Graph, choices: dict[str, str]) -> None:
         if choices[size] == "onednn":
             with graph.inserting_before(node):
                 weight = graph.call_function(_aten.t.default, (right,))
-                product = graph.call_function(torch.ops.pyro_vae.linear.default, (left, weight, bias))
+                product = graph.call_function(
+                    torch.ops.compiled_programs.linear.default, (left, weight, bias)
+                )
             product.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(product)
             graph.erase_node(node)
@@ -81,7 +82,7 @@ def faster(left: Tensor, right: Tensor, bias: Tensor | None = None) -> str:
         return torch.mm(left, right) if bias is None else torch.addmm(bias, left, right)
 
     def onednn() -> Tensor:
-        return torch.ops.pyro_vae.linear(left, right.t(), bias)
+        return torch.ops.compiled_programs.linear(left, right.t(), bias)
 
     flops = 2 * left.shape[0] * left.shape[1] * right.shape[1]
     repeat = int(min(30, max(3, 3e9 // flops)))
@@ -89,13 +90,6 @@ def faster(left: Tensor, right: Tensor, bias: Tensor | None = None) -> str:
     with torch.no_grad():
         for _ in range(5):  # in turn, so that a disturbance meets both
             for library in best:
-                best[library] = min(best[library], _seconds(library, repeat))
+                library()
+                best[library] = min(best[library], timeit.timeit(library, number=repeat))
     return "onednn" if best[onednn] < _CLEARLY_FASTER * best[mkl] else "mkl"
-
-
-def _seconds(function: Callable[[], Tensor], repeat: int) -> float:
-    function()
-    started = time.perf_counter()
-    for _ in range(repeat):
-        function()
-    return time.perf_counter() - started

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.compiled.private import make_fx
 
 _aten = torch.ops.aten
 _LEFT_OVER = (_aten.view.default, _aten.neg.default, _aten.binary_cross_entropy_with_logits.default)
@@ -97,7 +98,7 @@ def _group(size: int) -> int:
 
 
 def _summed_cross_entropy(node: fx.Node) -> fx.Node | None:
-    """The cross-entropy of a node that is minus its sum over the last axis."""
+    """Return the cross-entropy of a node that is minus its sum over the last axis."""
     if node.target is not _aten.sum.dim_IntList or node.kwargs or len(node.args) != 2:
         return None
     negative, dims = node.args

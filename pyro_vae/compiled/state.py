@@ -1,4 +1,4 @@
-"""What a Pyro program depends on besides its arguments, compared at every call with what it was.
+"""Everything that a Pyro program depends on besides its arguments, compared at every call with what it was.
 
 A captured graph stands for a program only while this stays what it was. Tensors are read anew at every call,
 so their values may change; a *replaced* tensor, module, function or number, another memory layout, a hook,
@@ -11,12 +11,12 @@ import operator
 import types
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from functools import partial
+from typing import Any
 
-import pyro
 from torch import Tensor
-from torch._C._dynamo.guards import TensorGuards
 from torch.utils.hooks import RemovableHandle
 
+from pyro_vae.compiled import private
 from pyro_vae.compiled.heap import MISSING, same, words
 from pyro_vae.compiled.survey import MAX_CONTENT, Survey, content
 
@@ -24,11 +24,11 @@ _STORE = "Pyro's parameter store"
 
 
 class CaptureError(Exception):
-    """A program that has no graph: why, and where."""
+    """Program that has no graph: why, and where."""
 
 
 class ProgramState:
-    """The tensors that programs read, and all that decides their path.
+    """Tensors that programs read, and all that decides their path.
 
     Args:
         survey: What they reach.
@@ -37,7 +37,6 @@ class ProgramState:
 
     Attributes:
         names: Every tensor that is kept in a module or in Pyro's store, with a name for messages.
-        stored: Those in the store.
     """
 
     def __init__(
@@ -46,19 +45,17 @@ class ProgramState:
         self._survey = survey
         self._volatile = set(volatile)
         self._found: list[Tensor] = []
-        self._store = pyro.get_param_store()
-        store = self._store._params
+        store = private.stored()
         self._stored_names = [name for name in params if name in store]
         self._slots: list[tuple[MutableMapping, str]] = [(store, name) for name in self._stored_names]
         self.names: dict[Tensor, str] = {store[name]: f"{name!r} of the store" for _, name in self._slots}
-        self.stored = set(self.names)
         paths: dict[int, str] = {}
         for module in survey.modules:
             for path, inner in module.named_modules():
                 paths[id(inner)] = max(path, paths.get(id(inner), ""), key=len)
         for module in survey.modules:
             owner = f"{type(module).__name__} {paths[id(module)]}".rstrip()
-            for holder in module._parameters, module._buffers:
+            for holder in (vars(module)[name] for name in private.PARAMETERS):
                 for name, value in holder.items():
                     if value is not None:
                         self._slots.append((holder, name))
@@ -67,96 +64,101 @@ class ProgramState:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors kept in modules and in the store, each once."""
+        """Tensors kept in modules and in the store, each once."""
         return list(self.names)
 
     def remember(self) -> None:
         """Take the present values as those to compare with."""
-        survey = self._survey
+        survey, store = self._survey, private.stored()
         places = [p for p in survey.places() if (id(p.mapping), p.key) not in self._volatile]
         self._known = {(id(place.mapping), place.key) for place in places}
-        watched = [(vars(self._store).get, "_params", _STORE)]
+        watched: list[tuple[Callable, Any, str]] = [(partial(_asked, private.stored), None, _STORE)]
         watched += [(place.mapping.get, place.key, place.label) for place in places]
-        watched += [(self._store._params.get, name, f"{name!r} of the store") for name in self._stored_names]
+        watched += [(store.get, name, f"{name!r} of the store") for name in self._stored_names]
         watched += [(partial(_variable, c), None, "an enclosing function's variable") for c in survey.cells]
         watched += [(partial(getattr, o), key, f"{key} of {words(o)}") for o, key in survey.attributes]
         watched += [(partial(_asked, ask), None, label) for label, ask in survey.asked]
         self._getters = [(get, key) for get, key, _ in watched]
         self._labels = [label for _, _, label in watched]
-        self._values = [get(key, MISSING) for get, key in self._getters]
         contents = {content for content, _ in self._volatile}
         held = [h for h in survey.holders if h.by_name or id(h.content) not in contents]
         # A counter of torch's says whether hooks were added.
         self._holders = [h for h in held if h.content or not h.holds_hooks]
         self._no_hooks = [h for h in held if h.holds_hooks and not h.content]
         self._contents = [holder.content for holder in self._holders]
-        self._lengths = list(map(len, self._contents))
         few = [holder for holder in self._holders if 0 < len(holder.content) <= MAX_CONTENT]
         inside = [holder.content for holder in few if not holder.by_name]
         self._iterators = [held.values if isinstance(held, dict) else held.__iter__ for held in inside]
-        self._items = [item for iterate in self._iterators for item in iterate()]
         # A name that was not there may be what a program asks for.
         self._keyed = [h for h in few if isinstance(h.content, dict) and (h.is_users or not h.by_name)]
         self._mappings = [holder.content for holder in self._keyed]
-        self._keys = list(itertools.chain.from_iterable(self._mappings))
         self._held_keys = [set(holder.content) for holder in self._keyed if not holder.by_name]
         self._arrays = [(array, array.tobytes()) for array in survey.arrays]
         self._layouts = [_layout(tensor) for tensor in (*self.names, *self._found)]
         self._hooked = self.hook()
-        self._guard()
+        self._take(self._read())
 
     def watch(self, tensors: Iterable[Tensor]) -> None:
         """Also compare these, which a graph takes from elsewhere."""
         self._found = list(tensors)
         self.remember()
 
-    def _guard(self) -> None:
-        tensors = [*self.tensors, *self._found]
-        self._is_as_guarded = partial(
-            TensorGuards(
-                *tensors,
-                dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
-                dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
-            ).check,
-            *tensors,
+    def _read(self) -> tuple[list[int], list, list, list]:
+        """Return lengths and entries of containers, values under names, and names that there are."""
+        return (
+            list(map(len, self._contents)),
+            [item for iterate in self._iterators for item in iterate()],
+            [get(key, MISSING) for get, key in self._getters],
+            list(itertools.chain.from_iterable(self._mappings)),
         )
+
+    def _take(self, read: tuple[list[int], list, list, list]) -> None:
+        self._then = read
+        tensors = [*self.tensors, *self._found]
+        sizes, strides = ([list(part(t)) for t in tensors] for part in (Tensor.size, Tensor.stride))
+        guards = private.TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        self._is_as_guarded = partial(guards.check, *tensors)
         self._num_hooks = RemovableHandle.next_id
 
     def changed(self) -> tuple[str, bool] | None:
-        """What is no longer what it was, in words, and whether it is a tensor that was replaced."""
-        values = [get(key, MISSING) for get, key in self._getters]
-        items = [item for iterate in self._iterators for item in iterate()]
-        lengths = list(map(len, self._contents))
-        keys = list(itertools.chain.from_iterable(self._mappings))
+        """Return what is no longer what it was, in words, and whether it is a tensor that was replaced."""
+        lengths, *others = now = self._read()
         if (
-            all(map(operator.is_, values, self._values))
-            and lengths == self._lengths
-            and all(map(operator.is_, items, self._items))
-            and len(keys) == len(self._keys)
-            and all(map(operator.is_, keys, self._keys))
+            lengths == self._then[0]
+            and all(
+                len(a) == len(b) and all(map(operator.is_, a, b))
+                for a, b in zip(others, self._then[1:], strict=True)
+            )
             and self._is_as_guarded()
             and RemovableHandle.next_id == self._num_hooks
             and all(array.tobytes() == saved for array, saved in self._arrays)
         ):
             return None
-        for now, then, label in zip(values, self._values, self._labels, strict=True):
-            if not same(now, then):
+        change = self._first_change(now)
+        if change is None:  # equal, but not identical
+            self._take(now)
+        return change
+
+    def _first_change(self, now: tuple[list[int], list, list, list]) -> tuple[str, bool] | None:
+        (lengths, items, values, _), (old_lengths, old_items, old_values, _) = now, self._then
+        for value, then, label in zip(values, old_values, self._labels, strict=True):
+            if not same(value, then):
                 is_replaced = isinstance(then, Tensor) or label is _STORE
-                return f"{label}: {words(then)} -> {words(now)}", is_replaced
+                return f"{label}: {words(then)} -> {words(value)}", is_replaced
         for place in self._survey.places():
             key = (id(place.mapping), place.key)
             if key not in self._known and key not in self._volatile:
                 return f"{place.label} is new", False
-        for holder, now, then in zip(self._holders, lengths, self._lengths, strict=True):
-            if now != then and not holder.by_name:
-                return f"{holder.label}: {then} entries -> {now}", False
+        for holder, length, then in zip(self._holders, lengths, old_lengths, strict=True):
+            if length != then and not holder.by_name:
+                return f"{holder.label}: {then} entries -> {length}", False
         # Of attributes, what is read was looked at above.
         held = [h.content for h in self._keyed if not h.by_name]
-        if any(now.keys() != then for now, then in zip(held, self._held_keys, strict=True)):
+        if any(content.keys() != then for content, then in zip(held, self._held_keys, strict=True)):
             return "keys of a dict", False
-        for now, then in zip(items, self._items, strict=True):
-            if not same(now, then):
-                return f"an entry of a container: {words(then)} -> {words(now)}", isinstance(then, Tensor)
+        for item, then in zip(items, old_items, strict=True):
+            if not same(item, then):
+                return f"an entry of a container: {words(then)} -> {words(item)}", isinstance(then, Tensor)
         for tensor, then in zip((*self.names, *self._found), self._layouts, strict=True):
             if _layout(tensor) != then:
                 name = self.names.get(tensor, "a tensor that is no parameter or buffer")
@@ -166,42 +168,32 @@ class ProgramState:
         for array, saved in self._arrays:
             if array.tobytes() != saved:
                 return f"values of an array of NumPy of shape {array.shape}", False
-        # Equal, but not identical.
-        self._values, self._items, self._lengths, self._keys = values, items, lengths, keys
-        self._guard()
         return None
 
     def hook(self) -> str | None:
-        """A tensor whose gradient somebody looks at or changes."""
-        hooked = (t for t in self.names if t._backward_hooks or t._post_accumulate_grad_hooks)
-        return next((self.names[tensor] for tensor in hooked), None)
+        """Return a tensor whose gradient somebody looks at or changes, in words."""
+        return next((self.names[tensor] for tensor in self.names if private.has_gradient_hook(tensor)), None)
 
-    def swapped(self, replacement: dict[Tensor, Tensor]) -> "_Swapped":
-        """A context in which the programs find these tensors in place of their own."""
-        return _Swapped(self._slots, replacement)
+    @contextlib.contextmanager
+    def swapped(self, replacement: dict[Tensor, Tensor]) -> Iterator[None]:
+        """Let the programs find these tensors in place of their own."""
+        slots = [(holder, name, holder[name]) for holder, name in self._slots]
+        try:
+            for holder, name, own in slots:
+                holder[name] = replacement[own]
+            yield
+        finally:
+            for holder, name, own in slots:
+                holder[name] = own
 
 
 def _layout(tensor: Tensor) -> tuple:
     return tensor.requires_grad, tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 
-class _Swapped:
-    def __init__(self, slots: list[tuple[MutableMapping, str]], replacement: dict[Tensor, Tensor]) -> None:
-        self._slots = [(holder, name, holder[name]) for holder, name in slots]
-        self._replacement = replacement
-
-    def __enter__(self) -> None:
-        for holder, name, own in self._slots:
-            holder[name] = self._replacement[own]
-
-    def __exit__(self, *_: object) -> None:
-        for holder, name, own in self._slots:
-            holder[name] = own
-
-
 @contextlib.contextmanager
 def following() -> Iterator[None]:
-    """``CaptureError`` in place of what objects raise that are looked at: any of the user's may be there."""
+    """Raise ``CaptureError`` in place of what objects raise that are looked at: any may be there."""
     try:
         yield
     except Exception as error:
@@ -211,7 +203,7 @@ def following() -> Iterator[None]:
 
 
 def readable(roots: Sequence[object], ran: Sequence[tuple[types.CodeType, dict]] = ()) -> Survey:
-    """What programs reach, or ``CaptureError`` if it cannot be followed or compared."""
+    """Return what programs reach; raise ``CaptureError`` if it cannot be followed or compared."""
     with following():
         survey = Survey(roots, ran)
     if survey.refused is not None:

@@ -1,5 +1,6 @@
-"""A whole training step: loss, gradients and the optimiser's update."""
+"""Whole training steps: loss, gradients and the optimiser's update."""
 
+import dataclasses
 import itertools
 import math
 import operator
@@ -14,13 +15,14 @@ from torch.optim import Optimizer
 from pyro_vae.compiled.capture import Outputs
 from pyro_vae.compiled.function import CompiledFunction, NotCompiledWarning
 from pyro_vae.compiled.launch import Launch, can_launch, taken_as_is
+from pyro_vae.compiled.private import version
 from pyro_vae.compiled.updates import FusedUpdate, has_fused_update
 
 _STEPS_A_LAUNCH = 20
 
 
 def can_update(outputs: Outputs, gradients: Iterable[Tensor]) -> bool:
-    """Whether to update by these gradients: on a CPU, where looking is cheap, not if any is nan or infinite.
+    """Return False for gradients not to update by: on a CPU, where looking is cheap, nan or infinite ones.
 
     Whoever looks at the metrics then finds the parameters that led there. An infinite loss alone says
     nothing: that of ``TraceTailAdaptive_ELBO`` is infinite by design. A finite one is taken to have finite
@@ -72,15 +74,15 @@ class CompiledStep:
         self._zeros: dict[Tensor, Tensor] = {}  # gradients that were left, by parameter
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is compiled anew."""
+        """Leave out what is compiled: a copy is compiled anew."""
         return {**vars(self), "_fused": None, "_launches": {}, "_examples": {}, "_zeros": {}}
 
     def is_of(self, *roots: object) -> bool:
-        """Whether it runs these, not others that were set since."""
+        """Return True if it runs these, not others that were set since."""
         return all(map(operator.is_, roots, self.function.roots))
 
     def step(self, *args: Any, **kwargs: Any) -> Outputs:
-        """One update; the outputs as they were before it. On a GPU it is one launch."""
+        """Update once; return the outputs as they were before it. On a GPU it may be one launch."""
         if not kwargs and all(map(torch.is_tensor, args)) and can_launch(args):
             outputs = self._launched(lambda step, *batch: step(*batch), args, args)
             if outputs is not None:
@@ -109,11 +111,11 @@ class CompiledStep:
         return outputs
 
     def _with_those_there(self, params: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Gradients, with those added that others have left in the parameters since the last step."""
+        """Return gradients, with those added that others have left in the parameters since the last step."""
         added = []
         for param, gradient in zip(params, gradients, strict=True):
             there = param.grad
-            if there is None or (there is self._zeros.get(param) and there._version == 0):
+            if there is None or (there is self._zeros.get(param) and version(there) == 0):
                 added.append(gradient)
             else:
                 added.append(gradient + there)
@@ -121,16 +123,14 @@ class CompiledStep:
         return added
 
     def _leave_zeros(self, params: Sequence[Tensor]) -> None:
-        """Gradients of zero, as in Pyro, which goes on to update what has one."""
+        """Leave gradients of zero, as in Pyro, which goes on to update what has one."""
         for param in params:
             if param.grad is None:
                 param.grad = self._zeros[param] = torch.zeros_like(param)
 
     def _has_fused(self, optimizers: list[Optimizer] | None, params: list[Tensor]) -> bool:
-        """Whether the fused update is that of these."""
-        return (
-            self._fused is not None and optimizers is not None and self._fused.is_current(optimizers, params)
-        )
+        """Return True if the fused update is that of these."""
+        return None not in (self._fused, optimizers) and self._fused.is_current(optimizers, params)
 
     def steps(
         self,
@@ -139,7 +139,7 @@ class CompiledStep:
         indices: Iterable[Tensor],
         generators: Sequence[torch.Generator],
     ) -> Iterator[tuple[Outputs, tuple[Tensor, ...]]]:
-        """A step on ``draw(index)`` for every index; on a GPU, once compiled, several in one launch.
+        """Take a step on ``draw(index)`` for every index; on a GPU, if asked for, several in one launch.
 
         Args:
             step: A single step, which calls :meth:`step`.
@@ -176,7 +176,7 @@ class CompiledStep:
         generators: Sequence[torch.Generator] = (),
         draw: Callable | None = None,
     ) -> Outputs | None:
-        """Outputs of ``steps(step, *inputs)`` as one CUDA graph; None if they are to be taken one by one.
+        """Return outputs of ``steps(step, *inputs)`` as one CUDA graph; None if they are to be taken singly.
 
         Args:
             steps: From what takes a step on a batch, and the inputs, to outputs.
@@ -222,18 +222,18 @@ class CompiledStep:
         return outputs
 
 
+@dataclasses.dataclass
 class _Recorded:
     """Steps on inputs of one shape: what a recording of them takes as it is, and the recording."""
 
-    def __init__(self, as_is: tuple) -> None:
-        self.as_is = as_is
-        self.num_steps = 0  # one by one, before the recording
-        self.launch: Launch | None = None
-        self.is_refused = False
+    as_is: tuple
+    num_steps: int = 0  # one by one, before the recording
+    launch: Launch | None = None
+    is_refused: bool = False
 
 
 def _equal_neighbours(indices: Iterable[Tensor], count: int) -> Iterator[list[Tensor]]:
-    """Up to ``count`` neighbours of equal length at a time."""
+    """Yield up to ``count`` neighbours of equal length at a time."""
     for _, group in itertools.groupby(indices, len):
         while rows := list(itertools.islice(group, count)):
             yield rows

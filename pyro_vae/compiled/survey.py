@@ -1,4 +1,4 @@
-"""What a program can read besides its arguments: all that its code reaches by the names it mentions.
+"""Everything that a program can read besides its arguments: what its code reaches by names it mentions.
 
 Modules, attributes, containers, closures, globals, classes and the functions that they hold are followed,
 from the user's code only into names that this code reads, so that a list of losses beside a model is not
@@ -31,61 +31,55 @@ from pyro.infer import ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device)
-_LIBRARIES = {
-    *sys.stdlib_module_names,
-    *("torch", "torchvision", "pyro", "beartype", "jaxtyping", "numpy", "scipy", "sklearn", "pandas"),
-    *("matplotlib", "arviz", "xarray", "tqdm", "tyro", "IPython", "pytest", "funsor", "opt_einsum"),
-    *("_pytest", "pluggy", "ipykernel", "optuna", "nicegui", "polars", "pyarrow"),
-}
-BUFFERS = (bytearray, memoryview, array.array, mmap.mmap, ctypes._SimpleCData, ctypes.Array, ctypes.Structure)
-# Of these, what keeps to itself what it needs from run to run, as PyTorch's and Pyro's objects do.
-DISCREET = {"torch", "torchvision", "pyro", "jaxtyping", "beartype", "funsor", "opt_einsum"}
-_OWN_TOOLS = tuple(
-    f"pyro_vae.{name}" for name in ("compiled", "algorithms", "training", "data", "models.program")
+from pyro_vae.compiled.owners import is_fixed, is_in, is_library
+from pyro_vae.compiled.private import (
+    HOOKS_OF_ALL_MODULES,
+    MODULE_CONTAINERS,
+    MODULE_HOOKS,
+    MODULE_INTERNALS,
+    PYTHONS_GENERATOR,
 )
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device)
+BUFFERS = (bytearray, memoryview, array.array, mmap.mmap, ctypes._SimpleCData, ctypes.Array, ctypes.Structure)
 # Of the libraries: what users keep numbers, tensors and functions in.
 OPEN_ARGUMENTS = (types.SimpleNamespace, argparse.Namespace)
-# Objects that are worlds of their own, which no program of Pyro is about.
+# Objects of these are worlds of their own, which no program of Pyro is about; what compiles others is, too.
 _CLOSED = {"_pytest", "pytest", "IPython", "ipykernel", "nicegui", "asyncio", "threading", "logging", "tqdm"}
 _CLOSED |= {"concurrent", "multiprocessing", "matplotlib", "optuna", "_abc", "_io", "unittest", "pluggy"}
+_CLOSED |= {__package__}
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _CLOCKS = (time, datetime, datetime.datetime, datetime.date)
-_BARE_BASES = {object, nn.Module, PyroModule}
+BARE_BASES = {object, nn.Module, PyroModule}
 # What a compiled step may compare at every call, which takes 0.1 ms.
 MAX_BYTES = 1 << 20
-_MODULE_INTERNALS = set(vars(nn.Module())) - {"training"}
-_MODULE_CONTAINERS = ("_parameters", "_buffers", "_modules", "_pyro_params", "_pyro_samples")
-_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 ANY = "any name"  # which a program makes up while it runs
 _LOOKS_UP = {"getattr", "hasattr", "attrgetter", "vars", "__dict__", "globals", "eval", "exec"}
 MAX_CONTENT = 1_000
 
 
-def is_library(module: str | None) -> bool:
-    """Whether this module is not the user's."""
-    return bool(module) and (module.split(".")[0] in _LIBRARIES or module.startswith(_OWN_TOOLS))
-
-
 def is_closed(thing: object) -> bool:
-    """Whether a thing is a world of its own, which no program of Pyro is about; what compiles others is."""
-    module = type(thing).__module__ or ""
-    return module.split(".")[0] in _CLOSED or module.startswith(f"{__package__}.")
+    """Return True for what is a world of its own, which no program of Pyro is about."""
+    return is_in(type(thing).__module__, _CLOSED)
 
 
-def is_discreet(module: str | None) -> bool:
-    """Whether what its objects keep is of no concern, unless the user's code names it."""
-    return bool(module) and (module.split(".")[0] in DISCREET or module.startswith(_OWN_TOOLS))
-
-
-def _is_own(module: str | None) -> bool:
-    """Whether it is this package's, whose functions and classes nobody changes."""
-    return bool(module) and module.startswith("pyro_vae.") and not is_library(module)
+def wrapped(thing: object) -> list[object] | None:
+    """Return what a function-like thing is made of, if it is one that only wraps others."""
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, thing.keywords]
+    if inspect.ismethod(thing):
+        return [thing.__self__, thing.__func__]
+    if isinstance(thing, property | functools.cached_property | staticmethod | classmethod):
+        parts = (getattr(thing, name, None) for name in ("fget", "fset", "fdel", "func", "__func__"))
+        return [part for part in parts if part is not None]
+    if isinstance(thing, weakref.ReferenceType):
+        return [thing()]
+    owner = owner_of(thing)
+    return None if owner is None else [owner]
 
 
 class Place(NamedTuple):
-    """Where a value is found: ``mapping[key]``, in words ``label``."""
+    """Place where a value is found: ``mapping[key]``, in words ``label``."""
 
     label: str
     mapping: Mapping
@@ -94,7 +88,7 @@ class Place(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """A dict, list or set that is read, and whether only names that the code mentions are."""
+    """Dict, list or set that is read; ``by_name``: only under names that the code mentions."""
 
     label: str
     content: Any
@@ -135,12 +129,11 @@ class Survey:
         self._reads = {"forward", "backward", "setup_context"}
         self._made: set[str] = set()  # classes that the code names, and may make objects of
         self._seen: dict[int, object] = {}
-        hooks = vars(nn.modules.module)
         todo = [("a program", root) for root in roots]
         for code, space in ran:
-            todo += self._visit_code(code, space, is_own=_is_own(space.get("__name__", "")))
-        for name in _GLOBAL_HOOKS:
-            todo += self._hold("hooks of all modules", hooks[name], holds_hooks=True)
+            todo += self._visit_code(code, space, is_own=is_fixed(space.get("__name__")))
+        for hooks in HOOKS_OF_ALL_MODULES:
+            todo += self._hold("hooks of all modules", hooks, holds_hooks=True)
         while todo:
             while todo:
                 label, thing = todo.pop()
@@ -155,12 +148,12 @@ class Survey:
                     todo.append((place.label, value))
 
     def places(self) -> Iterator[Place]:
-        """Attributes and globals that are read."""
+        """Yield attributes and globals that are read."""
         yield from self.globals.values()
         anything = ANY in self._reads
         for holder in self.holders:
             for key in list(holder.content) if holder.by_name else ():
-                if key in _MODULE_INTERNALS or key in _CLASS_INTERNALS:
+                if key in MODULE_INTERNALS or key in _CLASS_INTERNALS:
                     continue
                 if key in _MAKERS:
                     is_read = holder.label in self._made
@@ -170,7 +163,7 @@ class Survey:
                     yield Place(f"{key} of {holder.label}", holder.content, key, holder.is_users)
 
     def _visit(self, label: str, thing: Any) -> list[tuple[str, Any]]:
-        """Note a thing; what it leads to."""
+        """Note a thing; return what it leads to."""
         if id(thing) in self._seen or isinstance(thing, PLAIN):
             return []
         self._seen[id(thing)] = thing
@@ -186,30 +179,18 @@ class Survey:
             self.arrays.append(thing)
             if sum(array.nbytes for array in self.arrays) > MAX_BYTES:
                 self.refused = self.refused or f"it reads large arrays of NumPy: make them tensors ({label})"
-        elif isinstance(thing, functools.partial):
-            return [(label, v) for v in (thing.func, *thing.args, thing.keywords)]
-        elif inspect.ismethod(thing):
-            return [(label, thing.__self__), (label, thing.__func__)]
+        elif (parts := wrapped(thing)) is not None:
+            return [(label, part) for part in parts]
         elif isinstance(thing, types.FunctionType):
             return self._visit_function(thing)
-        elif isinstance(thing, property):
-            return [(label, thing.fget)]
-        elif isinstance(thing, weakref.ReferenceType):
-            return [(label, thing())]
         elif isinstance(thing, (types.MappingProxyType, *BUFFERS)):
             is_buffer = isinstance(thing, BUFFERS)
             self.asked.append((label, lambda: bytes(thing) if is_buffer else tuple(thing.items())))
         elif isinstance(thing, operator.attrgetter | operator.methodcaller):
             _, names = thing.__reduce__()
             self._reads.update(part for name in names if isinstance(name, str) for part in name.split("."))
-        elif (owner := owner_of(thing)) is not None:
-            return [(label, owner)]
-        elif isinstance(thing, staticmethod | classmethod):
-            return [(label, thing.__func__)]
-        elif isinstance(thing, functools.cached_property):
-            return [(label, thing.func)]
         elif isinstance(thing, type):
-            if _is_own(thing.__module__):
+            if is_fixed(thing.__module__):
                 used = [value for key, value in vars(thing).items() if key not in _MAKERS]
                 return [(thing.__name__, value) for value in (*used, *thing.__bases__)]
             if not is_library(thing.__module__):
@@ -244,7 +225,7 @@ class Survey:
         by_name: bool = False,
         holds_hooks: bool = False,
     ) -> list[tuple[str, Any]]:
-        """Note a dict, list or set; what it leads to, unless it is read by name."""
+        """Note a dict, list or set; return what it leads to, unless it is read by name."""
         self._seen[id(content)] = content
         self.holders.append(Holder(label, content, is_users, by_name, holds_hooks))
         if by_name or len(content) > MAX_CONTENT:
@@ -255,7 +236,7 @@ class Survey:
 
     def _visit_object(self, thing: Any) -> list[tuple[str, Any]]:
         name, kinds = type(thing).__name__, type(thing).__mro__
-        foreign = [kind for kind in kinds if is_library(kind.__module__) and kind not in _BARE_BASES]
+        foreign = [kind for kind in kinds if is_library(kind.__module__) and kind not in BARE_BASES]
         # What code of a library reads of the user's class has no names here.
         is_users = not is_library(type(thing).__module__)
         leads: list[tuple[str, Any]] = [(name, type(thing))]
@@ -265,14 +246,14 @@ class Survey:
             attributes = None
         if isinstance(thing, nn.Module):
             self.modules.append(thing)
-            for key in (*_MODULE_CONTAINERS, *_MODULE_HOOKS):
+            for key in (*MODULE_CONTAINERS, *MODULE_HOOKS):
                 if isinstance(attributes.get(key), dict):
-                    hooks = key in _MODULE_HOOKS
+                    hooks = key in MODULE_HOOKS
                     leads += self._hold(name, attributes[key], is_users=is_users, holds_hooks=hooks)
         if attributes is not None:
             self._hold(name, attributes, is_users=is_users and not foreign, by_name=True)
             if foreign and is_users:
-                leads += [(f"{k} of {name}", v) for k, v in attributes.items() if k not in _MODULE_INTERNALS]
+                leads += [(f"{k} of {name}", v) for k, v in attributes.items() if k not in MODULE_INTERNALS]
         if is_users:
             self.attributes.append((thing, "__class__"))
         held = sorted({slot for kind in kinds if is_users for slot in slots(kind)})
@@ -281,12 +262,12 @@ class Survey:
 
     def _visit_function(self, function: types.FunctionType) -> list[tuple[str, Any]]:
         cells = function.__closure__ or ()
-        if not _is_own(function.__module__):  # which sets no variable of an enclosing function
+        if not is_fixed(function.__module__):  # which sets no variable of an enclosing function
             self.cells += cells
         leads = [("a variable of an enclosing function", content(cell)) for cell in cells]
         if is_library(function.__module__):
             return leads
-        name, is_own = function.__name__, _is_own(function.__module__)
+        name, is_own = function.__name__, is_fixed(function.__module__)
         leads += self._visit_code(function.__code__, function.__globals__, is_own=is_own)
         if not is_own:
             self._hold(name, vars(function), by_name=True)
@@ -313,16 +294,16 @@ class Survey:
 
 
 def owner_of(thing: object) -> object:
-    """Whose a method is that is written in C, as ``append`` of a list; None if it is a function."""
+    """Return the owner of a method that is written in C, as ``append`` of a list; None for a function."""
     if not isinstance(thing, types.BuiltinMethodType | types.MethodWrapperType):
         return None
     owner = thing.__self__
     # Functions of a module, and of torch, have it or a class.
-    return None if isinstance(owner, types.ModuleType | type) or owner is random._inst else owner
+    return None if isinstance(owner, types.ModuleType | type) or owner is PYTHONS_GENERATOR else owner
 
 
 def inner_codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code of all functions inside a function."""
+    """Yield the code of all functions inside a function."""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield constant
@@ -330,7 +311,7 @@ def inner_codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def content(cell: types.CellType, default: object = None) -> object:
-    """What a variable of an enclosing function holds."""
+    """Return what a variable of an enclosing function holds."""
     try:
         return cell.cell_contents
     except ValueError:  # empty
@@ -339,7 +320,7 @@ def content(cell: types.CellType, default: object = None) -> object:
 
 @functools.cache
 def read_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[tuple[str | None, str]]]:
-    """Names of globals, and of attributes with the global that they may be of, in a function.
+    """Return names of globals, and of attributes with the global that they may be of, in a function.
 
     Strings count as attributes where the function looks names up, and names that it makes up as any.
     """
@@ -383,7 +364,7 @@ def read_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[tuple[st
 
 
 def _formatted(text: str) -> list[str]:
-    """Attributes that ``text.format(...)`` would look up."""
+    """Return attributes that ``text.format(...)`` would look up."""
     if "{" not in text or "." not in text:
         return []
     return re.findall(r"\.([A-Za-z_]\w*)", text)
@@ -391,7 +372,7 @@ def _formatted(text: str) -> list[str]:
 
 @functools.cache
 def written_names(code: types.CodeType) -> frozenset[str]:
-    """Names of attributes that a function sets; :data:`ANY` if it makes them up."""
+    """Return names of attributes that a function sets; :data:`ANY` if it makes them up."""
     names: set[str] = set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("STORE_ATTR", "DELETE_ATTR"):
@@ -405,7 +386,7 @@ def written_names(code: types.CodeType) -> frozenset[str]:
 
 @functools.cache
 def imports(code: types.CodeType) -> frozenset[str]:
-    """Modules that a function imports when it runs."""
+    """Return modules that a function imports when it runs."""
     found = {i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"}
     inner = (imports(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return frozenset(found.union(*inner))
@@ -421,7 +402,7 @@ _CLASS_INTERNALS |= {"__static_attributes__", "__firstlineno__", "__annotate__",
 
 
 def slots(kind: type) -> Sequence[str]:
-    """Names of attributes that objects of a class keep elsewhere than in a dict."""
+    """Return names of attributes that objects of a class keep elsewhere than in a dict."""
     names = vars(kind).get("__slots__", ())
     names = (names,) if isinstance(names, str) else names
     return [_mangled(kind, name) for name in names if name not in ("__dict__", "__weakref__")]

@@ -4,35 +4,36 @@ It is a call that was due anyway, with the caller's own arguments and random num
 undone when it turns out that the program counts its calls or writes to a file: it has done so once, as ever.
 """
 
+import dataclasses
 import types
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vae.compiled import private
 from pyro_vae.compiled.heap import Heap
 from pyro_vae.compiled.state import CaptureError, ProgramState, following, readable
 from pyro_vae.compiled.witness import Witness
 
 
+@dataclasses.dataclass
 class Background:
-    """What is known of programs from runs before: other roots than those that were given.
+    """Facts about programs from runs before: other roots than those that were given.
 
     Attributes:
         ran: Code that ran, with its global names.
-        held: What it found in its arguments and in enclosing functions.
+        held: Things that it found in its arguments and in enclosing functions.
     """
 
-    def __init__(self) -> None:
-        self.ran: list[tuple[types.CodeType, dict]] = []
-        self.held: list[object] = []
+    ran: list[tuple[types.CodeType, dict]] = dataclasses.field(default_factory=list)
+    held: list[object] = dataclasses.field(default_factory=list)
 
 
 class Trial:
-    """A run of ``run()``, which has happened when this exists.
+    """Run of ``run()``, which has happened when this exists.
 
     Args:
         run: Runs the programs; returns named tensors.
@@ -72,11 +73,11 @@ class Trial:
     ) -> None:
         self._roots, self._background = roots, background
         survey = readable((*roots, *background.held), background.ran)
-        store = pyro.get_param_store()._params
-        own = [t for m in survey.modules for t in (*m._parameters.values(), *m._buffers.values())]
+        store = private.stored()
+        own = [tensor for module in survey.modules for tensor in private.own_tensors(module)]
         own += store.values()
         for tensor in own if differentiate else ():
-            if tensor is not None and (tensor._backward_hooks or tensor._post_accumulate_grad_hooks):
+            if tensor is not None and private.has_gradient_hook(tensor):
                 name = ProgramState(survey, store).names.get(tensor, "a tensor")
                 raise CaptureError(f"{name} has a hook for its gradient, which a graph would not call")
         with following():
@@ -85,7 +86,7 @@ class Trial:
         self.heap.keep_tensors(arguments)
         self._called: list[nn.Module] = []
         self._has_others = False  # that require gradients
-        versions = [tensor._version for tensor in arguments if not tensor.is_inference()]
+        versions = list(map(private.version, arguments))
         self._drawn = _drawn()
         hook = nn.modules.module.register_module_forward_pre_hook(self._note)
         witness = Witness(survey.codes)
@@ -105,7 +106,7 @@ class Trial:
             hook.remove()
         hidden = set(map(id, self.left))
         self._params = list(params.trace.param_nodes)
-        self._params += [name for name, t in pyro.get_param_store()._params.items() if id(t) in hidden]
+        self._params += [name for name, t in private.stored().items() if id(t) in hidden]
         background.ran += witness.ran
         background.held += witness.held
         self._drawn_after = _drawn()
@@ -116,7 +117,7 @@ class Trial:
 
     def _note(self, module: nn.Module, _: object) -> None:
         self._called.append(module)
-        self.heap.keep_tensors((*module._parameters.values(), *module._buffers.values()))
+        self.heap.keep_tensors(private.own_tensors(module))
 
     def _differentiate(self, traced: list[Tensor] | None) -> None:
         leaves = _leaves(self.outputs["loss"])
@@ -126,15 +127,13 @@ class Trial:
             raise CaptureError(f"torch.autograd.grad says: {str(error).splitlines()[0]}") from error
         found = dict(zip(map(id, leaves), gradients, strict=True))
         # Pyro goes on with gradients of 0 for parameters of its store that are no longer used.
-        self.trainable = (
-            leaves
-            if traced is None
-            else [tensor for tensor in traced if id(tensor) in found or tensor.grad is not None]
-        )
+        self.trainable = leaves
+        if traced is not None:
+            self.trainable = [tensor for tensor in traced if id(tensor) in found or tensor.grad is not None]
         self.unused = [(t, t.grad is not None) for t in traced or () if id(t) not in found]
         trained = set(map(id, self.trainable))
         others = [leaf for leaf in leaves if id(leaf) not in trained]
-        stored = set(map(id, pyro.get_param_store()._params.values()))
+        stored = set(map(id, private.stored().values()))
         self.left = [leaf for leaf in others if id(leaf) in stored]
         self._has_others = len(others) > len(self.left)
         for leaf in others:  # as backward() does
@@ -150,8 +149,7 @@ class Trial:
     ) -> tuple[str | None, bool]:
         if witness.said is not None:
             return f"{witness.said}, which a graph would not do", False
-        now = [tensor._version for tensor in arguments if not tensor.is_inference()]
-        if now != list(versions):
+        if list(map(private.version, arguments)) != versions:
             return "it changes an argument in place: let it work on a copy", False
         if (label := self.heap.lost()) is not None:
             return (
@@ -175,19 +173,23 @@ class Trial:
             return f"code that it makes anew ran at {code.co_filename}:{code.co_firstlineno}", True
         return None, False
 
+    @property
+    def _all_roots(self) -> tuple[object, ...]:
+        return (*self._roots, *self._background.held, *self._called)
+
     def state(self) -> ProgramState:
-        """What the programs read; raises ``CaptureError`` if no graph can stand for it."""
-        survey = readable((*self._roots, *self._background.held, *self._called), self._background.ran)
+        """Return what the programs read; raise ``CaptureError`` if no graph can stand for it."""
+        survey = readable(self._all_roots, self._background.ran)
         return ProgramState(survey, self._params, [change.place for change in self.changes])
 
     def heap_now(self) -> Heap:
-        """All that the programs reach, after the run."""
+        """Return all that the programs reach, after the run."""
         with following():
-            return Heap((*self._roots, *self._background.held, *self._called), self._background.ran)
+            return Heap(self._all_roots, self._background.ran)
 
     def has_drawn_as_much(self) -> bool:
-        """Whether as many random numbers were drawn since :meth:`rewind` as by the run."""
-        return all(map(torch.equal, _flat(_drawn()), _flat(self._drawn_after)))
+        """Return True if as many random numbers were drawn since :meth:`rewind` as by the run."""
+        return all(map(torch.equal, _drawn(), self._drawn_after))
 
     def rewind(self) -> None:
         """Put tensors and random generators back to before the run."""
@@ -203,12 +205,12 @@ class Trial:
         _draw_again(self._drawn_after)
 
     def value_after(self, tensor: Tensor) -> Tensor | None:
-        """After :meth:`rewind`, what a tensor was after the run; None if that was not kept."""
+        """Return what a tensor was after the run, which :meth:`rewind` undid; None if that was not kept."""
         return next((v for t, v in self.after if t is tensor), self.heap.value(tensor))
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
-    """Tensors that a loss is made of and that collect gradients."""
+    """Return tensors that a loss is made of and that collect gradients."""
     if loss.grad_fn is None:
         return [loss]
     found: dict[int, Tensor] = {}
@@ -224,7 +226,7 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 
 
 def _traced(trace: poutine.Trace) -> list[Tensor]:
-    """Parameters that ``pyro.infer.SVI`` would train."""
+    """Return parameters that ``pyro.infer.SVI`` would train."""
     found: dict[int, Tensor] = {}
     for name in trace.param_nodes:
         value = trace.nodes[name]["value"]
@@ -233,20 +235,17 @@ def _traced(trace: poutine.Trace) -> list[Tensor]:
     return list(found.values())
 
 
-def _drawn() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+def _drawn() -> list[Tensor]:
+    """Return states of the random generators: of the CPU, and of the GPUs if there are any."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
 
 
-def _flat(drawn: tuple[Tensor, list[Tensor]]) -> list[Tensor]:
-    return [drawn[0], *drawn[1]]
+def _draw_again(drawn: list[Tensor]) -> None:
+    torch.set_rng_state(drawn[0])
+    if drawn[1:]:
+        torch.cuda.set_rng_state_all(drawn[1:])
 
 
 def _numpy_state() -> tuple:
     kind, keys, *rest = np.random.get_state()
     return (kind, keys.tobytes(), *rest)
-
-
-def _draw_again(drawn: tuple[Tensor, list[Tensor]]) -> None:
-    torch.set_rng_state(drawn[0])
-    if drawn[1]:
-        torch.cuda.set_rng_state_all(drawn[1])

@@ -12,16 +12,20 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-_STATES = {
-    SGD: ("momentum_buffer",),
-    Adagrad: ("sum", "step"),
-    Adam: ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"),
-    AdamW: ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"),
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
+_STATES = {SGD: ("momentum_buffer",), Adagrad: ("sum", "step"), Adam: _MOMENTS, AdamW: _MOMENTS}
+# Kernels are private, as of torch 2.14: the public step() costs ten times as much as they do. With each the
+# settings that it takes from a group, besides those of all, and those that are the same for all groups.
+_KERNELS: dict[type, tuple] = {
+    SGD: (torch._fused_sgd_, ("momentum", "dampening", "nesterov"), {"is_first_step": False}),
+    Adagrad: (torch._fused_adagrad_, ("lr_decay", "eps"), {}),
+    Adam: (torch._fused_adam_, ("amsgrad", "eps"), {}),
+    AdamW: (torch._fused_adamw_, ("amsgrad", "eps"), {}),
 }
 
 
 def has_fused_update(optimizer: Optimizer) -> bool:
-    """Whether :class:`FusedUpdate` does what this optimiser's next ``step`` would do."""
+    """Return True if :class:`FusedUpdate` does what this optimiser's next ``step`` would do."""
     params = [id(param) for group in optimizer.param_groups for param in group["params"]]
     return (
         type(optimizer) in _STATES
@@ -33,6 +37,7 @@ def has_fused_update(optimizer: Optimizer) -> bool:
 
 
 def _has_hooks(optimizer: Optimizer) -> bool:
+    # Private, as of torch 2.14: a public step() calls them, the kernels do not.
     return bool(
         optimizer._optimizer_step_pre_hooks
         or optimizer._optimizer_step_post_hooks
@@ -42,13 +47,13 @@ def _has_hooks(optimizer: Optimizer) -> bool:
 
 
 def _is_wrapped(optimizer: Optimizer) -> bool:
-    """Whether somebody has put another ``step`` in its place; torch's schedulers do, to count."""
+    """Return True if somebody has put another ``step`` in its place; torch's schedulers do, to count."""
     step = vars(optimizer).get("step")
     return step is not None and getattr(step, "__wrapped__", None) is not type(optimizer).step
 
 
 def _is_ready(optimizer: Optimizer, group: dict) -> bool:
-    """Of contiguous floats only, and after the first step, which makes the state (plain SGD has none)."""
+    """Return True for contiguous floats, after the first step, which makes the state (plain SGD has none)."""
     plain = type(optimizer) is SGD and not group["momentum"]
     settings = [group.get("differentiable"), *map(torch.is_tensor, _settings(group).values())]
     return not any(settings) and all(
@@ -62,7 +67,7 @@ def _is_ready(optimizer: Optimizer, group: dict) -> bool:
 
 
 class FusedUpdate:
-    """The step of several optimisers in one call for all groups of equal settings.
+    """Step of several optimisers in one call for all groups of equal settings.
 
     Args:
         optimizers: Each has taken a step before, so that its state exists.
@@ -77,7 +82,9 @@ class FusedUpdate:
         position = {id(param): i for i, param in enumerate(params)}
         self._optimizers = list(optimizers)
         for optimizer in optimizers:
-            optimizer._opt_called = True  # what schedulers that are made later look for
+            optimizer._opt_called = (
+                True  # private, as of torch 2.14: schedulers that are made later warn else
+            )
         groups: dict[tuple, list] = {}
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -105,26 +112,21 @@ class FusedUpdate:
         self._contents = self._content()
 
     def is_current(self, optimizers: Sequence[Optimizer], params: Sequence[Tensor]) -> bool:
-        """False for other optimisers or parameters, and once an optimiser was changed.
+        """Return False for other optimisers or parameters, and once an optimiser was changed.
 
         That is: the state of a parameter was replaced, as by ``load_state_dict``, it got or lost
         parameters or hooks, or settings other than the learning rate are not what they were.
         """
-        now = self._content()
+        pairs = (params, self._params), (optimizers, self._optimizers), (self._content(), self._contents)
         return (
-            len(params) == len(self._params)
-            and all(map(operator.is_, params, self._params))
-            and len(optimizers) == len(self._optimizers)
-            and all(map(operator.is_, optimizers, self._optimizers))
-            and len(now) == len(self._contents)
-            and all(map(operator.is_, now, self._contents))
+            all(len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in pairs)
             and not any(map(_has_hooks, optimizers))
             and not any(map(_is_wrapped, optimizers))
             and all(group["lr"] == groups[0]["lr"] for _, groups, *_ in self._groups for group in groups[1:])
         )
 
     def _content(self) -> list:
-        """States, parameters and their layout, and settings other than the learning rate."""
+        """Return states, parameters and their layout, and settings other than the learning rate."""
         found = [fact for param in self._params for fact in (param.dtype, param.is_contiguous())]
         for optimizer in self._optimizers:
             for state in optimizer.state.values():
@@ -136,53 +138,23 @@ class FusedUpdate:
 
     @property
     def settings(self) -> list[dict]:
-        """Learning rates and all else that the optimisers' groups say."""
+        """Return learning rates and all else that the optimisers' groups say."""
         return [_settings(groups[0]) for _, groups, *_ in self._groups]
 
     @torch.no_grad()
     def __call__(self, gradients: Sequence[Tensor]) -> None:
         """Update the parameters in place."""
         for kind, (group, *_), params, index, columns, steps in self._groups:
-            grads = [gradients[i] for i in index]
-            common = {name: group[name] for name in ("lr", "weight_decay", "maximize")}
             if steps is not None:
                 steps.add_(1)
-            if kind is SGD:
-                torch._fused_sgd_(
-                    params,
-                    grads,
-                    columns.get("momentum_buffer", []),
-                    momentum=group["momentum"],
-                    dampening=group["dampening"],
-                    nesterov=group["nesterov"],
-                    is_first_step=False,
-                    **common,
-                )
-            elif kind is Adagrad:
-                torch._fused_adagrad_(
-                    params,
-                    grads,
-                    columns["sum"],
-                    columns["step"],
-                    lr_decay=group["lr_decay"],
-                    eps=group["eps"],
-                    **common,
-                )
-            else:
-                decoupled = kind is AdamW or group.get("decoupled_weight_decay", False)
-                (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
-                    params,
-                    grads,
-                    columns["exp_avg"],
-                    columns["exp_avg_sq"],
-                    columns.get("max_exp_avg_sq", []),
-                    columns["step"],
-                    amsgrad=group["amsgrad"],
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    eps=group["eps"],
-                    **common,
-                )
+            fused, names, fixed = _KERNELS[kind]
+            if kind is Adam and group.get("decoupled_weight_decay", False):
+                fused = torch._fused_adamw_
+            settings = {name: group[name] for name in ("lr", "weight_decay", "maximize", *names)}
+            if "betas" in group:
+                fixed = {"beta1": group["betas"][0], "beta2": group["betas"][1]}
+            states = [columns.get(name, []) for name in _STATES[kind]]
+            fused(params, [gradients[i] for i in index], *states, **settings, **fixed)
 
 
 def _settings(group: dict) -> dict:

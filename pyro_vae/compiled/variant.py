@@ -1,4 +1,4 @@
-"""What is compiled of a function: a graph, what it stands for, and whether it computes what it should."""
+"""One compiled graph of a function, what it stands for, and how it is compared with an eager run."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
 class Variant:
-    """What is compiled for some arguments and for plain values such as ``training``; None if nothing is."""
+    """Graph for some arguments and for plain values such as ``training``; None if nothing is compiled."""
 
     def __init__(self, state: ProgramState, trial: Trial, graph: "CompiledGraph | None") -> None:
         self.state = state
@@ -26,11 +26,11 @@ class Variant:
         self._unused = trial.unused
 
     def is_current(self) -> bool:
-        """Whether all is as it was."""
+        """Return True if all is as it was."""
         return self.state.changed() is None and self.trains_the_same()
 
     def trains_the_same(self) -> bool:
-        """Whether of the parameters without effect on the loss the same have gradients as then."""
+        """Return True if of the parameters without effect on the loss the same have gradients as then."""
         return all((tensor.grad is not None) == had for tensor, had in self._unused)
 
 
@@ -51,7 +51,7 @@ class CompiledGraph:
         self._run = compile_graph(graph.module, [*self.own, *tensors], options)
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Outputs, Sequence[Tensor]]:
-        """Named outputs, and gradients by what is trainable."""
+        """Return named outputs, and gradients by what is trainable."""
         with torch.no_grad():
             results = self._run(*self.own, *tensors)
         count = len(self._names)
@@ -59,7 +59,7 @@ class CompiledGraph:
 
 
 def agree(a: Tensor, b: Tensor, size: Tensor | None = None) -> bool:
-    """Whether two results are equal to rounding, which is relative to ``size``: by default the norm of b."""
+    """Return True if two results are equal to rounding, relative to ``size``: by default the norm of b."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point():
@@ -71,7 +71,7 @@ def agree(a: Tensor, b: Tensor, size: Tensor | None = None) -> bool:
 
 
 def difference(variant: Variant, trial: Trial, results: tuple[Outputs, Sequence[Tensor]]) -> str | None:
-    """In what the results of a graph are not those of a trial, in words."""
+    """Return in what the results of a graph are not those of a trial, in words."""
     outputs, gradients = results
     for name, value in trial.outputs.items():
         if not agree(outputs[name], value.detach()):

@@ -1,4 +1,4 @@
-"""What a program does beside torch while it runs: who calls what, seen by the interpreter's own profiler.
+"""Deeds of a program beside torch while it runs: who calls what, seen by the interpreter's own profiler.
 
 A file that is written, a clock, a seed leave no trace in what a program holds. They are calls, and calls are
 seen, with the line of the user's code that made them.
@@ -7,7 +7,6 @@ seen, with the line of the user's code that made them.
 import datetime
 import gc
 import io
-import random
 import sys
 import types
 from contextvars import ContextVar
@@ -17,10 +16,11 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.compiled.survey import DISCREET, is_library
+from pyro_vae.compiled.owners import is_discreet, is_registered, is_users
+from pyro_vae.compiled.private import PYTHONS_GENERATOR
 
 # Libraries whose own files, clocks and streams are their business; what they are called with is not.
-_QUIET = {*DISCREET, "numpy", "scipy", "pyro_vae", "_pytest"}
+_QUIET = {"numpy", "scipy", "_pytest"}  # and all that is discreet or registered
 _PASSING = {"importlib", "warnings", "linecache"}  # what happens once
 _FRAMES = {"pandas", "polars", "xarray", "pyarrow", "sklearn"}
 _SYSTEM = {"posix", "nt", "_socket", "socket", "_posixsubprocess", "select"}
@@ -31,13 +31,13 @@ _SEEDS = {"manual_seed", "set_state", "seed"}
 
 
 class Witness:
-    """A context in which a program runs.
+    """Context in which a program runs.
 
     Args:
         known: Code that need not be noted.
 
     Attributes:
-        said: What it did that a graph would not do, and where; None if nothing.
+        said: Deed of it that a graph would not do, and where; None if nothing.
         ran: Other code of the user's that ran, with its global names.
         held: What that code found in its arguments and in enclosing functions.
     """
@@ -105,15 +105,15 @@ class Witness:
                 self._say("reads or sets a context variable", frame)
         elif name in _SEEDS and isinstance(owner, torch.Generator):
             self._say("seeds the random generator", frame, through=("torch", "pyro"))
-        elif owner is random._inst:  # what the module's functions draw from; private, as of Python 3.13
+        elif owner is PYTHONS_GENERATOR:
             self._say("draws from Python's random generator", frame)
 
     def _say(self, what: str, frame: types.FrameType | None, through: tuple[str, ...] = ()) -> None:
         """Note that the user's code does something, if it is the user's."""
         is_theirs = False
         while frame is not None:
-            root = (frame.f_globals.get("__name__") or "").split(".")[0]
-            file = frame.f_code.co_filename
+            home = frame.f_globals.get("__name__") or ""
+            root, file = home.split(".")[0], frame.f_code.co_filename
             if root in _PASSING or file.startswith(("<frozen importlib", "<@beartype")):
                 return
             if _is_users(frame):
@@ -122,17 +122,16 @@ class Witness:
                 return
             if frame.f_code.co_name in _FILES:  # of these libraries, what users give files to
                 is_theirs = False
-            elif root in _QUIET and root not in through:
+            elif root not in through and (root in _QUIET or is_discreet(home) or is_registered(home)):
                 is_theirs = True
             frame = frame.f_back
 
 
 def _is_passing(value: object) -> bool:
-    """Whether it is made anew in every run: a tensor, a message of Pyro's, or a trace."""
+    """Return True if it is made anew in every run: a tensor, a message of Pyro's, or a trace."""
     is_message = isinstance(value, dict) and {"cond_indep_stack", "fn"} <= value.keys()
     return is_message or isinstance(value, Tensor | Trace)
 
 
 def _is_users(frame: types.FrameType) -> bool:
-    name = frame.f_globals.get("__name__") or ""
-    return not is_library(name) and not name.startswith("pyro_vae.")
+    return is_users(frame.f_globals.get("__name__"))

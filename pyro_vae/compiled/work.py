@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from pyro_vae.compiled.private import TorchDispatchMode
 
 # In seconds, fitted to 784-500-20 and five others on two cores with torch 2.14. Compiling takes 4 s where
 # Inductor's cache has the graph, 7 to 10 s where it has not, and 30 s with an empty cache.
@@ -12,14 +13,14 @@ _PRICE, _PRICE_OF_OPERATOR = 5.0, 12e-3
 
 
 class Work(NamedTuple):
-    """What a compiled call saves, and what compiling takes, both about, in seconds."""
+    """Seconds that a compiled call saves, and that compiling takes, both about."""
 
     saved: float
     price: float
 
 
 class Counting(TorchDispatchMode):
-    """A context that counts operators of torch, and the floating-point operations of products in them."""
+    """Context that counts operators of torch, and the floating-point operations of products in them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +36,6 @@ class Counting(TorchDispatchMode):
         return result
 
     def work(self) -> Work:
-        """What was counted, in seconds."""
+        """Return what was counted, in seconds."""
         saved = self._num_operators * _SAVED_OF_OPERATOR + self._num_flops * _SAVED_OF_FLOP
         return Work(saved, _PRICE + self._num_operators * _PRICE_OF_OPERATOR)

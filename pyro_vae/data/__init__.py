@@ -35,8 +35,7 @@ import torch
 
 from pyro_vae.arguments import checked
 from pyro_vae.data.arrays import DataError
-from pyro_vae.data.files import from_path
-from pyro_vae.data.published import SOURCES, from_source, read_digits
+from pyro_vae.data.files import SOURCES, from_path, from_source, read_digits
 from pyro_vae.data.splits import (
     BINARIZATIONS,
     Batches,
@@ -81,10 +80,10 @@ def load(
             else the subfolders, if any, are the labels). Bytes are read as grey values 0..255, arrays of 0
             and 1 as bits, anything else as it is.
         binarization: One of ``BINARIZATIONS``.
-        data_dir: Where the files are, by default the environment variable ``PYRO_VAE_DATA`` or else
+        data_dir: Folder of the files, by default the environment variable ``PYRO_VAE_DATA`` or else
             ``~/.cache/pyro_vae``. It may be read-only; what is not there is downloaded into it.
         missing: A file of your own may hold nan where a number is missing (as of :func:`from_array`).
-        dtype: Of x: as of :func:`from_array`.
+        dtype: Floating-point type of x, as in :func:`from_array`.
 
     Raises:
         DataError: If there is no such data set, it cannot be downloaded, a file is missing, truncated or

@@ -1,12 +1,11 @@
-"""From what users give to checked numpy arrays, split the same way everywhere."""
+"""Arrays, tables and lists of users as checked numpy arrays, split the same way everywhere."""
 
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +15,12 @@ from pyro_vae.arguments import found
 from pyro_vae.errors import UserError
 
 SPLIT_SEED = 0
+PARTS = ("train", "valid", "test")
 
-T = TypeVar("T")
 Arrays = dict[str, tuple[np.ndarray, np.ndarray | None]]  # split name -> data, labels
 
-_TEXT = "number its categories, as pandas.factorize does (for a family such as Categorical), or leave it out"
-_BYTES_WITH_GAPS = (
-    "bytes are read as grey values k / 255, and here some are missing: give floats, x.astype(float) / 255 "
-    "for grey values or x.astype(float) for other numbers"
-)
+
+_KEEP = "keep them by dtype=torch.float64 here and model.double(), guide.double()"
 
 
 class DataError(UserError, ValueError):
@@ -55,28 +51,31 @@ def as_array(x: object, name: str, *, missing: bool = False, dtype: torch.dtype 
 
 
 def stored_type(dtype: torch.dtype) -> type[np.floating]:
-    """What floats are stored as: numpy has no shorter types that torch has."""
+    """Type that floats are stored as: numpy has no shorter types that torch has."""
     return np.float64 if dtype == torch.float64 else np.float32
+
+
+def _place(name: str, index: Iterable[object]) -> str:
+    return f"{name}[{', '.join(map(str, index))}]"
 
 
 def _check_finite(x: np.ndarray, name: str, dtype: torch.dtype, *, missing: bool) -> None:
     gaps = np.isnan(x)
-    if gaps.any() and (not missing or gaps.all()):
-        where = ", ".join(map(str, np.argwhere(gaps)[0]))
+    if gaps.all():
+        raise DataError(f"all {x.size:,} numbers of {name} are missing (nan): there is nothing to learn from")
+    if gaps.any() and not missing:
         raise DataError(
-            f"all {x.size:,} numbers of {name} are missing (nan): there is nothing to learn from"
-            if gaps.all()
-            else f"{name}[{where}] is nan, so missing, as {gaps.sum():,} of {x.size:,} numbers are: remove "
-            "these data, fill them in, or learn from the rest: by missing=True here and vae(..., "
-            "missing=True), on the command line by --missing"
+            f"{_place(name, np.argwhere(gaps)[0])} is nan, so missing, as {gaps.sum():,} of {x.size:,} "
+            "numbers are: remove these data, fill them in, or learn from the rest: by missing=True here and "
+            "vae(..., missing=True), on the command line by --missing"
         )
     with np.errstate(over="ignore"):
         bad = np.argwhere(np.abs(x) > torch.finfo(dtype).max)
         if len(bad):
-            where, value = ", ".join(map(str, bad[0])), x[tuple(bad[0])].astype(stored_type(dtype))
+            value = x[tuple(bad[0])].astype(stored_type(dtype))
             raise DataError(
-                f"{name}[{where}] is {value} as a {torch.finfo(dtype).bits}-bit float ({len(bad):,} of "
-                f"{x.size:,} numbers are not finite): remove these data, fill them in, or give them in a "
+                f"{_place(name, bad[0])} is {value} as a {torch.finfo(dtype).bits}-bit float ({len(bad):,} "
+                f"of {x.size:,} numbers are not finite): remove these data, fill them in, or give them in a "
                 "larger unit"
             )
 
@@ -93,20 +92,20 @@ def _check_whole(x: np.ndarray, name: str, dtype: torch.dtype) -> None:
         is_whole = (np.isnan(x) | (np.floor(x) == x)).all(0)
         rounded = large & is_whole & (kept.astype(x.dtype) != x) & (np.abs(x) <= largest_whole(torch.float64))
     else:
-        rounded = _is_rounded(x, kept)
+        info = np.iinfo(x.dtype)
+        inside = (kept >= info.min) & (kept < float(info.max) + 1)  # or the way back would be undefined
+        rounded = ~inside | (np.where(inside, kept, 0).astype(x.dtype) != x)
     if rounded.any():
         first = tuple(np.argwhere(rounded)[0])
-        where, bits = ", ".join(map(str, first)), torch.finfo(dtype).bits
-        raise DataError(
-            f"{name}[{where}] is {int(x[first])}, a whole number that a {bits}-bit float rounds, as it does "
-            f"{rounded.sum():,} of {x.size:,} numbers: "
-            + (
-                "subtract an offset, or count in a larger unit"
-                if dtype == torch.float64
-                else "keep them by dtype=torch.float64 here and model.double(), guide.double(); or divide "
-                "them by a unit"
-            )
-        )
+        others = f", as it does {rounded.sum():,} of {x.size:,} numbers"
+        raise _rounds(f"{_place(name, first)} is {int(x[first])}", others, dtype)
+
+
+def _rounds(what: str, others: str = "", dtype: torch.dtype = torch.float64) -> DataError:
+    bits, advice = torch.finfo(dtype).bits, "subtract an offset, or count in a larger unit"
+    if dtype != torch.float64:
+        advice = f"{_KEEP}; or divide them by a unit"
+    return DataError(f"{what}, a whole number that a {bits}-bit float rounds{others}: {advice}")
 
 
 def _check_spread(x: np.ndarray, name: str, dtype: torch.dtype) -> None:
@@ -121,33 +120,19 @@ def _check_spread(x: np.ndarray, name: str, dtype: torch.dtype) -> None:
         is_lost = (rounding > 0.01 * spread) & (spread > 1e4 * np.finfo(x.dtype).eps * np.abs(mean))
     if is_lost.any():
         first = tuple(np.argwhere(is_lost)[0])
-        where = ", ".join([":", *map(str, first)])
         raise DataError(
-            f"{name}[{where}] varies by {spread[first]:.2g} about {mean[first]:.10g}, and a "
+            f"{_place(name, (':', *first))} varies by {spread[first]:.2g} about {mean[first]:.10g}, and a "
             f"{torch.finfo(dtype).bits}-bit float rounds it by up to {rounding[first]:.2g}: subtract an "
-            "offset, such as the mean, or keep it by dtype=torch.float64 here and model.double(), "
-            "guide.double()"
+            f"offset, such as the mean, or {_KEEP}"
         )
 
 
 def largest_whole(dtype: torch.dtype) -> float:
-    """Up to which all whole numbers are floats of this type: 2^24 for 32 bits, 2^53 for 64."""
+    """Number up to which all whole ones are floats of this type: 2^24 for 32 bits, 2^53 for 64."""
     return 2 / torch.finfo(dtype).eps
 
 
-def _is_rounded(whole: np.ndarray, floats: np.ndarray) -> np.ndarray:
-    """Which whole numbers the floats differ from."""
-    info = np.iinfo(whole.dtype)
-    inside = (floats >= info.min) & (floats < float(info.max) + 1)  # or the way back would be undefined
-    back = np.where(inside, floats, 0).astype(whole.dtype)
-    return ~inside | (back != whole)
-
-
 # ------------------------------------------------------------------ what users hold numbers in
-
-
-def _flat(part: np.ndarray) -> np.ndarray:
-    return part.reshape(len(part), math.prod(part.shape[1:])) if part.ndim else part
 
 
 def _numbers(x: Any, name: str) -> np.ndarray:
@@ -160,7 +145,9 @@ def _numbers(x: Any, name: str) -> np.ndarray:
         if not columns:
             raise DataError(f"{name} is a {type(x).__name__} without columns")
         parts = [_numbers(column, f"{name}[{key!r}]") for key, column in columns]
-        return _join([_flat(part) for part in parts], name, np.hstack)
+        # Columns may have axes of their own, and a row of a structured array has none.
+        parts = [part.reshape(len(part), math.prod(part.shape[1:])) if part.ndim else part for part in parts]
+        return _join(parts, name, np.hstack)
     if isinstance(x, list | tuple):
         if any(map(_is_array, x)):
             return _join([_numbers(row, f"{name}[{i}]") for i, row in enumerate(x)], name, np.stack)
@@ -177,6 +164,8 @@ def _numbers(x: Any, name: str) -> np.ndarray:
         raise DataError(
             f"{name} holds {x.dtype}, not numbers: give {advice.get(x.dtype.kind, 'bytes, 0/1 or floats')}"
         )
+    if x.dtype == np.float16:  # whose largest number is less than those that others are compared with
+        return x.astype(np.float32)
     return x.astype(np.int8) if x.dtype == bool else x  # beside a column of bytes they are no grey values
 
 
@@ -251,11 +240,15 @@ def _filled(x: np.ma.MaskedArray, name: str) -> np.ndarray:
         return _numbers(values, name)
     known = _numbers(values[~mask], name)
     if values.dtype == np.uint8 and (known > 1).any():
-        raise DataError(f"{name} holds bytes: {_BYTES_WITH_GAPS}")
-    filled = np.full(mask.shape, np.nan, known.dtype if known.dtype.kind == "f" else np.float64)
-    filled[~mask] = known
+        raise DataError(
+            f"{name} holds bytes: bytes are read as grey values k / 255, and here some are missing: give "
+            "floats, x.astype(float) / 255 for grey values or x.astype(float) for other numbers"
+        )
     if known.dtype.kind != "f":
-        _check_kept(known, filled[~mask], name)
+        _check_whole(known, name, torch.float64)
+        known = known.astype(np.float64)
+    filled = np.full(mask.shape, np.nan, known.dtype)
+    filled[~mask] = known
     return filled
 
 
@@ -267,70 +260,60 @@ def _join(parts: Sequence[np.ndarray], name: str, join: Callable[..., np.ndarray
         raise DataError(f"{name} is no array: its rows differ in length ({error})") from error
     for part in parts:
         if joined.dtype.kind == "f" and part.dtype.kind in "iu":
-            _check_kept(part, part.astype(joined.dtype), name)
+            _check_whole(part, name, torch.float64)
     return joined
-
-
-def _check_kept(whole: np.ndarray, floats: np.ndarray, name: str) -> None:
-    """Raise unless whole numbers are still what they were beside floats, or with gaps."""
-    if (rounded := _is_rounded(whole, floats)).any():
-        raise DataError(
-            f"{name} holds {whole[rounded][0]}, a whole number that a 64-bit float rounds: subtract an "
-            "offset, or count in a larger unit"
-        )
 
 
 def _of_objects(x: np.ndarray, name: str) -> np.ndarray:
     """Floats of Python's objects."""
     floats = np.empty(x.shape)
     for index, value in np.ndenumerate(x):
-        where = f"{name}[{', '.join(map(str, index))}]" if index else name
+        where = _place(name, index) if index else name
         if isinstance(value, Tensor) and value.dim() == 0:
             value = value.item()
-        if _is_array(value):
-            raise DataError(
-                f"{where} is a {type(value).__name__}, not a number: do its rows differ in length?"
-            )
         if isinstance(value, str | bytes):
             raise DataError(_where_text(x, name))
         if _is_gap(value):
             floats[index] = np.nan
             continue
         if not isinstance(value, numbers.Real | np.bool_ | Decimal):
-            raise DataError(f"{where} is {found(value)}, not a number")
+            advice = ": do its rows differ in length?" if _is_array(value) else ""
+            raise DataError(f"{where} is {found(value)}, not a number{advice}")
         try:
             floats[index] = number = float(value)
         except OverflowError:
-            number = None
-        if number is None or (isinstance(value, numbers.Integral) and number != int(value)):
-            raise DataError(
-                f"{where} is {value}, a whole number that a 64-bit float rounds: subtract an offset, or "
-                "count in a larger unit"
-            )
+            floats[index] = number = math.inf
+        if isinstance(value, numbers.Integral) and number != int(value):
+            raise _rounds(f"{where} is {value}")
     return floats
 
 
 def _is_gap(value: Any) -> bool:
-    """Whether a value says that there is none: None, nan, NaT, pandas' NA, numpy's masked."""
+    """Return True if a value says that there is none: None, nan, NaT, pandas' NA, numpy's masked."""
     if isinstance(value, float | Decimal | np.generic):
         return bool(value != value)
     return value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _where_text(x: np.ndarray, name: str) -> str:
-    """Which columns hold text that is no number."""
+    """Say where text is that is no number."""
     columns = np.moveaxis(x, -1, 0) if x.ndim == 2 else [x]
     found = {i: text for i, column in enumerate(columns) if (text := next(_text(column), None)) is not None}
     if not found:
         return f"{name} holds numbers that are written as text, such as {x.flat[0]!r}: give x.astype(float)"
     if x.ndim != 2:
-        return f"{name} holds text, such as {found[0]!r}, not numbers: {_TEXT}"
-    which = ", ".join(f"column {i} ({text!r})" for i, text in list(found.items())[:5])
-    return f"{name} holds text, not numbers, in {which}{' and others' if len(found) > 5 else ''}: {_TEXT}"
+        where = f", such as {found[0]!r}, not numbers"
+    else:
+        which = [f"column {i} ({text!r})" for i, text in found.items()]
+        where = f", not numbers, in {', '.join(which[:5])}{' and others' * (len(which) > 5)}"
+    return (
+        f"{name} holds text{where}: number its categories, as pandas.factorize does (for a family such as "
+        "Categorical), or leave it out"
+    )
 
 
-def _text(column: np.ndarray) -> Iterator[str]:
-    """Its values that no number can be read from."""
+def _text(column: np.ndarray) -> Iterator[str | bytes]:
+    """The values that no number can be read from."""
     for value in column.flat:
         if isinstance(value, str | bytes):
             try:
@@ -339,7 +322,7 @@ def _text(column: np.ndarray) -> Iterator[str]:
                 yield value if isinstance(value, bytes) else str(value)
 
 
-def as_labels(labels: object, name: str) -> np.ndarray:
+def as_labels(labels: object, name: str, num_data: int) -> np.ndarray:
     """Whole numbers, one a datum; DataError if they are something else."""
     labels = _numbers(labels, f"the labels of {name}")
     if labels.dtype.kind == "f" and (gaps := np.isnan(labels)).any():
@@ -354,60 +337,20 @@ def as_labels(labels: object, name: str) -> np.ndarray:
         )
     if (labels < 0).any():
         raise DataError(f"the labels of {name} hold {labels.min()}: number the classes from 0")
+    if len(labels) != num_data:
+        raise DataError(f"{name} has {num_data} data but {len(labels)} labels")
     return labels.astype(np.int64)
 
 
 def shuffled(
-    x: np.ndarray,
-    labels: np.ndarray | None,
-    name: str,
-    sizes: Mapping[str, int] | None = None,
+    x: np.ndarray, labels: np.ndarray | None, name: str, sizes: Mapping[str, int] | None = None
 ) -> Arrays:
     """Splits of these sizes (80/10/10 by default) after a shuffle that is the same everywhere."""
     if len(x) < 3:
         raise DataError(f"{name} has {len(x)} data: too few for training, validation and test")
-    if labels is not None and len(labels) != len(x):
-        raise DataError(f"{name} has {len(x)} data but {len(labels)} labels")
     if sizes is None:
         tenth = max(1, len(x) // 10)
         sizes = {"train": len(x) - 2 * tenth, "valid": tenth, "test": tenth}
     order = np.random.RandomState(SPLIT_SEED).permutation(len(x))
-    ends = np.cumsum(list(sizes.values()))
-    parts = np.split(order, ends[:-1])
-    return {
-        part: (x[index], None if labels is None else labels[index])
-        for part, index in zip(sizes, parts, strict=True)
-    }
-
-
-def check_splits(
-    splits: Arrays, name: str, dtype: torch.dtype | None = None
-) -> tuple[Arrays, tuple[int, ...]]:
-    """Splits that fit each other, and the shape of a datum; DataError if they do not."""
-    shapes = {part: x.shape[1:] for part, (x, _) in splits.items()}
-    if len(set(shapes.values())) > 1:
-        raise DataError(f"the splits of {name} differ in the shape of a datum: {shapes}")
-    for part, (x, labels) in splits.items():
-        if labels is not None and len(labels) != len(x):
-            raise DataError(f"{name}:{part} has {len(x)} data but {len(labels)} labels")
-    if len({x.dtype for x, _ in splits.values()}) > 1:
-        if any(x.dtype == np.uint8 and x.max() > 1 for x, _ in splits.values()):
-            raise DataError(f"some splits of {name} hold bytes and others floats: give all in one unit")
-        floats = stored_type(dtype or torch.get_default_dtype())
-        splits = {part: (x.astype(floats), labels) for part, (x, labels) in splits.items()}
-    return splits, shapes["train"]
-
-
-def reading(path: Path, what: str, read: Callable[[], T]) -> T:
-    """Call ``read``; whatever a foreign format's reader raises becomes one message about the file."""
-    try:
-        return read()
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise DataError(f"{path} does not fit in memory ({error})") from error
-    except Exception as error:
-        raise DataError(
-            f"{path} cannot be read as {what}; it may be empty, truncated or of another format "
-            f"({type(error).__name__}: {error})"
-        ) from error
+    parts = dict(zip(sizes, np.split(order, np.cumsum(list(sizes.values()))[:-1]), strict=True))
+    return {part: (x[i], None if labels is None else labels[i]) for part, i in parts.items()}

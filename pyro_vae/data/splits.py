@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from pyro_vae.arguments import Count, check_device, checked, found
-from pyro_vae.data.arrays import Arrays, DataError, as_array, as_labels, shuffled, stored_type
+from pyro_vae.data.arrays import PARTS, Arrays, DataError, as_array, as_labels, shuffled, stored_type
 from pyro_vae.errors import unknown
 
 BINARIZATIONS = ("dynamic", "fixed", "threshold", "dequantize", "none")
@@ -27,8 +27,8 @@ class Split:
         labels: Class of every datum, if the data set has any.
         levels: x is ``stored / levels``: 255 for bytes; dequantised, (stored + noise) / (levels + 1).
         binarization: One of ``BINARIZATIONS``; under "fixed" and "threshold" ``stored`` holds the bits.
-        seed: Of the draw that ``x`` shows of data that are binarised or dequantised anew for every batch.
-        description: Which data these are and how they were binarised, for reports.
+        seed: Seed of the draw that ``x`` is, where batches are binarised or dequantised anew.
+        description: Name of these data and of their binarisation, for reports.
         dtype: Floating-point type of x.
     """
 
@@ -46,12 +46,9 @@ class Split:
     @property
     def x(self) -> Float[Tensor, "split data"]:
         """All data, converted and binarised; the same at every call, on every machine."""
-        if self.binarization == "dynamic":
-            drawn = _draw_bits(self.stored.cpu().numpy(), self.levels, self.seed)
-        elif self.binarization == "dequantize":
-            drawn = _draw_in_bins(self.stored.cpu().numpy(), self.levels, self.seed)
-        else:
+        if (draw := {"dynamic": _draw_bits, "dequantize": _draw_in_bins}.get(self.binarization)) is None:
             return self._convert(self.stored)
+        drawn = draw(self.stored.cpu().numpy(), self.levels, self.seed)
         return torch.from_numpy(drawn).to(self.stored.device, self.dtype)
 
     @property
@@ -73,7 +70,7 @@ class Split:
         return noise.lt_(x)
 
     def to(self, device: Any) -> "Split":
-        """The same data on another device; raises as ``arguments.check_device``."""
+        """Return the data on another device; raises as ``arguments.check_device``."""
         device = check_device(device)
         labels = None if self.labels is None else self.labels.to(device)
         return dataclasses.replace(self, stored=self.stored.to(device), labels=labels)
@@ -87,12 +84,12 @@ class Dataset:
     """Fixed splits of one data set.
 
     Attributes:
-        name: As it was asked for.
+        name: Name or path that was asked for.
         train: Data to train on.
         valid: Data to choose between checkpoints and settings; None if the data set has none.
         test: Data to look at once, at the end.
         shape: Shape of a datum, such as (28, 28); ``x`` holds it flattened, row by row.
-        provenance: Where the data come from.
+        provenance: Source of the data.
         checksum: sha256 of all data as they are stored, before anything is binarised or dequantised.
     """
 
@@ -110,7 +107,7 @@ class Dataset:
         return self.train.stored.shape[1]
 
     def to(self, device: Any) -> "Dataset":
-        """The same data on another device; raises as ``arguments.check_device``."""
+        """Return the data on another device; raises as ``arguments.check_device``."""
         valid = None if self.valid is None else self.valid.to(device)
         return dataclasses.replace(self, train=self.train.to(device), valid=valid, test=self.test.to(device))
 
@@ -132,7 +129,7 @@ def from_array(
             flattened. Bytes are read as grey values 0..255, 0 and 1 as bits, anything else as it is.
         labels: Whole numbers, one a datum.
         binarization: One of ``BINARIZATIONS``.
-        name: What to call it in reports.
+        name: Name of it in reports.
         missing: Numbers of x may be missing, for a pair that takes it (``vae(..., missing=True)``): by nan, a
             mask (``numpy.ma``), None, NA or null. They are nan in the data set.
         dtype: Floating-point type of x, by default torch's default dtype (float32). Reals are rounded to it;
@@ -145,20 +142,38 @@ def from_array(
     check_binarization(binarization, missing=missing)
     dtype = check_dtype(dtype)
     x = as_array(x, name, missing=missing, dtype=dtype)
-    labels = None if labels is None else as_labels(labels, name)
+    labels = None if labels is None else as_labels(labels, name, len(x))
     return build(name, shuffled(x, labels, name), x.shape[1:], "an array", binarization, dtype=dtype)
 
 
 class Batches:
-    """Shuffled minibatches of a split, drawn and converted on its device; see :func:`batches`."""
+    """An epoch of minibatches ``(x,)`` at every iteration, in a new order; the last may be smaller.
 
+    They are drawn and converted on the device of the split (``split.to("cuda")``), with no worker processes.
+
+    Args:
+        split: The data.
+        batch_size: Data in a batch.
+        seed: Seed of the order and of what is drawn anew (``Split.minibatch``).
+        context: Condition that the programs are given besides x, a row for every datum, such as
+            ``one_hot(split.labels).float()``: minibatches are then ``(x, c)``.
+        epoch_size: Draw data with replacement, so many in an epoch; by default every datum comes once.
+        drop_last: Leave the last minibatch of an epoch out if it is smaller.
+
+    Raises:
+        TypeError: If an argument is of another kind.
+        ValueError: If a size is below 1, the context has another number of rows, or no batch is left.
+    """
+
+    @checked
     def __init__(
         self,
         split: object,
-        batch_size: int,
-        seed: int,
-        context: Tensor | None,
-        epoch_size: int | None,
+        batch_size: Count = 100,
+        *,
+        seed: int = 0,
+        context: Tensor | None = None,
+        epoch_size: Count | None = None,
         drop_last: bool = False,
     ) -> None:
         if not isinstance(split, Split):
@@ -184,8 +199,8 @@ class Batches:
         self.generator.manual_seed(seed)
 
     def __len__(self) -> int:
-        number = (self.epoch_size or len(self.split)) / self.batch_size
-        return math.floor(number) if self.drop_last else math.ceil(number)
+        size = self.epoch_size or len(self.split)
+        return size // self.batch_size if self.drop_last else math.ceil(size / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return map(self.draw, self.indices())
@@ -213,32 +228,7 @@ class Batches:
         self.generator.set_state(state["generator"].cpu())
 
 
-@checked
-def batches(
-    split: object,
-    batch_size: Count = 100,
-    *,
-    seed: int = 0,
-    context: Tensor | None = None,
-    epoch_size: Count | None = None,
-    drop_last: bool = False,
-) -> Batches:
-    """An epoch of minibatches ``(x,)`` at every iteration, in a new order; the last may be smaller.
-
-    Args:
-        split: The data; batches are on its device (``split.to("cuda")``), with no worker processes.
-        batch_size: Data in a batch.
-        seed: Of the order and of what is drawn anew (``Split.minibatch``).
-        context: What the programs are given besides x, a row for every datum, such as
-            ``one_hot(split.labels).float()``: minibatches are then ``(x, c)``.
-        epoch_size: Draw data with replacement, so many in an epoch; by default every datum comes once.
-        drop_last: Leave the last minibatch of an epoch out if it is smaller.
-
-    Raises:
-        TypeError: If an argument is of another kind.
-        ValueError: If a size is below 1, the context has another number of rows, or no batch is left.
-    """
-    return Batches(split, batch_size, seed, context, epoch_size, drop_last)
+batches = Batches  # as a function's name, since it is called like one
 
 
 def check_binarization(binarization: str, *, missing: bool = False) -> None:
@@ -268,11 +258,6 @@ def build(
     dtype: torch.dtype = torch.float32,
 ) -> Dataset:
     """The data set of checked arrays; x is ``stored / levels``, by default 255 for bytes and 1 otherwise."""
-    floats = stored_type(dtype)
-    splits = {
-        part: (x if x.dtype == np.uint8 else x.astype(floats, copy=False), labels)
-        for part, (x, labels) in splits.items()
-    }
     levels = levels or _levels([x for x, _ in splits.values()])
     bits = levels == 1 and all(x.dtype == np.uint8 for x, _ in splits.values())
     if bits and binarization == "dequantize":
@@ -281,49 +266,39 @@ def build(
         )
     if bits:
         binarization = "none"
-    built = {}
-    checksum = hashlib.sha256()
+    how = "stored as bits" if bits else f"binarization {binarization}"
+    built, checksum = dict.fromkeys(PARTS), hashlib.sha256()
     for part, (x, labels) in splits.items():
-        seed = ("train", "valid", "test").index(part)
+        x = x if x.dtype == np.uint8 else x.astype(stored_type(dtype), copy=False)
+        seed = PARTS.index(part)
+        draw = f" (one draw, seed {seed})" if binarization in ("dynamic", "fixed", "dequantize") else ""
         checksum.update(f"{part} {x.shape} {x.dtype} {levels}".encode() + np.ascontiguousarray(x).tobytes())
         stored, split_levels = _binarize(x.reshape(len(x), -1), levels, binarization, seed, name)
-        how = "stored as bits" if bits else f"binarization {binarization}"
-        how += f" (one draw, seed {seed})" if binarization in ("dynamic", "fixed", "dequantize") else ""
         built[part] = Split(
             stored=torch.tensor(stored),
             labels=None if labels is None else torch.from_numpy(labels),
             levels=split_levels,
             binarization=binarization,
             seed=seed,
-            description=f"{name} {part}, {len(x):,} data, {how}",
+            description=f"{name} {part}, {len(x):,} data, {how}{draw}",
             dtype=dtype,
         )
-    return Dataset(
-        name=name,
-        train=built["train"],
-        valid=built.get("valid"),
-        test=built["test"],
-        shape=tuple(shape),
-        provenance=provenance,
-        checksum=checksum.hexdigest(),
-    )
+    return Dataset(name, **built, shape=tuple(shape), provenance=provenance, checksum=checksum.hexdigest())
 
 
 def _levels(arrays: list[np.ndarray]) -> float:
     """255 for bytes, 1 for bits and for everything else."""
-    if all(x.dtype == np.uint8 for x in arrays) and max(x.max() for x in arrays) > 1:
-        return 255.0
-    return 1.0
+    is_grey = all(x.dtype == np.uint8 for x in arrays) and max(x.max() for x in arrays) > 1
+    return 255.0 if is_grey else 1.0
 
 
 def _binarize(
     x: np.ndarray, levels: float, binarization: str, seed: int, name: str
 ) -> tuple[np.ndarray, float]:
-    if binarization == "none":
-        return x, levels
-    if binarization == "dequantize":
-        if x.dtype != np.uint8 and levels == 1:
-            raise DataError(f"{name}: only grey levels can be dequantised, and these data are real numbers")
+    """Check and binarise what is stored, once and for all where it is not drawn anew; and its levels."""
+    if binarization == "dequantize" and x.dtype != np.uint8 and levels == 1:
+        raise DataError(f"{name}: only grey levels can be dequantised, and these data are real numbers")
+    if binarization in ("none", "dequantize"):
         return x, levels
     low, high = x.min() / levels, x.max() / levels
     if low < 0 or high > 1:
@@ -333,9 +308,8 @@ def _binarize(
         )
     if binarization == "dynamic":
         return x, levels
-    if binarization == "threshold":
-        return (x > levels / 2).astype(np.uint8), 1.0
-    return _draw_bits(x, levels, seed), 1.0
+    bits = _draw_bits(x, levels, seed) if binarization == "fixed" else (x > levels / 2).astype(np.uint8)
+    return bits, 1.0
 
 
 def _draw_in_bins(stored: np.ndarray, levels: float, seed: int) -> np.ndarray:

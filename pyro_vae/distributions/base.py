@@ -1,8 +1,10 @@
-"""What all densities share: families, the data that they cover, and densities made of families."""
+"""Common ground of all densities: families, the data that they cover, and densities made of families."""
 
 import abc
 import math
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -12,7 +14,6 @@ from torch.distributions import Distribution, constraints
 from torch.nn import functional as F  # noqa: N812
 
 from pyro_vae.arguments import Count, check, checked, found
-from pyro_vae.distributions.unfolded import Unfolded
 from pyro_vae.errors import NetworkError, UserError
 
 
@@ -20,47 +21,44 @@ class SupportError(UserError, ValueError):
     """Data that a density does not cover."""
 
 
-_STORED_AS_BYTES = (
-    "Whole numbers stored as bytes (uint8) are read as grey values k / 255: store them as int64."
-)
-_COUNTS = (
-    "It is a distribution of whole numbers; grey images are none. For them take DiscretizedLogistic, "
-    f"BetaBinomial or GreyCategorical; for amounts a density such as DiagNormal. {_STORED_AS_BYTES}"
-)
+STORED_AS_BYTES = "Whole numbers stored as bytes are read as grey values k / 255: store them as int64."
 _WAYS_OUT = {
-    "Bernoulli": (
+    constraints.boolean: (
         "Binarise the data (binarization='dynamic', 'fixed' or 'threshold'), or score grey values by "
         "a density such as ContinuousBernoulli. If the cross-entropy of grey pixels is what you want, "
         "ask for it: Bernoulli(cross_entropy=True); it is no log-likelihood."
     ),
-    "ContinuousBernoulli": "Scale the data to [0, 1], or use DiagNormal.",
-    "BernoulliCrossEntropy": "Scale the data to [0, 1].",
-    **dict.fromkeys(
-        ("Normal", "Laplace", "StudentT", "LowRankMultivariateNormal", "MultivariateNormal"),
-        "Remove or fill in what is not finite.",
-    ),
-    **dict.fromkeys(("Poisson", "NegativeBinomial", "ZeroInflated"), _COUNTS),
-    "GreyLevels": (
-        "It is a distribution of grey levels 0, 1/(levels - 1), ..., 1: give bytes as they are stored "
-        "(binarization='none'), and the number of levels, if it is not 256."
-    ),
-    "Categorical": (
-        "Its categories are the numbers 0, 1, ..., one less than there are (by default, in the training "
-        f"data); Categorical(n) makes room for more. {_STORED_AS_BYTES}"
-    ),
+    constraints.unit_interval: "Scale the data to [0, 1], or use a density of all real numbers, DiagNormal.",
+    constraints.real: "Remove or fill in what is not finite.",
 }
 
 
+class UncheckedDistribution(dist.TorchDistribution):
+    """Base of this package's own distributions, whose parameters and values torch does not check.
+
+    Attributes:
+        way_out: Advice for data outside the support, if :func:`check_support` has none that fits.
+        is_around_another: True if the distribution of the numbers is ``base_dist``.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
+    way_out: str | None = None
+    is_around_another = False
+
+    def __init__(self, batch_shape: Sequence[int], event_shape: Sequence[int] = ()) -> None:
+        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)
+
+
 def base_distribution(distribution: Distribution) -> Distribution:
-    """The distribution of one number, without the ``to_event`` and ``expand`` around it."""
-    around = dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution | Unfolded
-    while isinstance(distribution, around):
+    """Return the distribution of one number, without the ``to_event`` and ``expand`` around it."""
+    around = dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution
+    while isinstance(distribution, around) or getattr(distribution, "is_around_another", False):
         distribution = distribution.base_dist
     return distribution
 
 
 def is_point_mass(distribution: Distribution) -> bool:
-    """Whether all of its mass is at one point among the real numbers, so that it has no density."""
+    """Return whether all mass is at one point among the real numbers, so that there is no density."""
     return isinstance(base_distribution(distribution), dist.Delta)
 
 
@@ -108,21 +106,22 @@ def check_support(distribution: Distribution, x: Tensor, site: str = "x") -> Non
     if bool(inside.all()):
         return
     outside = x[~inside]
+    way_out = getattr(base, "way_out", None) or _WAYS_OUT.get(support, f"Its support is {support}.")
     raise SupportError(
         f"{site} holds {_range(outside)} ({outside.numel()} of {x.numel()} numbers), outside the "
-        f"support of {name}. {_WAYS_OUT.get(name, f'Its support is {support}.')}"
+        f"support of {name}. {way_out}"
     )
 
 
 def _of_numbers(support: constraints.Constraint) -> constraints.Constraint:
-    """The support of single numbers, where that of the whole is one of independent numbers."""
+    """Return the support of single numbers, where that of the whole is one of independent numbers."""
     while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support
 
 
 def bounds(distribution: Distribution) -> tuple[float, float]:
-    """Between which numbers data of a family can be; without end where the support has none."""
+    """Return the least and the largest number of the support, infinite where it has no end."""
     support = _of_numbers(base_distribution(distribution).support)
     if support is constraints.boolean:
         return 0.0, 1.0
@@ -139,7 +138,7 @@ def _range(values: Tensor) -> str:
 
 
 def same_support(first: Distribution, second: Distribution) -> bool:
-    """Whether two distributions are of the same values: all real numbers, the same interval, a sphere."""
+    """Return whether two distributions have the same values: all real numbers, one interval, a sphere."""
 
     def described(distribution: Distribution) -> tuple:
         support = _of_numbers(distribution.support)
@@ -159,7 +158,7 @@ def soft_clamp(value: Tensor, low: float, high: float) -> Tensor:
 
 
 def inverse_softplus(value: float) -> float:
-    """The number whose softplus is ``value`` > 0."""
+    """Return the number whose softplus is ``value`` > 0."""
     return value + math.log(-math.expm1(-value))
 
 
@@ -168,8 +167,19 @@ def logit(mean: Tensor) -> Tensor:
     return torch.logit(mean.clamp(1e-3, 1 - 1e-3))
 
 
+def identity(mean: Tensor) -> Tensor:
+    """Return the mean itself: the link of families over all real numbers."""
+    return mean
+
+
+def check_ends(low: float, high: float) -> None:
+    """Raise ``ValueError`` unless ``low`` and ``high`` are the ends of an interval."""
+    if not low < high:
+        raise ValueError(f"low must be below high, not {low} and {high}")
+
+
 class ScaleBounds:
-    r"""From the logarithms of variances to scales in (min_scale, max_scale).
+    r"""Map from the logarithms of variances to scales in (min_scale, max_scale).
 
     Between the bounds :math:`\log \sigma` is :func:`soft_clamp`-ed: with bounds 0.001 and 1,000 this changes
     :math:`\sigma = 1` by less than 0.1 %, with narrower ones by more.
@@ -181,12 +191,16 @@ class ScaleBounds:
         self.log_bounds = (math.log(min_scale), math.log(max_scale))
 
     def __call__(self, log_variance: Tensor) -> Tensor:
-        """The scales."""
+        """Return the scales."""
         return soft_clamp(log_variance / 2, *self.log_bounds).exp()
 
     def log_variance(self, scale: float) -> float:
-        """What gives this scale, which must lie between the bounds."""
+        """Return the log variance of a scale; raise ``ValueError`` unless it lies between the bounds."""
         low, high = self.log_bounds
+        if not low < math.log(scale) < high:
+            raise ValueError(
+                f"scale must lie between {math.exp(low):g} and {math.exp(high):g}, not at {scale}"
+            )
         bent = high - inverse_softplus(high - math.log(scale))
         return 2 * (low + inverse_softplus(bent - low))
 
@@ -197,16 +211,20 @@ class ScaleBounds:
 class Family(nn.Module, abc.ABC):
     r"""Parameters :math:`\eta \to` distribution. Knows no network.
 
-    ``params_per_dim`` says how many numbers of :math:`\eta` a dimension of the datum takes: the network is
-    sized from it. :math:`\eta` holds them one kind after another: all locations, then all scales. A family
-    that needs another number of them overrides :meth:`num_params`.
+    Attributes:
+        params_per_dim: Numbers of :math:`\eta` that a dimension of the datum takes: the network is sized from
+            it. :math:`\eta` holds them one kind after another: all locations, then all scales. A family that
+            needs another number of them overrides :meth:`num_params`.
+        link: Function from means to the first ``dim`` numbers of :math:`\eta`, as in a generalised linear
+            model; None if no mean determines them.
     """
 
     params_per_dim: int
+    link: Callable[[Tensor], Tensor] | None = None
 
     @abc.abstractmethod
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
-        """The distribution of a datum of ``params / params_per_dim`` numbers, batch shape ``(*batch,)``."""
+        """Distribution of a datum of ``params / params_per_dim`` numbers, batch shape ``(*batch,)``."""
 
     def num_params(self, dim: int) -> int:
         r"""Numbers in the :math:`\eta` of a datum of ``dim`` numbers."""
@@ -218,12 +236,12 @@ class Family(nn.Module, abc.ABC):
         Raises:
             NotImplementedError: If the family has no parameters that a mean determines.
         """
-        location = self.location(mean)
+        if self.link is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} does not say which parameters have a given mean: give it a link"
+            )
+        location = self.link(mean)
         return torch.cat([location, location.new_zeros(self.num_params(len(mean)) - len(location))])
-
-    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
-        r"""The first ``dim`` numbers of :math:`\eta` when the data have this mean and the others are 0."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which parameters have a given mean")
 
 
 class Conditional(nn.Module):
@@ -232,7 +250,7 @@ class Conditional(nn.Module):
     Args:
         net: Any module, ``(*batch, context) -> (*batch, params)``; estimators fold samples into the batch for
             one that takes (batch, context) only.
-        family: What the network's outputs are the parameters of.
+        family: Makes a distribution of the network's outputs.
         dim: Numbers in a datum of the family, if the number of outputs is to be checked.
         role: What to call the network in messages.
 
@@ -252,25 +270,25 @@ class Conditional(nn.Module):
         self.role = role
 
     def forward(self, c: Float[Tensor, "*batch context"]) -> Distribution:
-        """The distribution given ``c``, of batch shape ``(*batch,)``."""
+        """Distribution given ``c``, batch shape ``(*batch,)``."""
         return self.family(outputs_of(self.net, c, self.outputs, self.role, type(self.family).__name__))
 
 
-# What torch says of tensors that do not fit each other, rather than of memory, devices or bugs.
+# Words of torch about tensors that do not fit each other, rather than about memory, devices or bugs.
 _OF_SHAPES = re.compile(
     r"shape|size|dtype|dimension|channels|Expected .*input|scalar type|same device|on the same"
 )
 
 
 def outputs_of(net: nn.Module, c: Tensor, size: int | None, role: str, of: str) -> Tensor:
-    """The network's outputs; :class:`NetworkError` unless it takes ``c`` and gives ``size`` numbers.
+    """Return the network's outputs; raise ``NetworkError`` unless there are ``size`` numbers for a datum.
 
     Args:
         net: The network.
-        c: What it is given.
+        c: Its input.
         size: Numbers along the last axis; None if nobody knows.
-        role: What the network is: encoder, decoder.
-        of: What is made of the numbers.
+        role: Name of the network in messages: encoder, decoder.
+        of: Name of the family that takes the outputs.
     """
     name = f"the {role} ({type(net).__name__})"
     try:
@@ -299,7 +317,7 @@ class Unconditional(nn.Module):
     learned=True)`` a normal whose mean and scales are learned.
 
     Args:
-        family: Of the density.
+        family: Family of the density.
         dim: Numbers in a datum (dimensions of z).
         learned: Make :math:`\eta`, which starts at 0, a parameter.
     """
@@ -315,5 +333,5 @@ class Unconditional(nn.Module):
             self.register_buffer("eta", eta, persistent=False)
 
     def forward(self) -> Distribution:
-        """The distribution; batch shape (), event shape ``(dim,)``."""
+        """Distribution of batch shape () and event shape ``(dim,)``."""
         return self.family(self.eta)

@@ -13,15 +13,14 @@ the importance weight of a VQ-VAE is a lower bound on log p(x) in nats, tight wh
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from pyro_vae.arguments import checked
+from pyro_vae.arguments import Count, checked
+from pyro_vae.distributions.base import UncheckedDistribution
 
 _RESTART_BELOW = 0.03  # of an even share of the encodings
 _JITTER = 0.01  # of their standard deviations
@@ -47,10 +46,8 @@ class Codebook(nn.Module):
     """
 
     @checked
-    def __init__(self, num_codes: int, code_dim: int, decay: float | None = 0.99) -> None:
+    def __init__(self, num_codes: Count, code_dim: Count, decay: float | None = 0.99) -> None:
         super().__init__()
-        if min(num_codes, code_dim) < 1:
-            raise ValueError(f"num_codes and code_dim must be at least 1, not {num_codes} and {code_dim}")
         if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), or None for the codebook loss, not {decay}")
         self.num_codes, self.code_dim, self.decay = num_codes, code_dim, decay
@@ -62,11 +59,11 @@ class Codebook(nn.Module):
             self.register_buffer("counts", torch.zeros(num_codes))
 
     def nearest(self, z: Float[Tensor, "*batch latent"]) -> Int[Tensor, "*batch length"]:
-        """For each of the L vectors of z the code whose vector is nearest to it."""
+        """Return, for each of the L vectors of z, the code whose vector is nearest to it."""
         return _nearest(z.detach().unflatten(-1, (-1, self.code_dim)), self.vectors.detach())
 
     def forward(self, codes: Int[Tensor, "*batch length"]) -> Float[Tensor, "*batch latent"]:
-        """The vectors of codes, side by side."""
+        """Return the vectors of codes, side by side."""
         return self.vectors[codes].flatten(-2)
 
     @torch.no_grad()
@@ -93,7 +90,7 @@ def _nearest(z: Float[Tensor, "*batch code"], vectors: Float[Tensor, "codes code
 
 
 def perplexity(codes: Int[Tensor, "*batch"], num_codes: int) -> Float[Tensor, ""]:
-    r""":math:`\exp H` of how often each code occurs: K if all are used alike, 1 if one alone is."""
+    r"""Perplexity of codes, :math:`\exp H` of their shares: K if all are used alike, 1 if one alone is."""
     is_of = codes.reshape(-1, 1) == torch.arange(num_codes, device=codes.device)
     return torch.special.entr(is_of.double().mean(0)).sum().exp().to(torch.get_default_dtype())
 
@@ -114,21 +111,20 @@ class _CodeVectors(constraints.Constraint):
         return error <= 1e-4 * (1 + self.codebook.vectors.abs().max())
 
 
-class QuantizedPoint(dist.TorchDistribution):
+class QuantizedPoint(UncheckedDistribution):
     r"""The one value :math:`e = \mathrm{nearest}(z_e)`; draws are e, with the gradient of :math:`z_e`.
 
     Args:
         encoding: :math:`z_e`, shape ``(*batch, L D)``.
-        codebook: Of which e is.
+        codebook: Codebook that e is taken from.
     """
 
     has_rsample = True
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
 
     def __init__(self, encoding: Tensor, codebook: Codebook) -> None:
         self.encoding, self.codebook = encoding, codebook
         self.vectors = codebook(codebook.nearest(encoding)).detach()
-        super().__init__(encoding.shape[:-1], encoding.shape[-1:], validate_args=False)
+        super().__init__(encoding.shape[:-1], encoding.shape[-1:])
 
     @property
     def support(self) -> constraints.Constraint:
@@ -141,61 +137,42 @@ class QuantizedPoint(dist.TorchDistribution):
         return self.vectors
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """The value; its gradient by the encoding is 1."""
+        """Return the value; its gradient by the encoding is 1."""
         value = self.encoding + (self.vectors - self.encoding).detach()
         return value.expand(*sample_shape, *value.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """0 for the value, minus infinity for any other."""
+        """Return 0 for the value, minus infinity for any other."""
         same = self.codebook.nearest(value) == self.codebook.nearest(self.vectors)
         is_it = same.all(-1) & self.support.check(value)
         return torch.where(is_it, 0.0, -math.inf)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "QuantizedPoint":
-        """The same for a larger batch."""
-        return QuantizedPoint(self.encoding.expand(*batch_shape, -1), self.codebook)
 
+class _CodeSequences(UncheckedDistribution):
+    r"""Sequences of codes, one after the other: :math:`p(z) = \prod_l p(k_l \mid k_1 \dots k_{l-1})`."""
 
-class CodeSequences(dist.TorchDistribution):
-    r"""Sequences of codes, one after the other: :math:`p(z) = \prod_l p(k_l \mid k_1 \dots k_{l-1})`.
-
-    Args:
-        prior: What computes the logits.
-        batch_shape: So many independent ones.
-    """
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-
-    def __init__(self, prior: "CodePrior", batch_shape: Sequence[int] = ()) -> None:
+    def __init__(self, prior: "CodePrior") -> None:
         self.prior = prior
-        event_shape = (prior.length * prior.codebook.code_dim,)
-        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)
+        super().__init__((), (prior.length * prior.codebook.code_dim,))
 
     @property
     def support(self) -> constraints.Constraint:
-        """Sequences of vectors of the codebook."""
         return _CodeVectors(self.prior.codebook)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability, nats; minus infinity for what is no sequence of codes."""
         codes = self.prior.codebook.nearest(value)
         each = self.prior.logits(codes).log_softmax(-1).gather(-1, codes.unsqueeze(-1)).squeeze(-1)
         return torch.where(self.support.check(value), each.sum(-1), -math.inf)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws, code by code."""
-        shape = (*sample_shape, *self.batch_shape)
-        codes = self.prior.codebook.vectors.new_zeros((*shape, self.prior.length), dtype=torch.long)
-        for place in range(self.prior.length):
+        codebook, length = self.prior.codebook, self.prior.length
+        codes = codebook.vectors.new_zeros((*sample_shape, length), dtype=torch.long)
+        for place in range(length):
             probabilities = self.prior.logits(codes)[..., place, :].softmax(-1)
             drawn = probabilities.reshape(-1, probabilities.shape[-1]).multinomial(1)
-            codes[..., place] = drawn.reshape(shape)
-        return self.prior.codebook(codes)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "CodeSequences":
-        """The same for a larger batch."""
-        return CodeSequences(self.prior, batch_shape)
+            codes[..., place] = drawn.reshape(codes.shape[:-1])
+        return codebook(codes)
 
 
 class CodePrior(nn.Module):
@@ -210,7 +187,7 @@ class CodePrior(nn.Module):
         SVI(model, guide, torch.optim.Adam(model.prior.net.parameters(), lr=1e-3))
 
     Args:
-        codebook: Whose codes they are; that of the guide.
+        codebook: Codebook of the guide.
         length: L.
         net: From codes, ``(*, L)``, to logits, ``(*, L, K)``, those at a place from the codes before it
             alone, such as :class:`~pyro_vae.nets.CausalTransformer`. By default all codes have probability
@@ -218,18 +195,12 @@ class CodePrior(nn.Module):
     """
 
     @checked
-    def __init__(self, codebook: Codebook, length: int, net: nn.Module | None = None) -> None:
+    def __init__(self, codebook: Codebook, length: Count, net: nn.Module | None = None) -> None:
         super().__init__()
-        if length < 1:
-            raise ValueError(f"a sequence has at least one code, not {length}")
-        if not isinstance(codebook, Codebook):
-            raise TypeError(
-                f"a CodePrior takes the codebook, guide.codebook, not a {type(codebook).__name__}"
-            )
         self.codebook, self.length, self.net = codebook, length, net
 
     def logits(self, codes: Int[Tensor, "*batch length"]) -> Float[Tensor, "*batch length codes"]:
-        """Of every code at every place, given those before."""
+        """Logits of every code at every place, given those before."""
         if self.net is None:
             return self.codebook.vectors.new_zeros((*codes.shape, self.codebook.num_codes))
         logits = self.net(codes)
@@ -241,5 +212,5 @@ class CodePrior(nn.Module):
         return logits
 
     def forward(self) -> Distribution:
-        """The distribution of z; batch shape (), event shape ``(L D,)``."""
-        return CodeSequences(self)
+        """Distribution of z; batch shape (), event shape ``(L D,)``."""
+        return _CodeSequences(self)

@@ -1,7 +1,7 @@
 """Families of counts and of categories: whole numbers 0, 1, 2, ..."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 import pyro.distributions as dist
 import torch
@@ -10,26 +10,34 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F  # noqa: N812
 
-from pyro_vae.arguments import checked
-from pyro_vae.distributions.base import Family, soft_clamp
-from pyro_vae.distributions.grey import WholeCategorical
+from pyro_vae.arguments import Range, checked
+from pyro_vae.distributions.base import STORED_AS_BYTES, Family, UncheckedDistribution, soft_clamp
+from pyro_vae.distributions.grey import whole_categorical
+
+_WAY_OUT = (
+    "It is a distribution of whole numbers; grey images are none. For them take DiscretizedLogistic, "
+    f"BetaBinomial or GreyCategorical; for amounts a density such as DiagNormal. {STORED_AS_BYTES}"
+)
 
 
 def _positive(log_value: Tensor) -> Tensor:
-    """exp, bounded to [1e-6, 1e9]."""
+    """Exponential, bounded to [1e-6, 1e9]."""
     return soft_clamp(log_value, -13.8, 20.7).exp()
 
 
 def _log_mean(mean: Tensor) -> Tensor:
+    """Logarithm of the mean, which is kept above 0.001."""
     return mean.clamp(min=1e-3).log()
 
 
 class _Poisson(dist.Poisson):
-    """Pyro's, whose terms of large counts nearly cancel, in 64 bits."""
+    """Pyro's Poisson in 64 bits: its terms of large counts nearly cancel."""
+
+    way_out = _WAY_OUT
 
     def log_prob(self, value: Tensor) -> Tensor:
-        rate, x = self.rate.double(), value.double()
-        return (torch.xlogy(x, rate) - rate - (x + 1).lgamma()).to(self.rate.dtype)
+        double = dist.Poisson(self.rate.double(), validate_args=False)
+        return double.log_prob(value.double()).to(self.rate.dtype)
 
 
 class Poisson(Family):
@@ -39,32 +47,26 @@ class Poisson(Family):
     """
 
     params_per_dim = 1
+    link = staticmethod(_log_mean)
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent counts with rates ``exp(eta)``, bounded to [1e-6, 1e9]."""
         return _Poisson(_positive(eta), validate_args=False).to_event(1)
 
-    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
-        """Logarithm of the mean, which is kept above 0.001."""
-        return _log_mean(mean)
-
 
 class _NegativeBinomial(dist.NegativeBinomial):
-    """Pyro's, whose log-gammas of large numbers nearly cancel, in 64 bits."""
+    """Pyro's negative binomial in 64 bits: its log-gammas of large numbers nearly cancel."""
+
+    way_out = _WAY_OUT
 
     def log_prob(self, value: Tensor) -> Tensor:
-        count, x = self.total_count.double(), value.double()
-        log_choices = (x + count).lgamma() - count.lgamma() - (x + 1).lgamma()
-        logits = self.logits
-        return (
-            log_choices.to(logits.dtype)
-            + self.total_count * F.logsigmoid(-logits)
-            + value * F.logsigmoid(logits)
-        )
+        count, logits = self.total_count.double(), self.logits.double()
+        double = dist.NegativeBinomial(count, logits=logits, validate_args=False)
+        return double.log_prob(value.double()).to(self.logits.dtype)
 
 
 def _negative_binomial(log_mean: Tensor, log_shape: Tensor) -> Distribution:
-    """That with this mean and variance mean + mean^2 / shape."""
+    """Negative binomial with this mean and variance mean + mean^2 / shape."""
     shape = _positive(log_shape)
     logits = _positive(log_mean).log() - shape.log()
     return _NegativeBinomial(shape, logits=logits, validate_args=False)
@@ -79,50 +81,39 @@ class NegativeBinomial(Family):
     """
 
     params_per_dim = 2
+    link = staticmethod(_log_mean)
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent counts; log means, then log shapes."""
         return _negative_binomial(*eta.chunk(2, -1)).to_event(1)
 
-    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
-        """Logarithm of the mean, which is kept above 0.001."""
-        return _log_mean(mean)
 
-
-class ZeroInflated(dist.TorchDistribution):
+class _ZeroInflated(UncheckedDistribution):
     """Counts that are set to 0 with some probability; Pyro's own cannot be expanded once it has drawn."""
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
     support = constraints.nonnegative_integer
+    way_out = _WAY_OUT
 
     def __init__(self, counts: Distribution, gate_logits: Tensor) -> None:
         self.counts, self.gate_logits = counts, gate_logits
-        super().__init__(counts.batch_shape, validate_args=False)
+        super().__init__(counts.batch_shape)
 
     @property
     def mean(self) -> Tensor:
-        """Of the counts, extra zeros included."""
         return self.counts.mean * torch.sigmoid(-self.gate_logits)
 
     @property
     def variance(self) -> Tensor:
-        """Of the counts, extra zeros included."""
         square = self.counts.variance + self.counts.mean.square()
         return square * torch.sigmoid(-self.gate_logits) - self.mean.square()
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Counts."""
         counts = self.counts.sample(sample_shape)
         return torch.where(torch.rand_like(counts) < self.gate_logits.sigmoid(), 0.0, counts)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of each count, nats."""
         counted = self.counts.log_prob(value) + F.logsigmoid(-self.gate_logits)
         return torch.where(value == 0, torch.logaddexp(counted, F.logsigmoid(self.gate_logits)), counted)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ZeroInflated":
-        """The same for a larger batch."""
-        return ZeroInflated(self.counts.expand(batch_shape), self.gate_logits.expand(batch_shape))
 
 
 class ZeroInflatedNegativeBinomial(Family):
@@ -136,10 +127,10 @@ class ZeroInflatedNegativeBinomial(Family):
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent counts; log means, log shapes, logits of extra zeros."""
         log_mean, log_shape, gate_logits = eta.chunk(3, -1)
-        return ZeroInflated(_negative_binomial(log_mean, log_shape), gate_logits).to_event(1)
+        return _ZeroInflated(_negative_binomial(log_mean, log_shape), gate_logits).to_event(1)
 
     def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
-        """Half of the counts extra zeros, and twice the mean for the others."""
+        """Make half of the counts extra zeros, and give the others twice the mean."""
         return torch.cat([_log_mean(2 * mean), torch.zeros_like(mean), torch.zeros_like(mean)])
 
 
@@ -147,20 +138,17 @@ class Categorical(Family):
     r"""Categories 0, 1, ..., ``categories`` - 1 without an order: that many logits for every number.
 
     Args:
-        categories: How many there are.
+        categories: Their number.
     """
 
     @checked
-    def __init__(self, categories: int) -> None:
+    def __init__(self, categories: Annotated[int, Range(2)]) -> None:
         super().__init__()
-        if categories < 2:
-            raise ValueError(f"there must be at least 2 categories, not {categories}")
         self.params_per_dim = self.categories = categories
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent categories; the logits of category 0 come first."""
-        logits = eta.unflatten(-1, (self.categories, -1)).movedim(-2, -1)
-        return WholeCategorical(logits=logits, validate_args=False).to_event(1)
+        return whole_categorical(eta, self.categories).to_event(1)
 
     def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
         """Equal probabilities: a mean of categories says nothing."""

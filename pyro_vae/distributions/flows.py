@@ -23,9 +23,9 @@ sylvester               1        none        van den Berg et al. 2018
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import pyro.distributions as dist
 import pyro.distributions.transforms as T  # noqa: N812
@@ -35,12 +35,15 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Transform, constraints
 
-from pyro_vae.arguments import Count, NonNegative, Positive, checked
+from pyro_vae.arguments import Count, NonNegative, Positive, Range, checked
 from pyro_vae.distributions.base import Family
 from pyro_vae.distributions.continuous import DiagNormal
-from pyro_vae.distributions.splines import ConditionalSplineAutoregressive, SplineCoupling
+from pyro_vae.distributions.splines import SplineAutoregressive, SplineCoupling
+
+SeveralDims = Annotated[int, Range(2)]
+_BINS = 8  # of splines
 
 
 class Flow(Family):
@@ -70,11 +73,11 @@ class Flow(Family):
         self.inverted = inverted
 
     def num_params(self, dim: int) -> int:
-        """Those of the base distribution, and the context."""
+        """Return the number of parameters of the base distribution, plus the context."""
         return self.base.num_params(dim) + self.context_dim
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
-        """The base distribution transformed; batch shape ``(*batch,)``."""
+        """Transformed base distribution; batch shape ``(*batch,)``."""
         parameters, context = eta.split([eta.shape[-1] - self.context_dim, self.context_dim], -1)
         transforms = [self._given(transform, context) for transform in self.transforms]
         if self.inverted:
@@ -82,19 +85,20 @@ class Flow(Family):
         return dist.TransformedDistribution(self.base(parameters), transforms)
 
     @staticmethod
-    def _given(transform: nn.Module, context: Tensor) -> torch.distributions.Transform:
+    def _given(transform: nn.Module, context: Tensor) -> Transform:
         if isinstance(transform, ConditionalTransformModule):
             return transform.condition(context)
         # Pyro's transforms remember their last values: let that be as short-lived as the distribution.
         return copy.copy(transform)
 
-    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
-        """That of the base distribution: what the transforms make of it is another matter."""
-        return self.base.location(mean)
+    @property
+    def link(self) -> Callable[[Tensor], Tensor] | None:
+        """Link of the base distribution, which leaves the transforms out."""
+        return self.base.link
 
 
 def _with_reversals(transforms: Sequence[nn.Module]) -> list[nn.Module]:
-    """Between two transforms the order of dimensions is turned round."""
+    """Put a reversal of the order of dimensions between any two transforms."""
     mixed: list[nn.Module] = []
     for transform in transforms:
         mixed += [Reversal(), transform] if mixed else [transform]
@@ -102,7 +106,7 @@ def _with_reversals(transforms: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 class Reversal(TransformModule):
-    """Turns the order of dimensions round."""
+    """Reversal of the order of dimensions."""
 
     bijective = True
     domain = codomain = constraints.real_vector
@@ -117,48 +121,60 @@ class Reversal(TransformModule):
     _inverse = _call
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Zero."""
+        """Return zeros."""
         return x.new_zeros(x.shape[:-1])
 
 
-class ConditionalAffineAutoregressive(ConditionalTransformModule):
-    r"""Every dimension :math:`y_d = \sigma_d x_d + (1 - \sigma_d) \mu_d`, by those before and a context.
-
-    By Pyro's ``AffineAutoregressive(stable=True)``, whose inverse here goes by Python's numbers instead of a
-    tensor's values, so that it can be captured.
+class ConditionalAutoregressive(ConditionalTransformModule):
+    """Every dimension through a map whose parameters come from those before and a context.
 
     Args:
+        make: Makes the transform of a masked network that was given the context.
         dim: Dimensions.
         context_dim: Numbers of the context.
-        hidden: Units of the masked network; no layer may have fewer than ``dim``.
+        hidden: Units of the masked network.
+        param_dims: Numbers of parameters of the map of a dimension.
     """
 
-    def __init__(self, dim: int, context_dim: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self,
+        make: Callable[[partial], Transform],
+        dim: int,
+        context_dim: int,
+        hidden: Sequence[int],
+        param_dims: Sequence[int] = (1, 1),
+    ) -> None:
         super().__init__()
-        self.dim = dim
-        self.net = ConditionalAutoRegressiveNN(dim, context_dim, list(hidden), permutation=torch.arange(dim))
+        self.make = make
+        units, order = _at_least(dim, hidden), torch.arange(dim)
+        self.net = ConditionalAutoRegressiveNN(dim, context_dim, units, list(param_dims), permutation=order)
 
-    def condition(self, context: Tensor) -> torch.distributions.Transform:
-        """The transform given a context."""
-        net = partial(self.net, context=context)
-        net.permutation = range(self.dim)
-        return T.AffineAutoregressive(net, stable=True)
+    def condition(self, context: Tensor) -> Transform:
+        """Return the transform given a context."""
+        return self.make(partial(self.net, context=context))
+
+
+def _stable_affine(net: partial) -> Transform:
+    r"""Every dimension :math:`y_d = \sigma_d x_d + (1 - \sigma_d) \mu_d`."""
+    # Its inverse goes by these numbers of Python instead of a tensor's values, so that it can be captured.
+    net.permutation = range(net.func.input_dim)
+    return T.AffineAutoregressive(net, stable=True)
 
 
 class _MaskedNet(AutoRegressiveNN):
-    """Pyro's, for weights of any dtype: inverses begin with zeros of torch's default dtype (Pyro 1.9.2)."""
+    """Pyro's network for weights of any dtype: in Pyro 1.9.2 inverses begin with zeros of the default one."""
 
     def forward(self, x: Tensor) -> Any:
         return super().forward(x.to(self.layers[0].weight.dtype))
 
 
-def _check_dim(dim: int, least: int = 2) -> None:
-    if dim < least:
-        raise ValueError(f"this flow needs at least {least} dimensions, not {dim}")
+def _at_least(dim: int, hidden: Sequence[int]) -> list[int]:
+    """Units of a masked network, no layer of which may have fewer than ``dim``."""
+    return [max(dim, units) for units in hidden]
 
 
 @checked
-def affine_coupling(dim: Count, *, depth: Count = 4, hidden: Sequence[Count] = (64, 64)) -> Flow:
+def affine_coupling(dim: SeveralDims, *, depth: Count = 4, hidden: Sequence[Count] = (64, 64)) -> Flow:
     """RealNVP: half of the dimensions are shifted and scaled by functions of the other half, in turns.
 
     Args:
@@ -166,31 +182,27 @@ def affine_coupling(dim: Count, *, depth: Count = 4, hidden: Sequence[Count] = (
         depth: Number of transforms.
         hidden: Units of their networks.
     """
-    _check_dim(dim)
     return Flow(_with_reversals([T.affine_coupling(dim, list(hidden)) for _ in range(depth)]))
 
 
 @checked
 def spline_coupling(
-    dim: Count, *, depth: Count = 2, hidden: Sequence[Count] = (64, 64), bound: Positive = 5.0
+    dim: SeveralDims, *, depth: Count = 2, hidden: Sequence[Count] = (64, 64), bound: Positive = 5.0
 ) -> Flow:
-    """As :func:`affine_coupling`, with monotone rational splines on ``[-bound, bound]``."""
-    _check_dim(dim)
-    transforms = [SplineCoupling(dim, hidden, 8, bound) for _ in range(depth)]
-    return Flow(_with_reversals(transforms))
+    """RealNVP as in :func:`affine_coupling`, with monotone rational splines on ``[-bound, bound]``."""
+    return Flow(_with_reversals([SplineCoupling(dim, hidden, _BINS, bound) for _ in range(depth)]))
 
 
 @checked
-def masked_autoregressive(dim: Count, *, depth: Count = 3, hidden: Sequence[Count] = (64,)) -> Flow:
+def masked_autoregressive(dim: SeveralDims, *, depth: Count = 3, hidden: Sequence[Count] = (64,)) -> Flow:
     """Every dimension is shifted and scaled by functions of those before: density in one pass, for priors."""
-    _check_dim(dim)
     transforms = [T.AffineAutoregressive(_MaskedNet(dim, _at_least(dim, hidden))) for _ in range(depth)]
     return Flow(_with_reversals(transforms), inverted=True)
 
 
 @checked
 def inverse_autoregressive(
-    dim: Count, *, depth: Count = 2, hidden: Sequence[Count] = (320,), context_dim: NonNegative = 32
+    dim: SeveralDims, *, depth: Count = 2, hidden: Sequence[Count] = (320,), context_dim: NonNegative = 32
 ) -> Flow:
     """IAF: draws in one pass, for posteriors; the encoder gives the base distribution and a context.
 
@@ -200,33 +212,25 @@ def inverse_autoregressive(
         hidden: Units of their masked networks; no layer may have fewer than ``dim``.
         context_dim: Numbers of the encoder's output that the transforms see.
     """
-    _check_dim(dim)
-    transforms = [
-        ConditionalAffineAutoregressive(dim, context_dim, _at_least(dim, hidden)) for _ in range(depth)
-    ]
+    transforms = [ConditionalAutoregressive(_stable_affine, dim, context_dim, hidden) for _ in range(depth)]
     return Flow(_with_reversals(transforms), context_dim=context_dim)
 
 
 @checked
 def spline_autoregressive(
-    dim: Count,
+    dim: SeveralDims,
     *,
     depth: Count = 1,
     hidden: Sequence[Count] = (64,),
     context_dim: NonNegative = 32,
     bound: Positive = 5.0,
 ) -> Flow:
-    """As :func:`inverse_autoregressive`, with monotone rational splines on ``[-bound, bound]``."""
-    _check_dim(dim)
+    """IAF as in :func:`inverse_autoregressive`, with monotone rational splines on ``[-bound, bound]``."""
+    make = partial(SplineAutoregressive, bound=bound)
     transforms = [
-        ConditionalSplineAutoregressive(dim, context_dim, _at_least(dim, hidden), 8, bound)
-        for _ in range(depth)
+        ConditionalAutoregressive(make, dim, context_dim, hidden, [3 * _BINS - 1]) for _ in range(depth)
     ]
     return Flow(_with_reversals(transforms), context_dim=context_dim)
-
-
-def _at_least(dim: int, hidden: Sequence[int]) -> list[int]:
-    return [max(dim, units) for units in hidden]
 
 
 @checked
@@ -239,7 +243,6 @@ def planar(
 
 
 @checked
-def sylvester(dim: Count, *, depth: Count = 4) -> Flow:
+def sylvester(dim: SeveralDims, *, depth: Count = 4) -> Flow:
     """Each transform bends along ``dim`` orthogonal directions, the same ones for all data."""
-    _check_dim(dim)
     return Flow([T.sylvester(dim, dim) for _ in range(depth)])

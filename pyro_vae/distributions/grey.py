@@ -9,7 +9,7 @@ Densities, such as :class:`ContinuousBernoulli`, compare with them where they ar
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 import pyro.distributions as dist
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F  # noqa: N812
 
-from pyro_vae.arguments import Positive, checked
-from pyro_vae.distributions.base import Family, ScaleBounds, logit
+from pyro_vae.arguments import Count, Positive, Range, checked
+from pyro_vae.distributions.base import STORED_AS_BYTES, Family, ScaleBounds, UncheckedDistribution, logit
+
+Levels = Annotated[int, Range(2)]
 
 
 class BernoulliCrossEntropy(dist.Bernoulli):
@@ -44,6 +46,7 @@ class Bernoulli(Family):
     """
 
     params_per_dim = 1
+    link = staticmethod(logit)
 
     @checked
     def __init__(self, *, cross_entropy: bool = False) -> None:
@@ -56,13 +59,9 @@ class Bernoulli(Family):
         # The support is checked by check_support, with a message that helps.
         return make(logits=eta, validate_args=False).to_event(1)
 
-    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
-        """Logits of the mean, which is kept 0.001 away from 0 and 1."""
-        return logit(mean)
-
 
 class _ContinuousBernoulli(dist.ContinuousBernoulli):
-    """torch's, but right at large logits.
+    """Continuous Bernoulli of torch, made right at large logits.
 
     torch computes all from probabilities clipped at 1e-7, i.e. logits within 16: beyond that its density
     integrates to less than one (by a factor 16/30 a pixel at logit 30), and its draws are of another one.
@@ -102,14 +101,11 @@ class ContinuousBernoulli(Family):
     """
 
     params_per_dim = 1
+    link = staticmethod(logit)  # right at 1/2, and on the right side of it elsewhere
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Continuous Bernoulli with logits ``eta``."""
         return _ContinuousBernoulli(logits=eta, validate_args=False).to_event(1)
-
-    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
-        """Logits of the mean: right at 1/2, and on the right side of it elsewhere."""
-        return logit(mean)
 
 
 # ------------------------------------------------------------------------------------- grey levels
@@ -130,85 +126,78 @@ class _IsLevel(constraints.Constraint):
         return (value >= 0) & (value <= 1) & ((whole - whole.round()).abs() < 1e-3)
 
 
-class GreyLevels(dist.TorchDistribution):
-    """k / (levels - 1) for a distribution of whole numbers k = 0 ... levels - 1."""
+class _GreyLevels(UncheckedDistribution):
+    """Grey values k / (levels - 1) for a distribution of whole numbers k = 0 ... levels - 1."""
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
+    way_out = (
+        "It is a distribution of grey levels 0, 1/(levels - 1), ..., 1: give bytes as they are stored "
+        "(binarization='none'), and the number of levels, if it is not 256."
+    )
 
     def __init__(self, whole: Distribution, levels: int) -> None:
         self.whole, self.levels = whole, levels
-        super().__init__(whole.batch_shape, whole.event_shape, validate_args=False)
+        super().__init__(whole.batch_shape, whole.event_shape)
 
     @property
     def support(self) -> constraints.Constraint:
-        """The levels."""
         return _IsLevel(self.levels)
 
     @property
     def mean(self) -> Tensor:
-        """Of the grey value."""
         return self.whole.mean / (self.levels - 1)
 
     @property
     def variance(self) -> Tensor:
-        """Of the grey value."""
         return self.whole.variance / (self.levels - 1) ** 2
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of each level, nats."""
         return self.whole.log_prob((value * (self.levels - 1)).round())
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Grey values."""
         return self.whole.sample(sample_shape) / (self.levels - 1)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "GreyLevels":
-        """The same for a larger batch."""
-        return GreyLevels(self.whole.expand(batch_shape), self.levels)
 
-
-class WholeCategorical(dist.Categorical):
+class _WholeCategorical(dist.Categorical):
     """A categorical distribution whose mean is that of the numbers and whose values may be floats."""
+
+    way_out = (
+        "Its categories are the numbers 0, 1, ..., one less than there are (by default, in the training "
+        f"data); Categorical(n) makes room for more. {STORED_AS_BYTES}"
+    )
 
     @property
     def mean(self) -> Tensor:
-        """Of the numbers."""
         return self.probs @ self._numbers()
 
     @property
     def variance(self) -> Tensor:
-        """Of the numbers."""
         return (self.probs @ self._numbers().square() - self.mean.square()).clamp(min=0)
 
     def _numbers(self) -> Tensor:
         return torch.arange(self._num_events, dtype=self.probs.dtype, device=self.probs.device)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Whole numbers, as floats."""
         return super().sample(sample_shape).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability, nats; -inf of what is no category."""
         category = value.round().clamp(0, self._num_events - 1)
         return torch.where(value == category, super().log_prob(category), -math.inf)
 
 
-class _WholeLogistic(dist.TorchDistribution):
+def whole_categorical(eta: Float[Tensor, "*batch params"], count: int) -> Distribution:
+    """Independent whole numbers below ``count``; the logits of 0 come first in ``eta``, for all numbers."""
+    return _WholeCategorical(logits=eta.unflatten(-1, (count, -1)).movedim(-2, -1), validate_args=False)
+
+
+class _WholeLogistic(UncheckedDistribution):
     """Mixture of logistics on [0, 1], rounded to whole numbers 0 ... levels - 1; the ends take the tails.
 
     Shapes of parameters: ``(*batch, components)``.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-
     def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, levels: int) -> None:
         self.logits, self.loc, self.scale, self.levels = logits, loc, scale, levels
-        super().__init__(loc.shape[:-1], validate_args=False)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "_WholeLogistic":
-        shape = (*batch_shape, self.loc.shape[-1])
-        parameters = (parameter.expand(shape) for parameter in (self.logits, self.loc, self.scale))
-        return _WholeLogistic(*parameters, self.levels)
+        super().__init__(loc.shape[:-1])
 
     def log_prob(self, value: Tensor) -> Tensor:
         value = value.unsqueeze(-1)
@@ -240,7 +229,7 @@ class _WholeLogistic(dist.TorchDistribution):
         return (square - mean.square()).clamp(min=0)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Of K the sum of P(K > k) over k, and of its square that of (2 k + 1) P(K > k)."""
+        """E[K] as the sum of P(K > k) over k, and E[K^2] as that of (2 k + 1) P(K > k)."""
         weights = self.logits.softmax(-1)
         mean = square = torch.zeros_like(weights[..., 0])
         for k in range(self.levels - 1):
@@ -250,14 +239,8 @@ class _WholeLogistic(dist.TorchDistribution):
         return mean, square
 
 
-def _check_levels(levels: int) -> int:
-    if levels < 2:
-        raise ValueError(f"there must be at least 2 grey levels, not {levels}")
-    return levels
-
-
 class DiscretizedLogistic(Family):
-    r"""Grey levels by a logistic distribution, or a mixture of them, in bins.
+    r"""Grey levels from a logistic distribution, or a mixture of them, in bins.
 
     :math:`P(x) = \sum_i \pi_i [\sigma((x + h - \mu_i) / s_i) - \sigma((x - h - \mu_i) / s_i)]` with half a
     bin :math:`h = 1 / (2 (\mathrm{levels} - 1))`; the first and the last level have the tails. Kingma et al.,
@@ -277,16 +260,14 @@ class DiscretizedLogistic(Family):
     @checked
     def __init__(
         self,
-        levels: int = 256,
-        components: int = 1,
+        levels: Levels = 256,
+        components: Count = 1,
         *,
         min_scale: Positive = 1e-3,
         max_scale: Positive = 10.0,
     ) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"a mixture needs at least one component, not {components}")
-        self.levels, self.components = _check_levels(levels), components
+        self.levels, self.components = levels, components
         self.params_per_dim = 3 * components if components > 1 else 2
         self.scale = ScaleBounds(min_scale, max_scale)
 
@@ -296,10 +277,10 @@ class DiscretizedLogistic(Family):
         *_, loc, twice_log_scale = kinds.chunk(self.params_per_dim // self.components, -1)
         logits = kinds[..., : self.components] if self.components > 1 else torch.zeros_like(loc)
         whole = _WholeLogistic(logits, loc.sigmoid(), self.scale(twice_log_scale), self.levels)
-        return GreyLevels(whole, self.levels).to_event(1)
+        return _GreyLevels(whole, self.levels).to_event(1)
 
     def bias(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " params"]:
-        """Means of components around the mean of the data, spread by 1 each in logits."""
+        """Spread the means of components around that of the data, by 1 each in logits."""
         spread = torch.arange(self.components) - (self.components - 1) / 2
         loc = (logit(mean) + spread[:, None].to(mean)).flatten()
         rest = loc.new_zeros(self.num_params(len(mean)) // (self.params_per_dim // self.components))
@@ -316,18 +297,17 @@ class GreyCategorical(Family):
     """
 
     @checked
-    def __init__(self, levels: int = 256) -> None:
+    def __init__(self, levels: Levels = 256) -> None:
         super().__init__()
-        self.params_per_dim = self.levels = _check_levels(levels)
+        self.params_per_dim = self.levels = levels
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
         """Independent grey levels; the logits of level 0 come first."""
-        logits = eta.unflatten(-1, (self.levels, -1)).movedim(-2, -1)
-        return GreyLevels(WholeCategorical(logits=logits, validate_args=False), self.levels).to_event(1)
+        return _GreyLevels(whole_categorical(eta, self.levels), self.levels).to_event(1)
 
 
 class BetaBinomial(Family):
-    r"""Grey levels by a beta-binomial: k of levels - 1 trials succeed, with a probability from a beta.
+    r"""Grey levels from a beta-binomial: k of levels - 1 trials succeed, with a probability from a beta.
 
     :math:`P(k) = \binom{n}{k} B(k + a, n - k + b) / B(a, b)`, :math:`n = \mathrm{levels} - 1`; smooth over
     levels, with one bump or piled up at the ends. :math:`\eta`: the logit of the mean :math:`a / (a + b)`,
@@ -338,11 +318,12 @@ class BetaBinomial(Family):
     """
 
     params_per_dim = 2
+    link = staticmethod(logit)
 
     @checked
-    def __init__(self, levels: int = 256) -> None:
+    def __init__(self, levels: Levels = 256) -> None:
         super().__init__()
-        self.levels = _check_levels(levels)
+        self.levels = levels
         self.concentration = ScaleBounds(0.05, 5e3)
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
@@ -351,8 +332,4 @@ class BetaBinomial(Family):
         mean = mean_logit.sigmoid().clamp(1e-4, 1 - 1e-4)
         total = self.concentration(2 * log_total)
         whole = dist.BetaBinomial(total * mean, total * (1 - mean), self.levels - 1, validate_args=False)
-        return GreyLevels(whole, self.levels).to_event(1)
-
-    def location(self, mean: Float[Tensor, " data"]) -> Float[Tensor, " data"]:
-        """Logit of the mean."""
-        return logit(mean)
+        return _GreyLevels(whole, self.levels).to_event(1)

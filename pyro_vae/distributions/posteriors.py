@@ -1,7 +1,7 @@
 """Families that are mostly of use as posteriors: a point, several modes, a box, a sphere."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pyro.distributions as dist
 import torch
@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import AffineTransform, SigmoidTransform
 
-from pyro_vae.arguments import Finite, Positive, checked
-from pyro_vae.distributions.base import Family, ScaleBounds, soft_clamp
+from pyro_vae.arguments import Finite, Positive, Range, checked
+from pyro_vae.distributions.base import Family, ScaleBounds, UncheckedDistribution, check_ends, soft_clamp
+
+Several = Annotated[int, Range(2)]
 
 
-class DiagNormalMixture(dist.TorchDistribution):
+class DiagNormalMixture(UncheckedDistribution):
     r"""A mixture of diagonal normals whose draws carry gradients, by implicit reparameterisation.
 
     With :math:`u_d = F(z_d \mid z_{<d})`, the conditional distribution functions, :math:`u = S(z; \eta)` is
@@ -26,21 +28,20 @@ class DiagNormalMixture(dist.TorchDistribution):
     ``MixtureOfDiagNormals`` has wrong gradients by the weights of batches.
 
     Args:
-        logits: Of the weights, shape ``(*batch, components)``.
+        logits: Logits of the weights, shape ``(*batch, components)``.
         loc: Means, shape ``(*batch, components, dim)``.
         scale: Scales, the same shape.
     """
 
     has_rsample = True
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
     support = constraints.real_vector
 
     def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor) -> None:
         self.log_weights, self.loc, self.scale = logits.log_softmax(-1), loc, scale
-        super().__init__(loc.shape[:-2], loc.shape[-1:], validate_args=False)
+        super().__init__(loc.shape[:-2], loc.shape[-1:])
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "DiagNormalMixture":
-        """The same for a larger batch."""
+        """Return the same for a larger batch, with parameters of that shape."""
         parameters = (
             parameter.expand(*batch_shape, *parameter.shape[len(self.batch_shape) :])
             for parameter in (self.log_weights, self.loc, self.scale)
@@ -49,7 +50,7 @@ class DiagNormalMixture(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Of the mixture."""
+        """Mean of the mixture."""
         return (self.log_weights.exp().unsqueeze(-1) * self.loc).sum(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class DiagNormalMixture(dist.TorchDistribution):
         return (self.log_weights + normals.log_prob(value.unsqueeze(-2)).sum(-1)).logsumexp(-1)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws, differentiable in all parameters."""
+        """Draw; differentiable in all parameters."""
         with torch.no_grad():
             weights = dist.Categorical(logits=self.log_weights, validate_args=False)
             component = weights.sample(sample_shape)[..., None, None]
@@ -104,25 +105,25 @@ class NormalMixture(Family):
     means, all log variances.
 
     Args:
-        components: Normals.
+        components: Number of normals.
         min_scale: Lower bound of every scale.
         max_scale: Upper bound of every scale.
     """
 
     @checked
-    def __init__(self, components: int = 3, *, min_scale: Positive = 1e-3, max_scale: Positive = 1e3) -> None:
+    def __init__(
+        self, components: Several = 3, *, min_scale: Positive = 1e-3, max_scale: Positive = 1e3
+    ) -> None:
         super().__init__()
-        if components < 2:
-            raise ValueError(f"a mixture posterior has at least 2 components, not {components}")
         self.components = components
         self.scale = ScaleBounds(min_scale, max_scale)
 
     def num_params(self, dim: int) -> int:
-        """``components (2 dim + 1)``."""
+        """Return ``components (2 dim + 1)``."""
         return self.components * (2 * dim + 1)
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
-        """The mixture."""
+        """Mixture of diagonal normals."""
         size = (eta.shape[-1] - self.components) // 2
         logits, loc, log_variance = eta.split([self.components, size, size], -1)
         loc, log_variance = (part.unflatten(-1, (self.components, -1)) for part in (loc, log_variance))
@@ -130,7 +131,7 @@ class NormalMixture(Family):
 
 
 class _BoxedNormal(dist.TransformedDistribution):
-    """Normal through a sigmoid, stretched; torch takes an affine transform's values for all real numbers."""
+    """Normal through a sigmoid, stretched; torch believes that affine transforms reach all real numbers."""
 
     @property
     def support(self) -> constraints.Constraint:
@@ -156,8 +157,7 @@ class LogitNormal(Family):
     @checked
     def __init__(self, low: Finite = 0.0, high: Finite = 1.0, *, min_scale: Positive = 1e-3) -> None:
         super().__init__()
-        if not low < high:
-            raise ValueError(f"low must be below high, not {low} and {high}")
+        check_ends(low, high)
         self.low, self.high = low, high
         self.scale = ScaleBounds(min_scale, 2.0)
 
@@ -181,11 +181,11 @@ class ProjectedNormal(Family):
     params_per_dim = 1
 
     def num_params(self, dim: int) -> int:
-        """``dim``; raises ``ValueError`` for dimensions in which Pyro has no density."""
+        """Return ``dim``; raise ``ValueError`` for dimensions in which Pyro has no density."""
         if dim not in (2, 3, 4):
             raise ValueError(f"ProjectedNormal has a density in 2, 3 and 4 dimensions, not in {dim}")
         return dim
 
     def forward(self, eta: Float[Tensor, "*batch params"]) -> Distribution:
-        """The distribution of directions."""
+        """Distribution of directions."""
         return dist.ProjectedNormal(eta, validate_args=False)

@@ -2,7 +2,6 @@ r"""Priors that are no :class:`~pyro_vae.distributions.Unconditional` family."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_vae.arguments import Count, Finite, Positive, checked, found
-from pyro_vae.distributions.base import Conditional
+from pyro_vae.distributions.base import Conditional, UncheckedDistribution, check_ends
 from pyro_vae.distributions.continuous import DiagNormal
 
 
@@ -30,7 +29,7 @@ class StandardNormal(nn.Module):
 
 
 class Flat(nn.Module):
-    r"""No preference, :math:`p(z) \propto 1` on :math:`\mathbb R^d`: what an autoencoder has for a prior.
+    r"""No preference, :math:`p(z) \propto 1` on :math:`\mathbb R^d`: the prior of an autoencoder.
 
     It is improper: its log-density counts as 0 everywhere, and nothing can be drawn from it. Programs need a
     value all the same when they are run by themselves, and get one from N(0, I); ``sample`` and estimators
@@ -43,25 +42,22 @@ class Flat(nn.Module):
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
 
     def forward(self) -> Distribution:
-        """The improper distribution; batch shape (), event shape ``(latent_dim,)``."""
+        """Improper distribution of batch shape () and event shape ``(latent_dim,)``."""
         return _Flat(self.zero)
 
 
 class _Flat(dist.ImproperUniform):
-    def __init__(self, zero: Tensor, batch_shape: Sequence[int] = ()) -> None:
+    def __init__(self, zero: Tensor) -> None:
         self.zero = zero
-        super().__init__(constraints.real_vector, torch.Size(batch_shape), zero.shape)
+        super().__init__(constraints.real_vector, torch.Size(), zero.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return value.new_zeros(value.shape[:-1])
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return torch.randn(
-            self.shape(torch.Size(sample_shape)), dtype=self.zero.dtype, device=self.zero.device
-        )
+        return torch.randn((*sample_shape, *self.zero.shape), dtype=self.zero.dtype, device=self.zero.device)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "_Flat":
-        return _Flat(self.zero, batch_shape)
+    expand = dist.TorchDistribution.expand
 
 
 class UniformBox(nn.Module):
@@ -76,13 +72,12 @@ class UniformBox(nn.Module):
     @checked
     def __init__(self, latent_dim: Count, low: Finite = 0.0, high: Finite = 1.0) -> None:
         super().__init__()
-        if not low < high:
-            raise ValueError(f"low must be below high, not {low} and {high}")
+        check_ends(low, high)
         self.register_buffer("low", torch.full((latent_dim,), float(low)), persistent=False)
         self.register_buffer("high", torch.full((latent_dim,), float(high)), persistent=False)
 
     def forward(self) -> Distribution:
-        """The uniform distribution; batch shape (), event shape ``(latent_dim,)``."""
+        """Uniform distribution of batch shape () and event shape ``(latent_dim,)``."""
         return dist.Uniform(self.low, self.high, validate_args=False).to_event(1)
 
 
@@ -102,62 +97,48 @@ class MixtureOfNormals(nn.Module):
     def __init__(
         self,
         latent_dim: Count,
-        components: int = 20,
+        components: Count = 20,
         *,
         min_scale: Positive = 1e-2,
         max_scale: Positive = 1e2,
     ) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"a mixture needs at least one component, not {components}")
         self.normals = DiagNormal(min_scale=min_scale, max_scale=max_scale)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(components, latent_dim))
         self.log_variance = nn.Parameter(torch.zeros(components, latent_dim))
 
     def forward(self) -> Distribution:
-        """The mixture; batch shape (), event shape ``(latent_dim,)``."""
+        """Mixture of batch shape () and event shape ``(latent_dim,)``."""
         normals = self.normals(torch.cat([self.loc, self.log_variance], -1))
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)
 
 
-class EvenMixture(dist.TorchDistribution):
+class _EvenMixture(UncheckedDistribution):
     """A mixture of the distributions of a batch, all of the same weight.
 
     Args:
-        components: Batch shape ``(components,)``, event shape ``(dim,)``; any for whose density values can be
-            expanded to the batch, as flows demand.
-        batch_shape: Of the mixture: so many independent ones.
+        components: Distribution of batch shape ``(components,)`` and event shape ``(dim,)``; values are
+            expanded to the batch, as the density of a flow demands.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
-
-    def __init__(self, components: Distribution, batch_shape: Sequence[int] = ()) -> None:
+    def __init__(self, components: Distribution) -> None:
         self.components = components
-        super().__init__(torch.Size(batch_shape), components.event_shape, validate_args=False)
+        super().__init__((), components.event_shape)
 
     @property
     def support(self) -> constraints.Constraint:
-        """That of the components."""
         return self.components.support
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density, nats."""
         (count,) = self.components.batch_shape
         each = value.unsqueeze(-2).expand(*value.shape[:-1], count, -1)
         return self.components.log_prob(each).logsumexp(-1) - math.log(count)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws."""
-        shape = (*sample_shape, *self.batch_shape)
-        (count,) = self.components.batch_shape
-        draws = self.components.sample(torch.Size(shape))
-        which = torch.randint(count, (*shape, 1, 1), device=draws.device)
+        draws = self.components.sample(torch.Size(sample_shape))
+        which = torch.randint(*self.components.batch_shape, (*sample_shape, 1, 1), device=draws.device)
         return draws.take_along_dim(which, -2).squeeze(-2)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "EvenMixture":
-        """The same for a larger batch."""
-        return EvenMixture(self.components, batch_shape)
 
 
 class VampPrior(nn.Module):
@@ -170,12 +151,12 @@ class VampPrior(nn.Module):
         model, guide = vae(784, 40)
         model.prior = VampPrior(guide.posterior, mnist.train.x[:500])
 
-    The posterior stays the guide's: its parameters are not among ``model.parameters()``, ``.to(device)`` of
-    the model does not move it, and model and guide must be copied together (``copy.deepcopy((model,
-    guide))``).
+    The posterior stays with the guide: its parameters are not among ``model.parameters()``, ``.to(device)``
+    of the model does not move it, and model and guide must be copied together
+    (``copy.deepcopy((model, guide))``).
 
     Args:
-        posterior: That of the guide, :math:`q(z \mid x)`; it needs a density at any z.
+        posterior: Posterior of the guide, :math:`q(z \mid x)`; it needs a density at any z.
         inputs: :math:`u_1 \dots u_K`, shape ``(K, data)``, such as some of the training data.
         learned: Make the inputs parameters, which start where they are; else they are kept.
 
@@ -219,5 +200,5 @@ class VampPrior(nn.Module):
             self.register_buffer("inputs", inputs)
 
     def forward(self) -> Distribution:
-        """The mixture; batch shape (), event shape ``(latent_dim,)``."""
-        return EvenMixture(self._posterior[0](self.inputs))
+        """Mixture of batch shape () and event shape ``(latent_dim,)``."""
+        return _EvenMixture(self._posterior[0](self.inputs))

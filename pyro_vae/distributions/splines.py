@@ -6,12 +6,10 @@ of them.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
-from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
-from pyro.nn import ConditionalAutoRegressiveNN, DenseNN
+from pyro.nn import DenseNN
 from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.nn import functional as F  # noqa: N812
@@ -25,7 +23,7 @@ class RationalQuadratic:
     Args:
         parameters: Shape ``(*, 3 K - 1)`` for values of shape ``(*,)``: logits of the bins' widths, of their
             heights, and the derivatives at the inner knots before a softplus.
-        bound: Where it ends.
+        bound: End of the spline.
     """
 
     def __init__(self, parameters: Tensor, bound: float) -> None:
@@ -42,7 +40,7 @@ class RationalQuadratic:
         return F.pad(2 * self.bound * shares.cumsum(-1), (1, 0)) - self.bound
 
     def _bin(self, value: Tensor, knots: Tensor) -> tuple[Tensor, ...]:
-        """Left end, width, bottom, height, and the derivatives at both ends, of the bins of values."""
+        """Return left end, width, bottom, height and both derivatives of the bins that values lie in."""
         index = (value.unsqueeze(-1) >= knots[..., 1:-1]).sum(-1, keepdim=True)
 
         def at(table: Tensor, offset: int = 0) -> Tensor:
@@ -52,7 +50,7 @@ class RationalQuadratic:
         return left, at(self.x, 1) - left, bottom, at(self.y, 1) - bottom, at(self.slopes), at(self.slopes, 1)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Values, and the logarithms of the derivatives."""
+        """Return values, and the logarithms of the derivatives."""
         inside = x.abs() < self.bound
         safe = torch.where(inside, x, 0.0)
         left, width, bottom, height, first, second = self._bin(safe, self.x)
@@ -65,7 +63,7 @@ class RationalQuadratic:
         return torch.where(inside, y, x), torch.where(inside, log_derivative, 0.0)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Where it takes these values."""
+        """Return the numbers at which the spline takes these values."""
         inside = y.abs() < self.bound
         safe = torch.where(inside, y, 0.0)
         left, width, bottom, height, first, second = self._bin(safe, self.y)
@@ -77,13 +75,13 @@ class RationalQuadratic:
 
 
 class SplineCoupling(TransformModule):
-    """The second half of the dimensions through splines that a network computes from the first half.
+    """Second half of the dimensions through splines that a network computes from the first half.
 
     Args:
         dim: Dimensions.
         hidden: Units of the network.
-        bins: Of the splines.
-        bound: Outside of it they are the identity.
+        bins: Bins of each spline.
+        bound: End of the splines; outside of it they are the identity.
     """
 
     bijective = True
@@ -111,30 +109,14 @@ class SplineCoupling(TransformModule):
         return self._spline(first)(second)[1].sum(-1)
 
 
-class ConditionalSplineAutoregressive(ConditionalTransformModule):
-    """Every dimension through a spline that a masked network computes from those before and a context.
+class SplineAutoregressive(Transform):
+    """Every dimension through a spline that a masked network computes from those before.
 
     Args:
-        dim: Dimensions.
-        context_dim: Numbers of the context.
-        hidden: Units of the network; no layer may have fewer than ``dim``.
-        bins: Of the splines.
-        bound: Outside of it they are the identity.
+        net: The network, from ``(*, dim)`` to ``(*, 3 bins - 1, dim)``.
+        bound: End of the splines; outside of it they are the identity.
     """
 
-    def __init__(self, dim: int, context_dim: int, hidden: Sequence[int], bins: int, bound: float) -> None:
-        super().__init__()
-        self.net = ConditionalAutoRegressiveNN(
-            dim, context_dim, list(hidden), param_dims=[3 * bins - 1], permutation=torch.arange(dim)
-        )
-        self.bound = bound
-
-    def condition(self, context: Tensor) -> Transform:
-        """The transform given a context."""
-        return _SplineAutoregressive(partial(self.net, context=context), self.bound)
-
-
-class _SplineAutoregressive(Transform):
     bijective = True
     domain = codomain = constraints.real_vector
 
@@ -155,4 +137,5 @@ class _SplineAutoregressive(Transform):
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Sum over all dimensions."""
         return self._spline(x)(x)[1].sum(-1)

@@ -1,17 +1,18 @@
 """A distribution over one axis of rows, seen with the axes that the rows were made of."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_vae.distributions.base import UncheckedDistribution
+
 
 def unfolded(distribution: Distribution, axes: Sequence[int], hidden: int = 0) -> Distribution:
-    """The distribution with its first axis taken apart into ``axes``.
+    """Return the distribution with its first axis taken apart into ``axes``.
 
     Args:
         distribution: Its first axis has as many rows as ``axes`` make.
@@ -22,7 +23,7 @@ def unfolded(distribution: Distribution, axes: Sequence[int], hidden: int = 0) -
         base = unfolded(distribution.base_dist, axes, hidden)
         return dist.Independent(base, distribution.reinterpreted_batch_ndims)
     if isinstance(distribution, dist.MaskedDistribution):
-        mask = distribution._mask
+        mask = distribution._mask  # Pyro 1.9.2 keeps it there
         if isinstance(mask, Tensor) and mask.shape[:1] == (math.prod(axes),):
             mask = mask.unflatten(0, tuple(axes))[(0,) * hidden]
         return unfolded(distribution.base_dist, axes, hidden).mask(mask)
@@ -35,22 +36,22 @@ def unfolded(distribution: Distribution, axes: Sequence[int], hidden: int = 0) -
         # Of single numbers, such as a normal: the class itself, whose divergences are known.
         values = {name: value.unflatten(0, tuple(axes))[(0,) * hidden] for name, value in values.items()}
         return type(distribution)(**values, validate_args=distribution._validate_args)
-    return Unfolded(distribution, axes, hidden)
+    return _Unfolded(distribution, axes, hidden)
 
 
 def is_unfolded(distribution: Distribution) -> bool:
-    """Whether what is inside still has its rows in one axis."""
-    while not isinstance(distribution, Unfolded):
+    """Return whether the distribution inside still has its rows in one axis."""
+    while not isinstance(distribution, _Unfolded):
         if not hasattr(distribution, "base_dist"):
             return False
         distribution = distribution.base_dist
     return True
 
 
-class Unfolded(dist.TorchDistribution):
-    """See :func:`unfolded`; it computes with the rows as they are."""
+class _Unfolded(UncheckedDistribution):
+    """Distribution made by :func:`unfolded`; it computes with the rows as they are."""
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's own form)
+    is_around_another = True
 
     def __init__(self, base_dist: Distribution, axes: Sequence[int], hidden: int) -> None:
         self.base_dist, self.hidden = base_dist, hidden
@@ -58,33 +59,28 @@ class Unfolded(dist.TorchDistribution):
         self.has_rsample = base_dist.has_rsample
         self.has_enumerate_support = base_dist.has_enumerate_support
         self._drawn: tuple[Tensor, Tensor] | None = None
-        super().__init__(torch.Size(self.axes[hidden:]), base_dist.event_shape, validate_args=False)
+        super().__init__(self.axes[hidden:], base_dist.event_shape)
 
     @property
     def support(self) -> constraints.Constraint:
-        """That of a row."""
         return self.base_dist.support
 
     @property
     def mean(self) -> Tensor:
-        """Of every row."""
         return self._apart(self.base_dist.mean)
 
     @property
     def variance(self) -> Tensor:
-        """Of every row."""
         return self._apart(self.base_dist.variance)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws without gradients."""
         with torch.no_grad():
             return self._draw(self.base_dist.sample, sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws."""
         return self._draw(self.base_dist.rsample, sample_shape)
 
-    def _draw(self, draw: Any, sample_shape: Sequence[int]) -> Tensor:
+    def _draw(self, draw: Callable[[torch.Size], Tensor], sample_shape: Sequence[int]) -> Tensor:
         rows = draw(torch.Size(sample_shape))
         value = self._apart(rows, len(sample_shape))
         if not sample_shape and not self.hidden:
@@ -103,16 +99,10 @@ class Unfolded(dist.TorchDistribution):
         return log_prob[(0,) * (len(self.axes) - shown)]
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """All values, as of any discrete distribution."""
         values = self.base_dist.enumerate_support(expand=False)
         ones = (1,) * len(self.batch_shape)
         values = values.reshape(len(values), *ones, *self.event_shape)
         return values.expand(-1, *self.batch_shape, *self.event_shape) if expand else values
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Distribution:
-        """The same for a larger batch."""
-        same = tuple(batch_shape) == tuple(self.batch_shape)
-        return self if same else dist.ExpandedDistribution(self).expand(batch_shape)
 
     def _apart(self, rows: Tensor, num_before: int = 0) -> Tensor:
         before, event = rows.shape[:num_before], rows.shape[rows.dim() - len(self.event_shape) :]

@@ -1,4 +1,4 @@
-r"""Which dimensions carry information about x, how much, and whether all data together fill the prior.
+r"""Information about x in the dimensions of z, and how all data together fill the prior.
 
 A dimension is *active* if the mean of its posterior moves with the data,
 
@@ -43,7 +43,7 @@ _NUMBERS_AT_ONCE = 2**22
 
 @torch.no_grad()
 def posterior_mean(guide: Program, *batch: Tensor, site: str = "z") -> Float[Tensor, "batch latent"]:
-    r"""The codes of data: :math:`E_{q(z \mid x)}[z]`, the mean of 500 draws where it is not known (flows)."""
+    r"""Return the codes of data, :math:`E_{q(z \mid x)}[z]`; of 500 draws where it is not known (flows)."""
     posterior = _at(site, guide_distributions(guide, *batch))
     try:
         mean = posterior.mean
@@ -56,7 +56,7 @@ def posterior_mean(guide: Program, *batch: Tensor, site: str = "z") -> Float[Ten
 def active_units(
     guide: Program, *batch: Tensor, site: str = "z", threshold: float = 0.01
 ) -> Bool[Tensor, " latent"]:
-    """Which dimensions are active: the variance over data of their posterior mean is above ``threshold``."""
+    """Tell which dimensions are active: those whose posterior mean varies by more than ``threshold``."""
     return posterior_mean(guide, *batch, site=site).var(0, correction=0) > threshold
 
 
@@ -114,7 +114,7 @@ class Estimate(NamedTuple):
 
 
 class AggregatePosterior(NamedTuple):
-    r"""The mean divergence of some data in its two parts (see the module); nats per datum.
+    r"""Mean divergence of some data in its two parts (see the module); nats per datum.
 
     Attributes:
         kl: :math:`\frac1N \sum_n KL(q(z \mid x_n) \| p(z))`.
@@ -132,7 +132,7 @@ class AggregatePosterior(NamedTuple):
 def aggregate_posterior(
     model: Program, guide: Program, *batch: Tensor, num_samples: Count = 2
 ) -> AggregatePosterior:
-    r"""How the aggregate posterior of these N data compares with the prior, over all latent sites.
+    r"""Compare the aggregate posterior of these N data with the prior, over all latent sites.
 
     From draws :math:`z \sim q(z \mid x_n)`, each scored under all N posteriors, which takes time
     :math:`N^2`; a few thousand data do.
@@ -141,49 +141,40 @@ def aggregate_posterior(
         model: A Pyro program that keeps the contract.
         guide: Its guide, with a density at any z.
         *batch: Arguments of both programs.
-        num_samples: Draws for every datum; of one alone the errors are not known.
+        num_samples: Draws for every datum; the errors of a single one are not known.
 
     Raises:
         ValueError: If the guide has no density, such as an autoencoder's.
     """
-    num_data = len(batch[0])
+    num_data, log_aggregate = len(batch[0]), []
     with unmoved(model, guide):
-        return _aggregate(model, guide, batch, num_data, num_samples)
-
-
-def _aggregate(
-    model: Program, guide: Program, batch: tuple[Tensor, ...], num_data: int, num_samples: int
-) -> AggregatePosterior:
-    latents, log_q = draw_guide(guide, *batch, num_samples=num_samples)
-    log_prior = log_joint(model, latents, *batch).log_prior
-    # (draws, 1, *event): every draw is scored at every datum.
-    draws = {name: z.flatten(0, 1).unsqueeze(1) for name, z in latents.items()}
-    size = sum(z[0].numel() for z in draws.values()) * num_data
-    count = max(1, _NUMBERS_AT_ONCE // size)
-    log_aggregate = []
-    for start in range(0, num_samples * num_data, count):
-        part = {name: z[start : start + count] for name, z in draws.items()}
-        part = {name: z.expand(len(z), num_data, *z.shape[2:]) for name, z in part.items()}
-        log_aggregate.append(log_guide(guide, part, *batch).logsumexp(1) - math.log(num_data))
+        latents, log_q = draw_guide(guide, *batch, num_samples=num_samples)
+        log_prior = log_joint(model, latents, *batch).log_prior
+        # (draws, 1, *event): every draw is scored at every datum.
+        draws = {name: z.flatten(0, 1).unsqueeze(1) for name, z in latents.items()}
+        count = max(1, _NUMBERS_AT_ONCE // (sum(z[0].numel() for z in draws.values()) * num_data))
+        for start in range(0, num_samples * num_data, count):
+            part = {name: z[start : start + count] for name, z in draws.items()}
+            part = {name: z.expand(len(z), num_data, *z.shape[2:]) for name, z in part.items()}
+            log_aggregate.append(log_guide(guide, part, *batch).logsumexp(1) - math.log(num_data))
     aggregate = torch.cat(log_aggregate).reshape(num_samples, num_data)
-    return AggregatePosterior(
-        *map(_mean, (log_q - log_prior, log_q - aggregate, aggregate - log_prior)),
-    )
+    differences = log_q - log_prior, log_q - aggregate, aggregate - log_prior
+    return AggregatePosterior(*map(_mean, differences))
 
 
 def _mean(values: Float[Tensor, "samples batch"]) -> Estimate:
-    """Its error comes from the draws alone, for the data are given: known of two or more draws each."""
+    """Average over all; the error comes from the draws alone, and takes two or more for every datum."""
     count, num_data = values.shape
     error = values.double().var(0).mean().item() / (count * num_data) if count > 1 else math.nan
     return Estimate(values.double().mean().item(), math.sqrt(error))
 
 
 class CodeUsage(NamedTuple):
-    """How much of a codebook data use.
+    """Usage of a codebook by data.
 
     Attributes:
         perplexity: Exponential of the entropy of codes: K if all K are used alike.
-        share: Of the K codes, those that occur at all.
+        share: Share of the K codes that occur at all.
     """
 
     perplexity: float
@@ -192,7 +183,7 @@ class CodeUsage(NamedTuple):
 
 @torch.no_grad()
 def code_usage(guide: Program, *batch: Tensor, site: str = "z") -> CodeUsage:
-    """Which codes a VQ-VAE uses for these data.
+    """Measure the usage of a VQ-VAE's codes by these data.
 
     Raises:
         ValueError: If the guide's site is no vector of a codebook.

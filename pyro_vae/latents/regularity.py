@@ -1,7 +1,7 @@
-r"""Whether a latent space can be drawn from and walked through: completeness and continuity.
+r"""Completeness and continuity: can a latent space be drawn from, and walked through?
 
-*Completeness*: what is drawn from the prior decodes to something like the data. *Continuity*: latents that
-are near each other decode to data that are. Both are claimed of VAEs and denied of autoencoders; here they
+*Completeness*: draws from the prior decode to something like the data. *Continuity*: latents that are near
+each other decode to data that are. Both are claimed of VAEs and denied of autoencoders; here they
 are measured. An autoencoder has no prior, so its codes get one afterwards: a box, a normal, or a mixture.
 """
 
@@ -21,7 +21,7 @@ from pyro_vae.traces import unmoved
 
 Decode = Callable[[Tensor], Tensor]  # latents (*, latent) -> E[x | z] (*, data)
 Classify = Callable[[Tensor], Tensor]  # data (batch, data) -> probabilities (batch, classes)
-Path = Callable[[Tensor, Tensor, Tensor], Tensor]
+Curve = Callable[[Tensor, Tensor, Tensor], Tensor]  # start, end, t in [0, 1] -> point
 
 _ROWS = 1024
 
@@ -30,20 +30,20 @@ _ROWS = 1024
 
 
 def fitted_box(codes: Float[Tensor, "data latent"]) -> Distribution:
-    """Uniform on the smallest box that holds all codes."""
+    """Fit a uniform distribution: the smallest box that holds all codes."""
     low, high = codes.detach().aminmax(dim=0)
     return dist.Uniform(low, high, validate_args=False).to_event(1)
 
 
 def fitted_normal(codes: Float[Tensor, "data latent"]) -> Distribution:
-    """The normal with the mean and the covariance matrix of the codes."""
+    """Fit a normal: mean and covariance matrix of the codes."""
     codes = codes.detach()
     jitter = 1e-6 * codes.var() * torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
     return dist.MultivariateNormal(codes.mean(0), torch.atleast_2d(codes.T.cov()) + jitter)
 
 
 def fitted_mixture(codes: Float[Tensor, "data latent"], components: int = 10, seed: int = 0) -> Distribution:
-    """A mixture of normals with full covariance matrices, by scikit-learn's expectation maximisation.
+    """Fit a mixture of normals with full covariance matrices, by scikit-learn's expectation maximisation.
 
     Raises:
         ValueError: If there are fewer codes than components.
@@ -63,7 +63,7 @@ def fitted_mixture(codes: Float[Tensor, "data latent"], components: int = 10, se
 
 
 def nearest_distances(x: Float[Tensor, "batch data"], data: Float[Tensor, "data2 data"]) -> Tensor:
-    """The Euclidean distance of every x from the datum that is nearest to it, shape ``(batch,)``."""
+    """Return the Euclidean distance of every x from the nearest datum, shape ``(batch,)``."""
     return torch.cat([torch.cdist(part, data).amin(1) for part in x.split(_ROWS)])
 
 
@@ -71,9 +71,9 @@ class Completeness(NamedTuple):
     """Shares of decoded samples.
 
     Attributes:
-        sure: A classifier of real data is sure of them.
-        close: They are as near to a training datum as real data are.
-        both: Of both.
+        sure: Share that a classifier of real data is sure of.
+        close: Share that is as near to a training datum as real data are.
+        both: Share for which both are true.
     """
 
     sure: float
@@ -90,15 +90,15 @@ def completeness(
     *,
     confidence: float = 0.9,
 ) -> Completeness:
-    """What share of decoded samples is like the data.
+    """Measure the share of decoded samples that is like the data.
 
     Args:
         decoded: E[x | z] of latents from the prior.
-        classify: From data to probabilities of classes; it was trained on real data.
+        classify: Function from data to probabilities of classes, trained on real data.
         data: Training data.
         limit: Distance from the nearest training datum up to which a sample is close, such as the 95 %
             quantile of held-out data: ``nearest_distances(held_out, data).quantile(0.95)``.
-        confidence: From which probability of a class on the classifier is sure.
+        confidence: Least probability of a class of which the classifier is sure.
 
     Raises:
         ValueError: If the classifier gives something else, such as logits.
@@ -120,12 +120,12 @@ def completeness(
 
 
 def straight(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    r"""The line :math:`(1 - t)\, z_0 + t\, z_1`."""
+    r"""Return a point of the line :math:`(1 - t)\, z_0 + t\, z_1`."""
     return torch.lerp(start, end, t)
 
 
 def spherical(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
-    r"""The arc :math:`(\sin((1 - t) \omega)\, z_0 + \sin(t \omega)\, z_1) / \sin \omega`, of their angle.
+    r"""Return a point of the arc :math:`(\sin((1 - t) \omega)\, z_0 + \sin(t \omega)\, z_1) / \sin \omega`.
 
     Under N(0, I) in many dimensions all z are about :math:`\sqrt d` from 0, and a straight line passes where
     there is no mass; this one does not (White, *Sampling Generative Networks*, 2016).
@@ -138,9 +138,9 @@ def spherical(start: Tensor, end: Tensor, t: Tensor) -> Tensor:
 
 
 def along(
-    path: Path, start: Float[Tensor, "pairs latent"], end: Tensor, num_steps: int
+    path: Curve, start: Float[Tensor, "pairs latent"], end: Tensor, num_steps: int
 ) -> Float[Tensor, "steps pairs latent"]:
-    """Points of paths from one z to another, both ends included.
+    """Return points of paths from one z to another, both ends included.
 
     Raises:
         ValueError: If there are fewer than two points, or not as many ends as starts.
@@ -157,13 +157,13 @@ def along(
 
 
 class Continuity(NamedTuple):
-    """What a walk from one z to another meets, of every pair.
+    """Qualities of the walks from one z to another, for every pair.
 
     Attributes:
         path_length: Length of the decoded path over the distance of its ends: 1 if it is straight; nan if
             they are one point.
         detours: Changes of class beyond the one that two ends of different classes need.
-        largest_step: The longest of the steps over the mean of all: a jump has many.
+        largest_step: Longest step over the mean of all: much above 1 where the path jumps.
     """
 
     path_length: Float[Tensor, " pairs"]
@@ -178,16 +178,16 @@ def continuity(
     start: Float[Tensor, "pairs latent"],
     end: Float[Tensor, "pairs latent"],
     *,
-    path: Path = straight,
+    path: Curve = straight,
     num_steps: int = 50,
 ) -> Continuity:
     """Walk between pairs of latents, and look at what is decoded on the way.
 
     Args:
-        decode: From latents to E[x | z].
-        classify: From data to probabilities of classes.
-        start: Where walks start, such as codes of data.
-        end: Where they end.
+        decode: Function from latents to E[x | z].
+        classify: Function from data to probabilities of classes.
+        start: Starts of walks, such as codes of data.
+        end: Ends of walks.
         path: :func:`straight` or :func:`spherical`.
         num_steps: Points of a walk.
     """
@@ -207,12 +207,12 @@ def continuity(
 def lipschitz(
     decode: Decode, z: Float[Tensor, "points latent"], scale: Float[Tensor, " latent"] | None = None
 ) -> Float[Tensor, " points"]:
-    r"""The largest singular value of :math:`\partial E[x \mid z] / \partial z` at every point.
+    r"""Return the largest singular value of :math:`\partial E[x \mid z] / \partial z` at every point.
 
     Its largest value over points is a lower bound on the Lipschitz constant of the decoder.
 
     Args:
-        decode: From latents to E[x | z].
+        decode: Function from latents to E[x | z].
         z: Points.
         scale: Units of z, such as the standard deviations of codes, without which decoders of codes of
             different sizes do not compare.
@@ -222,7 +222,7 @@ def lipschitz(
     jvp = torch.autograd.functional.jvp
     with unmoved(decode):
         for part in z.detach().split(_ROWS):
-            # Points do not depend on each other, so that one derivative along an axis is that of them all.
+            # Points do not depend on each other: one derivative along an axis is that of them all.
             columns = [jvp(decode, part, axis.expand_as(part))[1] for axis in unit.diag()]
             found.append(torch.linalg.matrix_norm(torch.stack(columns, -1), 2))
     return torch.cat(found)

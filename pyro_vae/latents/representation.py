@@ -1,4 +1,4 @@
-"""What codes are worth to somebody who knows a few labels."""
+"""Worth of codes to somebody who knows a few labels."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ class ProbeAccuracy(NamedTuple):
     """Shares of test data whose label is found from their code.
 
     Attributes:
-        linear: By multinomial logistic regression.
-        nearest_neighbours: By the majority of the nearest training codes.
-        std_error: Of both at most, from the number of test data.
+        linear: Share found by multinomial logistic regression.
+        nearest_neighbours: Share found by the majority of the nearest training codes.
+        std_error: Larger of the standard errors of the two, from the number of test data.
     """
 
     linear: float
@@ -36,11 +36,11 @@ def probe_accuracy(
     """Accuracy of simple classifiers on codes, which are brought to mean 0 and scale 1 first.
 
     Args:
-        codes: Of training data, such as ``posterior_mean(guide, train.x)``.
-        labels: Their classes.
-        test_codes: Of data that are judged.
-        test_labels: Their classes.
-        num_neighbours: Of the nearest-neighbour classifier.
+        codes: Codes of training data, such as ``posterior_mean(guide, train.x)``.
+        labels: Classes of the training data.
+        test_codes: Codes of the data that are judged.
+        test_labels: Classes of those.
+        num_neighbours: Training codes that vote.
     """
     train, test = (c.detach().cpu().double().numpy() for c in (codes, test_codes))
     accuracies = []

@@ -19,22 +19,22 @@ from pyro_vae.marginal_likelihood.annealing import ais, bidirectional
 from pyro_vae.marginal_likelihood.averaging import average
 from pyro_vae.marginal_likelihood.comparison import Comparison, arviz_comparison, compare
 from pyro_vae.marginal_likelihood.exact import enumeration, quadrature
-from pyro_vae.marginal_likelihood.gap import InferenceGap, inference_gap
-from pyro_vae.marginal_likelihood.importance import Bound, bits_per_dim, elbo, importance_sampling
-from pyro_vae.marginal_likelihood.reciprocal import fit_kernel_density, fit_normal, hmc
-from pyro_vae.marginal_likelihood.result import (
-    EstimatesError,
-    LogMarginal,
+from pyro_vae.marginal_likelihood.files import (
     load_estimates,
     load_estimates_by_data,
     merge_estimates,
     save_estimates,
 )
+from pyro_vae.marginal_likelihood.gap import InferenceGap, inference_gap
+from pyro_vae.marginal_likelihood.importance import Bound, bits_per_dim, elbo, importance_sampling
+from pyro_vae.marginal_likelihood.reciprocal import fit_kernel_density, fit_normal, hmc
+from pyro_vae.marginal_likelihood.result import Diagnosis, EstimatesError, LogMarginal
 from pyro_vae.marginal_likelihood.verdict import best_estimate, table, verdict
 
 __all__ = [
     "Bound",
     "Comparison",
+    "Diagnosis",
     "EstimatesError",
     "InferenceGap",
     "LogMarginal",

@@ -21,6 +21,7 @@ Both bounds hold only if nothing about the transitions is tuned while they run: 
 found by a pilot run with fewer temperatures, and then frozen.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +31,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.arguments import Share, checked
-from pyro_vae.blocks import Batch, Columns, block_size, by_blocks, check_sizes, evaluation
-from pyro_vae.hmc import HMCState, Position, init, jittered, step
-from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
-from pyro_vae.tempering import Frozen, TemperedDensity, pilot_run, pilot_steps, schedule, tempered
+from pyro_vae.marginal_likelihood.result import LogMarginal
+from pyro_vae.marginal_likelihood.runner import Estimator
+from pyro_vae.mcmc.hmc import HMCState, Position, init, jittered, step
+from pyro_vae.mcmc.tempering import Annealing, Frozen, TemperedDensity, pilot_run, schedule, tempered
 from pyro_vae.traces import DrawUnconstrained, Program, log_weights, simulate, unconstrain
-
-_FEW_CHAINS = 2  # effective ones
+from pyro_vae.traces.blocks import Advance, Batch, PerDatum, block_size
 
 
 @checked
@@ -63,8 +63,8 @@ def ais(
             a tenth of them comes first.
         num_leapfrog: Gradients for every transition. At the same cost, more temperatures are better than
             more of these.
-        target_acceptance: What the pilot run tunes step sizes to.
-        data: What the data are, for the summary.
+        target_acceptance: Acceptance that the pilot run tunes step sizes to.
+        data: Words on the data, for the summary.
         progress: Show a progress bar.
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
@@ -77,14 +77,8 @@ def ais(
         ValueError: If a size is below 1, the sites of model and guide differ, or a latent site is discrete
             and cannot be summed out, or has a support that is not the image of all real numbers.
     """
-    sizes = {
-        "num_chains": num_chains,
-        "num_temperatures": num_temperatures,
-        "num_leapfrog": num_leapfrog,
-    }
-    return _anneal(
-        model, batch, guide, sizes, target_acceptance, data, progress, checkpoint, is_simulated=False
-    )
+    annealing = Annealing(num_chains, num_temperatures, num_leapfrog, target_acceptance)
+    return _Annealed("ais", model, guide, batch, annealing).estimate(data, progress, checkpoint)
 
 
 @checked
@@ -106,152 +100,109 @@ def bidirectional(
     look alike to the model.
 
     Args:
-        model: As of :func:`ais`.
+        model: A Pyro program that keeps the contract.
         *batch: Its arguments; of the data only the number counts, their values are drawn anew.
-        guide: As of :func:`ais`, like the rest.
-        num_chains: In each direction.
-        num_temperatures: T.
+        guide: Start of the chains; by default they start at the prior.
+        num_chains: Chains of every datum in each direction.
+        num_temperatures: T, of densities after the base.
         num_leapfrog: Gradients for every transition.
-        target_acceptance: What the pilot run tunes step sizes to.
+        target_acceptance: Acceptance that the pilot run tunes step sizes to.
         progress: Show a progress bar.
-        checkpoint: As of :func:`ais`.
+        checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
     Returns:
         ``values`` are the lower bounds, ``upper`` the upper ones, of each simulated datum.
 
     Raises:
-        ValueError: As :func:`ais`.
+        ValueError: If :func:`ais` would raise it, or the data cannot be simulated.
     """
-    sizes = {
-        "num_chains": num_chains,
-        "num_temperatures": num_temperatures,
-        "num_leapfrog": num_leapfrog,
-    }
-    return _anneal(
-        model, batch, guide, sizes, target_acceptance, None, progress, checkpoint, is_simulated=True
-    )
+    annealing = Annealing(num_chains, num_temperatures, num_leapfrog, target_acceptance)
+    data = f"{len(batch[0]):,} simulated from the model"
+    return _Annealed("bidirectional", model, guide, batch, annealing).estimate(data, progress, checkpoint)
 
 
-def _anneal(
-    model: Program,
-    batch: Batch,
-    guide: Program | None,
-    sizes: dict[str, int],
-    target_acceptance: float,
-    data: str | None,
-    progress: bool,
-    checkpoint: Path | None,
-    *,
-    is_simulated: bool,
-) -> LogMarginal:
-    check_sizes(batch, **sizes)
-    programs = (model,) if guide is None else (model, guide)
-    num_chains, num_leapfrog = sizes["num_chains"], sizes["num_leapfrog"]
-    betas = schedule(sizes["num_temperatures"])
-    pilot_temperatures = max(20, sizes["num_temperatures"] // 10)
-    transitions = pilot_steps(pilot_temperatures) + (1 + is_simulated) * (len(betas) - 1)
-    size = block_size(model, batch, num_chains)
-    density = TemperedDensity(
-        model, guide, planned_calls=math.ceil(len(batch[0]) / size) * transitions * num_leapfrog
-    )
+class _Annealed(Estimator):
+    """Annealing from the base; of ``"bidirectional"`` also back to it, from what simulated the data."""
 
-    def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
+    bound, unit = "lower", "transition"
+
+    def __init__(
+        self, name: str, model: Program, guide: Program | None, batch: Batch, annealing: Annealing
+    ) -> None:
+        super().__init__(model, guide, batch)
+        self.name, self.annealing = name, annealing
+        self.is_simulated = name == "bidirectional"
+        self.base = "prior" if guide is None else "guide"
+        self.settings = {"base": self.base, **dataclasses.asdict(annealing)}
+        self.betas = schedule(annealing.num_temperatures)
+        self.pilot = dataclasses.replace(
+            annealing, num_temperatures=max(20, annealing.num_temperatures // 10)
+        )
+        self.size = block_size(model, batch, annealing.num_chains)
+        runs = 1 + self.is_simulated
+        self.amount = self.pilot.pilot_steps + runs * annealing.num_temperatures
+        planned_calls = math.ceil(len(batch[0]) / self.size) * self.amount * annealing.num_leapfrog
+        self.density = TemperedDensity(model, guide, planned_calls=planned_calls)
+
+    def columns(self, block: Batch, advance: Advance) -> PerDatum:
         def advance_one() -> None:
             advance(len(block[0]))
 
-        if guide is not None:  # raises where the two do not fit each other
-            log_weights(model, guide, *(argument[:1] for argument in block), num_samples=1)
-        latents: dict[str, Tensor] = {}
-        if is_simulated:
+        annealing, latents = self.annealing, {}
+        if self.guide is not None:  # raises where the two do not fit each other
+            log_weights(self.model, self.guide, *(argument[:1] for argument in block), num_samples=1)
+        if self.is_simulated:
             with DrawUnconstrained() as drawn:
-                latents, block = simulate(model, *block)
-        frozen = pilot_run(
-            density,
-            block,
-            num_particles=num_chains,
-            num_temperatures=pilot_temperatures,
-            num_leapfrog=num_leapfrog,
-            target_acceptance=target_acceptance,
-            advance=advance_one,
-        ).frozen
-        start = density.start(num_chains, *block)
-        log_w, acceptance = _run(density, block, start, betas, frozen, num_leapfrog, advance_one)
+                latents, block = simulate(self.model, *block)
+        frozen = pilot_run(self.density, block, self.pilot, advance_one).frozen
+        start = self.density.start(annealing.num_chains, *block)
+        log_w, acceptance = self._chains(block, start, self.betas, frozen, advance_one)
         values, std_error, ess = _log_mean(log_w)
         columns = {"values": values, "std_error": std_error, "ess": ess, "acceptance": acceptance}
-        if is_simulated:
+        if self.is_simulated:
             latents = {name: latents[name] for name in start}
-            start = unconstrain(model, latents, *block, drawn=drawn.position)
-            start = {name: u.expand(num_chains, *u.shape[1:]) for name, u in start.items()}
-            log_w, _ = _run(density, block, start, betas.flip(0), frozen, num_leapfrog, advance_one)
+            start = unconstrain(self.model, latents, *block, drawn=drawn.position)
+            start = {name: u.expand(annealing.num_chains, *u.shape[1:]) for name, u in start.items()}
+            log_w, _ = self._chains(block, start, self.betas.flip(0), frozen, advance_one)
             values, std_error, _ = _log_mean(log_w)
             columns |= {"upper": -values, "upper_std_error": std_error}
         return {name: column.cpu() for name, column in columns.items()}
 
-    method = "bidirectional" if is_simulated else "ais"
-    columns = by_blocks(
-        estimate,
-        batch,
-        size,
-        programs=programs,
-        method=method,
-        settings={**sizes, "target_acceptance": target_acceptance},
-        work=transitions,
-        unit="transition",
-        progress=progress,
-        checkpoint=checkpoint,
-    )
-    base = "prior" if guide is None else "guide"
-    few = int((columns["ess"] < min(_FEW_CHAINS, num_chains / 2)).sum()) if num_chains > 1 else 0
-    note = (
-        f"of {few:,} data all weight is with one or two chains: their values are too low, by more than the "
-        "errors say; give more num_temperatures"
-    )
-    with evaluation(*programs):
-        return log_marginal(
-            columns,
-            model=model,
-            guide=guide,
-            batch=batch,
-            method=method,
-            bound="lower",
-            effort=f"from the {base}, {num_chains} chains, {len(betas) - 1:,} temperatures, "
-            f"{num_leapfrog} leapfrog steps each",
-            data=f"{len(batch[0]):,} simulated from the model" if is_simulated else data,
-            base=base,
-            **sizes,
-            **({"data_checksum": "simulated"} if is_simulated else {}),
-            notes=[note] * bool(few),
+    def _chains(
+        self,
+        block: Batch,
+        position: Position,
+        betas: Float[Tensor, " temperatures"],
+        frozen: Frozen,
+        advance: Callable[[], None],
+    ) -> tuple[Float[Tensor, "chains batch"], Float[Tensor, " batch"]]:
+        """Log-weights of chains along the temperatures, in their order, and the mean acceptance."""
+        density, num_leapfrog = self.density, self.annealing.num_leapfrog
+        state = init(density.at(betas[0].item(), *block), position)
+        log_w = torch.zeros_like(state.at.log_density, dtype=torch.float64)
+        acceptance = 0.0 if len(betas) > 2 else math.nan  # of one temperature there are no transitions
+        for before, beta in zip(betas[:-1].tolist(), betas[1:].tolist(), strict=True):
+            parts = state.at.parts
+            log_w += (beta - before) * (parts["log_joint"] - parts["log_base"]).double()
+            advance()
+            if beta == betas[-1]:
+                break
+            step_size, scale = frozen(beta)
+            state = HMCState(state.position, tempered(parts, beta))
+            state, info = step(density.at(beta, *block), state, jittered(step_size), num_leapfrog, scale)
+            acceptance = acceptance + info.acceptance.mean(0) / (len(betas) - 2)
+        return log_w, acceptance + torch.zeros_like(log_w[0])
+
+    def effort(self, columns: PerDatum) -> str:
+        annealing = self.annealing
+        return (
+            f"from the {self.base}, {annealing.num_chains} chains, {annealing.num_temperatures:,} "
+            f"temperatures, {annealing.num_leapfrog} leapfrog steps each"
         )
 
 
-def _run(
-    density: TemperedDensity,
-    block: Batch,
-    position: Position,
-    betas: Float[Tensor, " temperatures"],
-    frozen: Frozen,
-    num_leapfrog: int,
-    advance: Callable[[], None],
-) -> tuple[Float[Tensor, "chains batch"], Float[Tensor, " batch"]]:
-    """Log-weights of chains along the temperatures, in their order, and the mean acceptance."""
-    state = init(density.at(betas[0].item(), *block), position)
-    log_w = torch.zeros_like(state.at.log_density, dtype=torch.float64)
-    acceptance = 0.0 if len(betas) > 2 else math.nan  # of one temperature there are no transitions
-    for before, beta in zip(betas[:-1].tolist(), betas[1:].tolist(), strict=True):
-        parts = state.at.parts
-        log_w += (beta - before) * (parts["log_joint"] - parts["log_base"]).double()
-        advance()
-        if beta == betas[-1]:
-            break
-        step_size, scale = frozen(beta)
-        state = HMCState(state.position, tempered(parts, beta))
-        state, info = step(density.at(beta, *block), state, jittered(step_size), num_leapfrog, scale)
-        acceptance = acceptance + info.acceptance.mean(0) / (len(betas) - 2)
-    return log_w, acceptance + torch.zeros_like(log_w[0])
-
-
 def _log_mean(log_w: Float[Tensor, "chains batch"]) -> tuple[Tensor, Tensor, Tensor]:
-    """The log of the mean weight, its standard error and the effective number of chains."""
+    """Log of the mean weight, its standard error and the effective number of chains."""
     count = len(log_w)
     log_sum = log_w.logsumexp(0)
     ess = (2 * log_sum - (2 * log_w).logsumexp(0)).exp()

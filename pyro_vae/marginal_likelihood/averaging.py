@@ -1,19 +1,18 @@
-"""The predictive probability of a distribution of models, such as that of full variational Bayes."""
+"""Predictive probability of a distribution of models, such as that of full variational Bayes."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from pyro_vae.arguments import checked
-from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal
+from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal, check_alike
 
 
 @checked
 def average(estimates: Sequence[LogMarginal]) -> LogMarginal:
-    r"""The logarithm of the mean probability over models that were drawn at random, by datum.
+    r"""Logarithm of the mean probability over models that were drawn at random, by datum.
 
     .. math:: \log \frac1S \sum_s p_s(x) \approx \log E_{q(\theta)}\, p_\theta(x),
 
@@ -22,7 +21,7 @@ def average(estimates: Sequence[LogMarginal]) -> LogMarginal:
         average([importance_sampling(*draw(model, guide), x) for _ in range(20)])
 
     Args:
-        estimates: Of the same data by the same method, one for each draw of a model.
+        estimates: Estimates of the same data by the same method, one for each draw of a model.
 
     Returns:
         Lower bounds in expectation (by Jensen's inequality, also where the estimates are exact). Errors are
@@ -35,10 +34,9 @@ def average(estimates: Sequence[LogMarginal]) -> LogMarginal:
     if not estimates:
         raise EstimatesError("there are no estimates to average")
     first = estimates[0]
-    for what in ("method", "data", "scores"):
-        seen = {e.method if what == "method" else _setting(e, what) for e in estimates}
-        if len(seen) > 1:
-            raise EstimatesError(f"estimates to average must agree in their {what}, not be of {sorted(seen)}")
+    check_alike({str(number): estimate for number, estimate in enumerate(estimates)})
+    if len(methods := {estimate.method for estimate in estimates}) > 1:
+        raise EstimatesError(f"estimates to average must agree in their method, not be by {sorted(methods)}")
     if any(estimate.bound == "upper" for estimate in estimates):
         raise EstimatesError(
             f"{first.method} bounds log p(x) from above, and the mean over models from below: together they "
@@ -47,40 +45,28 @@ def average(estimates: Sequence[LogMarginal]) -> LogMarginal:
     count = len(estimates)
     values = torch.stack([estimate.values for estimate in estimates])
     mean = values.logsumexp(0) - math.log(count)
-    std_error = first.std_error
-    if count > 1:
-        std_error = (values - mean).exp().std(0) / math.sqrt(count)
+    std_error = first.std_error if count == 1 else (values - mean).exp().std(0) / math.sqrt(count)
+    # An average of these models is told from others, and from each of them.
+    behaviours = [estimate.settings.get("model_behaviour") for estimate in estimates]
+    which = {
+        "model_checksum": "+".join(sorted(str(e.settings.get("model_checksum")) for e in estimates)),
+        "model_behaviour": None if None in behaviours else [number for one in behaviours for number in one],
+    }
     effort = f"mean over {count} models, {first.settings['effort']} each"
+    diagnostics = {
+        name: worst(torch.stack([estimate.diagnostics[name] for estimate in estimates]), 0)
+        for name, worst in _WORST.items()
+        if all(name in estimate.diagnostics for estimate in estimates)
+    }
     return dataclasses.replace(
         first,
         values=mean,
         std_error=std_error,
         bound="lower",
-        settings=first.settings | {"effort": effort, "num_models": count, **_which_models(estimates)},
-        diagnostics=_worst(estimates),
+        settings=first.settings | {"effort": effort, "num_models": count} | which,
+        diagnostics=diagnostics,
         curve={},
     )
 
 
 _WORST = {"khat": torch.amax, "rhat": torch.amax, "converged": torch.amin, "ess": torch.amin}
-
-
-def _worst(estimates: Sequence[LogMarginal]) -> dict[str, torch.Tensor]:
-    return {
-        name: worst(torch.stack([estimate.diagnostics[name] for estimate in estimates]), 0)
-        for name, worst in _WORST.items()
-        if all(name in estimate.diagnostics for estimate in estimates)
-    }
-
-
-def _which_models(estimates: Sequence[LogMarginal]) -> dict[str, Any]:
-    """What tells an average of these models from others, and from each of them."""
-    behaviours = [estimate.settings.get("model_behaviour") for estimate in estimates]
-    return {
-        "model_checksum": "+".join(sorted(str(e.settings.get("model_checksum")) for e in estimates)),
-        "model_behaviour": None if None in behaviours else [number for one in behaviours for number in one],
-    }
-
-
-def _setting(estimate: LogMarginal, what: str) -> str:
-    return str(estimate.settings["data_checksum" if what == "data" else what])

@@ -8,25 +8,25 @@ from collections.abc import Mapping
 import numpy as np
 
 from pyro_vae.arguments import checked
-from pyro_vae.diagnostics import arviz
-from pyro_vae.marginal_likelihood.result import Doubt, EstimatesError, LogMarginal
+from pyro_vae.marginal_likelihood.result import Diagnosis, EstimatesError, LogMarginal, check_alike
+from pyro_vae.mcmc.diagnostics import arviz
 
 _REPLICATES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A model against the best one.
+    """Model against the best one.
 
     Attributes:
-        name: Of the model.
-        mean: Its mean log p(x), nats.
+        name: Name of the model.
+        mean: Mean log p(x), nats.
         difference: Mean of its values minus those of the best model, nats; 0 for the best itself.
         data_error: Standard error of the difference from having seen these data: paired bootstrap.
         interval: Where 95 % of the bootstrap's differences lie; without end on a side on which an estimate
             may be wrong by an unknown amount.
         monte_carlo_error: Standard error of the difference from drawing latents.
-        doubts: What says that its own estimate cannot be relied on.
+        doubts: Diagnoses for which its own estimate cannot be relied on.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Difference:
     data_error: float
     interval: tuple[float, float]
     monte_carlo_error: float
-    doubts: tuple[Doubt, ...] = ()
+    doubts: tuple[Diagnosis, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Comparison:
 
     Attributes:
         rows: One a model.
-        notes: What to keep in mind when they are read.
+        notes: Sentences to keep in mind when they are read.
     """
 
     rows: list[Difference]
@@ -64,12 +64,6 @@ class Comparison:
         return "\n".join([*lines, *self.notes])
 
 
-def _in_words(name: str, doubt: Doubt) -> str:
-    sides = "low or too high" if doubt.may_be_low and doubt.may_be_high else "low"
-    side = sides if doubt.may_be_low else "high"
-    return f"{name} may be too {side}, nobody knows by how much: {doubt.words}"
-
-
 @checked
 def compare(estimates: Mapping[str, LogMarginal]) -> Comparison:
     r"""Paired differences between models on the same test data.
@@ -87,13 +81,7 @@ def compare(estimates: Mapping[str, LogMarginal]) -> Comparison:
     """
     if len(estimates) < 2:
         raise EstimatesError("compare needs at least two estimates")
-    for what in ("data_checksum", "scores"):
-        seen = {name: estimate.settings[what] for name, estimate in estimates.items()}
-        if len(set(seen.values())) > 1 or "simulated" in seen.values():
-            raise EstimatesError(
-                f"only estimates of the same data can be compared, but their {what.replace('_', ' ')} "
-                f"differ: {seen}"
-            )
+    check_alike(estimates)
     best = max(estimates, key=lambda name: estimates[name].mean)
     reference = estimates[best]
     rng = np.random.RandomState(0)
@@ -101,8 +89,8 @@ def compare(estimates: Mapping[str, LogMarginal]) -> Comparison:
     rows = []
     for name in sorted(estimates, key=lambda name: -estimates[name].mean):
         estimate = estimates[name]
+        doubts = tuple(estimate.doubts)
         if name == best:
-            doubts = tuple(estimate.doubts)
             rows.append(Difference(name, estimate.mean, 0.0, 0.0, (0.0, 0.0), 0.0, doubts))
             continue
         d = (estimate.values - reference.values).double().numpy()
@@ -110,15 +98,13 @@ def compare(estimates: Mapping[str, LogMarginal]) -> Comparison:
             [d[rng.randint(count, size=(n, count))].mean(1) for n in _portions(_REPLICATES, count)]
         )
         low, high = np.quantile(means, [0.025, 0.975])
-        may_rise = any(doubt.may_be_low for doubt in estimate.doubts)
-        may_rise |= any(doubt.may_be_high for doubt in reference.doubts)
-        may_fall = any(doubt.may_be_high for doubt in estimate.doubts)
-        may_fall |= any(doubt.may_be_low for doubt in reference.doubts)
-        low, high = -math.inf if may_fall else low, math.inf if may_rise else high
+        if any(doubt.may_be_low for doubt in doubts) or any(doubt.may_be_high for doubt in reference.doubts):
+            high = math.inf
+        if any(doubt.may_be_high for doubt in doubts) or any(doubt.may_be_low for doubt in reference.doubts):
+            low = -math.inf
         error = math.hypot(estimate.monte_carlo_error, reference.monte_carlo_error)
-        doubts = tuple(estimate.doubts)
         rows.append(Difference(name, estimate.mean, d.mean(), means.std(), (low, high), error, doubts))
-    notes = [_in_words(row.name, doubt) for row in rows for doubt in row.doubts]
+    notes = [f"{row.name} {doubt.doubt}: {doubt.words}" for row in rows for doubt in row.doubts]
     notes += [
         f"{' and '.join(names)} are estimates of one model: they differ as estimates, not as models"
         for names in _of_one_model(estimates)

@@ -4,18 +4,18 @@ Sums and integrals depend on no guide and need not find any mode, so that they a
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pyro_vae.arguments import checked
-from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, evaluation, rows_at_once
+from pyro_vae.arguments import Count, Positive, checked
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.marginal_likelihood.lattices import Lattices, log_density
-from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
+from pyro_vae.marginal_likelihood.result import LogMarginal
+from pyro_vae.marginal_likelihood.runner import Estimator
 from pyro_vae.traces import Program, log_joint
+from pyro_vae.traces.blocks import Advance, Batch, PerDatum, rows_at_once
 
 _MASS = 1e-3  # by which a prior may seem to miss or exceed 1
 _BLOCK = 8  # data whose lattices are refined together
@@ -36,56 +36,44 @@ def enumeration(
     Args:
         model: A Pyro program that keeps the contract.
         *batch: Its arguments for all data, first axis the data; taken apart into blocks.
-        data: What the data are, for the summary.
+        data: Words on the data, for the summary.
         progress: Show a progress bar.
 
     Raises:
         ValueError: If there is a continuous latent site, or a discrete one that cannot be enumerated.
     """
-    check_sizes(batch)
+    return _Enumeration(model, batch).estimate(data, progress, None)
 
-    def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
-        values = sum(log_joint(model, {}, *block))[0].double().cpu()
+
+class _Enumeration(Estimator):
+    name, bound = "enumeration", "exact"
+
+    def __init__(self, model: Program, batch: Batch) -> None:
+        super().__init__(model, None, batch)
+        self.size = rows_at_once(model, batch)
+
+    def columns(self, block: Batch, advance: Advance) -> PerDatum:
+        values = sum(log_joint(self.model, {}, *block))[0].double().cpu()
         advance(len(values))
         return {"values": values, "std_error": torch.zeros_like(values)}
 
-    columns = by_blocks(
-        estimate,
-        batch,
-        rows_at_once(model, batch),
-        programs=(model,),
-        method="enumeration",
-        settings={},
-        work=1,
-        unit="datum",
-        progress=progress,
-        checkpoint=None,
-    )
-    with evaluation(model):
-        return log_marginal(
-            columns,
-            model=model,
-            batch=batch,
-            method="enumeration",
-            bound="exact",
-            effort="all values",
-            data=data,
-        )
+    def effort(self, columns: PerDatum) -> str:
+        return "all values"
 
 
 @checked
 def quadrature(
     model: Program,
     *batch: Tensor,
-    tolerance: float = 1e-3,
-    max_nodes: int = 1_000_000,
+    tolerance: Positive = 1e-3,
+    max_nodes: Count = 1_000_000,
     data: str | None = None,
     progress: bool = True,
     checkpoint: Path | None = None,
 ) -> LogMarginal:
     r"""Exact log p(x) of a model of up to three latent dimensions, by an adaptive lattice.
 
-    How is in :mod:`pyro_vae.marginal_likelihood.lattices`. Discrete sites are summed out.
+    The rule is in :mod:`pyro_vae.marginal_likelihood.lattices`. Discrete sites are summed out.
 
     Args:
         model: A Pyro program that keeps the contract.
@@ -93,7 +81,7 @@ def quadrature(
         tolerance: Refine a datum's lattice until its value changes by less, nats, and before by less than ten
             times as much.
         max_nodes: Stop where the lattice of a datum would get larger.
-        data: What the data are, for the summary.
+        data: Words on the data, for the summary.
         progress: Show a progress bar.
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
@@ -109,51 +97,37 @@ def quadrature(
         ValueError: If there are more than three latent dimensions, or a latent site is discrete and cannot be
             summed out, or has a support that is not the image of all real numbers.
     """
-    check_sizes(batch, max_nodes=max_nodes)
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be positive (nats), not {tolerance}")
-    score = CompiledFunction(lambda position, *rows: log_density(model, position, *rows), roots=(model,))
+    return _Quadrature(model, batch, tolerance, max_nodes).estimate(data, progress, checkpoint)
 
-    def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
-        lattices = Lattices(model, score, block, tolerance, max_nodes)
+
+class _Quadrature(Estimator):
+    name, bound, size = "quadrature", "exact", _BLOCK
+
+    def __init__(self, model: Program, batch: Batch, tolerance: float, max_nodes: int) -> None:
+        super().__init__(model, None, batch)
+        self.allowed = max(tolerance, _MASS)
+        self.settings = {"tolerance": tolerance, "max_nodes": max_nodes}
+        self.score = CompiledFunction(
+            lambda position, *rows: log_density(model, position, *rows), roots=(model,)
+        )
+
+    def columns(self, block: Batch, advance: Advance) -> PerDatum:
+        lattices = Lattices(self.model, self.score, block, **self.settings)
         columns, mass = lattices.integrate(), lattices.prior_mass()
-        columns["converged"] *= (mass - 1).abs() <= max(tolerance, _MASS)
+        columns["converged"] *= (mass - 1).abs() <= self.allowed
         columns["std_error"][columns["converged"] == 0] = math.inf
         advance(len(block[0]))
         return columns | {"prior_mass": mass}
 
-    columns = by_blocks(
-        estimate,
-        batch,
-        _BLOCK,
-        programs=(model,),
-        method="quadrature",
-        settings={"tolerance": tolerance, "max_nodes": max_nodes},
-        work=1,
-        unit="datum",
-        progress=progress,
-        checkpoint=checkpoint,
-    )
-    mass = columns["prior_mass"]
-    unseen = (mass - 1).abs() > max(tolerance, _MASS)
-    missed = int(((columns["converged"] == 0) & ~unseen).sum())
-    notes = []
-    if missed:
-        notes.append(f"not converged for {missed:,} data: give more max_nodes, or use ais")
-    if unseen.any():
-        notes.append(
-            f"not exact for {int(unseen.sum()):,} data: the prior integrates to {mass[unseen][0].item():.3g} "
-            "and not to 1. It is not normalised, or has mass where its numbers end (try float64)"
-        )
-    with evaluation(model):
-        return log_marginal(
-            columns,
-            model=model,
-            batch=batch,
-            method="quadrature",
-            bound="exact",
-            effort=f"{columns['nodes'].mean().item():,.0f} nodes a datum, tolerance {tolerance:g} nats",
-            data=data,
-            tolerance=tolerance,
-            notes=notes,
-        )
+    def effort(self, columns: PerDatum) -> str:
+        nodes, tolerance = columns["nodes"].mean().item(), self.settings["tolerance"]
+        return f"{nodes:,.0f} nodes a datum, tolerance {tolerance:g} nats"
+
+    def notes(self, columns: PerDatum) -> list[str]:
+        unseen = columns["prior_mass"][(columns["prior_mass"] - 1).abs() > self.allowed]
+        if not len(unseen):
+            return []
+        return [
+            f"not exact for {len(unseen):,} data: the prior integrates to {unseen[0].item():.3g} and not to "
+            "1. It is not normalised, or has mass where its numbers end (try float64)"
+        ]

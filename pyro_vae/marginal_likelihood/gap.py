@@ -14,7 +14,6 @@ latents this is the whole family; where it does, the dependence itself stays tha
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -24,13 +23,22 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, transform_to
 
-from pyro_vae.arguments import checked
-from pyro_vae.blocks import Batch, Columns, by_blocks, check_sizes, checksum, evaluation, rows_at_once
+from pyro_vae.arguments import Count, checked
 from pyro_vae.compiled import CompiledFunction
 from pyro_vae.distributions import base_distribution
 from pyro_vae.marginal_likelihood.importance import elbo, importance_sampling
 from pyro_vae.marginal_likelihood.result import LogMarginal
 from pyro_vae.traces import Program, guide_distributions, log_weights
+from pyro_vae.traces.blocks import (
+    Advance,
+    Batch,
+    PerDatum,
+    Work,
+    check_sizes,
+    checksum,
+    evaluation,
+    rows_at_once,
+)
 
 _STEPS = 250  # of a round of optimisation
 _WORTH = 0.01  # nats per datum that a round must gain for another one
@@ -60,7 +68,7 @@ class InferenceGap(NamedTuple):
         return self.best_elbo - self.elbo
 
     def summary(self) -> str:
-        """The means over data in words."""
+        """Means over data, in words."""
         whole = (self.log_marginal.values - self.elbo).mean().item()
         return (
             f"log p(x) - ELBO = {whole:.2f} nats per datum: "
@@ -77,13 +85,13 @@ def inference_gap(
     guide: Program,
     *batch: Tensor,
     log_marginal: LogMarginal | None = None,
-    num_particles: int = 8,
-    num_rounds: int = 20,
-    num_samples: int = 200,
+    num_particles: Count = 8,
+    num_rounds: Count = 20,
+    num_samples: Count = 200,
     data: str | None = None,
     progress: bool = True,
 ) -> InferenceGap:
-    r"""How far the ELBO is below log p(x), and how much of it is due to the family and to the encoder.
+    r"""Gap between log p(x) and the ELBO, and how much of it is due to the family and to the encoder.
 
     Args:
         model: A Pyro program that keeps the contract.
@@ -95,40 +103,70 @@ def inference_gap(
         num_rounds: The most rounds of 250 steps of Adam. In each the learning rate falls from 0.1 to 0 along
             a cosine; the last is the first that gains less than 0.01 nats per datum.
         num_samples: Draws for the two bounds that are reported.
-        data: What the data are, for the summary.
+        data: Words on the data, for the summary.
         progress: Show progress bars.
 
     Raises:
         ValueError: If a guide site has no parameters to optimise, or no reparameterised draws.
     """
-    num_data = check_sizes(batch, num_rounds=num_rounds, num_particles=num_particles, num_samples=num_samples)
+    num_data = check_sizes(batch)
     if log_marginal is not None and len(log_marginal.values) != num_data:
         raise ValueError(f"log_marginal is of {len(log_marginal.values)} data, but there are {num_data}")
     with evaluation(guide):
         names = list(_parameters(guide, *(argument[:1] for argument in batch)))
     own_model, best_guide = _FirstArguments(model, len(batch)), _Shifted(guide, len(batch), names)
+    search = _BestDensities((own_model, best_guide), guide, names, batch, num_particles, num_rounds)
+    offsets = search.run(batch, progress=progress)
+    extended = (*batch, *offsets.values())
+    if log_marginal is None:
+        log_marginal = importance_sampling(own_model, best_guide, *extended, data=data, progress=progress)
+        log_marginal.settings["data_checksum"] = checksum(*batch)
+    amortised = elbo(model, guide, *batch, num_samples=num_samples)
+    best = elbo(own_model, best_guide, *extended, num_samples=num_samples)
+    return InferenceGap(log_marginal, amortised.elbo, best.elbo)
 
-    def differentiated(offsets: list[Tensor], *block: Tensor) -> dict[str, Tensor]:
-        with torch.enable_grad():
-            offsets = [offset.detach().requires_grad_() for offset in offsets]
-            weights = log_weights(own_model, best_guide, *block, *offsets, num_samples=num_particles)
-            gradients = torch.autograd.grad(-weights.mean(0).sum(), offsets)
-        return {"bound": weights.detach().mean()} | {str(i): g for i, g in enumerate(gradients)}
 
-    gradients = CompiledFunction(differentiated, roots=(own_model, best_guide))
-    size = max(1, rows_at_once(model, batch) // num_particles)
-    gradients.planned_calls = -(-num_data // size) * num_rounds * _STEPS
+_Name = tuple[str, str]  # of a site, and of a parameter of its density
 
-    def optimise(block: Batch, advance: Callable[[int], None]) -> Columns:
-        parameters = _parameters(guide, *block)
-        offsets = [torch.zeros_like(parameters[name][0]) for name in names]
+
+class _BestDensities(Work):
+    """Offsets to the parameters of the guide's densities, for the highest bound of every datum."""
+
+    name, unit = "best densities", "step"
+
+    def __init__(
+        self,
+        pair: tuple[Program, Program],
+        guide: Program,
+        names: list[_Name],
+        batch: Batch,
+        num_particles: int,
+        num_rounds: int,
+    ) -> None:
+        self.programs, self.guide, self.names, self.num_rounds = pair, guide, names, num_rounds
+        self.size = max(1, rows_at_once(pair[0], batch) // num_particles)
+        self.amount = num_rounds * _STEPS
+
+        def differentiated(offsets: list[Tensor], *block: Tensor) -> dict[str, Tensor]:
+            with torch.enable_grad():
+                offsets = [offset.detach().requires_grad_() for offset in offsets]
+                weights = log_weights(*pair, *block, *offsets, num_samples=num_particles)
+                gradients = torch.autograd.grad(-weights.mean(0).sum(), offsets)
+            return {"bound": weights.detach().mean()} | {str(i): g for i, g in enumerate(gradients)}
+
+        self.gradients = CompiledFunction(differentiated, roots=pair)
+        self.gradients.planned_calls = -(-len(batch[0]) // self.size) * self.amount
+
+    def columns(self, block: Batch, advance: Advance) -> PerDatum:
+        parameters = _parameters(self.guide, *block)
+        offsets = [torch.zeros_like(parameters[name][0]) for name in self.names]
         reached = -math.inf
-        for left in reversed(range(num_rounds)):
+        for left in reversed(range(self.num_rounds)):
             optimizer = torch.optim.Adam(offsets, lr=0.1)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
             bounds = []
             for _ in range(_STEPS):
-                found, _ = gradients(offsets, *block)
+                found, _ = self.gradients(offsets, *block)
                 bounds.append(found["bound"])
                 for i, offset in enumerate(offsets):
                     offset.grad = found[str(i)].clone()
@@ -139,30 +177,7 @@ def inference_gap(
             if not reached - before > _WORTH:
                 advance(left * _STEPS * len(block[0]))
                 break
-        return dict(zip(("/".join(name) for name in names), offsets, strict=True))
-
-    columns = by_blocks(
-        optimise,
-        batch,
-        size,
-        programs=(model, guide),
-        method="best densities",
-        settings={},
-        work=num_rounds * _STEPS,
-        unit="step",
-        progress=progress,
-        checkpoint=None,
-    )
-    extended = (*batch, *columns.values())
-    if log_marginal is None:
-        log_marginal = importance_sampling(own_model, best_guide, *extended, data=data, progress=progress)
-        log_marginal.settings["data_checksum"] = checksum(*batch)
-    amortised = elbo(model, guide, *batch, num_samples=num_samples)
-    best = elbo(own_model, best_guide, *extended, num_samples=num_samples)
-    return InferenceGap(log_marginal, amortised.elbo, best.elbo)
-
-
-_Name = tuple[str, str]  # of a site, and of a parameter of its density
+        return dict(zip(("/".join(name) for name in self.names), offsets, strict=True))
 
 
 class _FirstArguments(nn.Module):
@@ -200,7 +215,7 @@ class _Shift(Messenger):
 
 
 def _shifted(distribution: Distribution, offsets: dict[str, Tensor]) -> Distribution:
-    """The distribution with its parameters moved in their unconstrained space."""
+    """Distribution with its parameters moved in their unconstrained space."""
     if isinstance(distribution, dist.MaskedDistribution):
         return _shifted(distribution.base_dist, offsets).mask(distribution._mask)
     if isinstance(distribution, dist.Independent):

@@ -8,12 +8,12 @@ and the bound tightens as S grows (Burda, Grosse & Salakhutdinov, *Importance We
 By the delta method its variance is :math:`\mathrm{se}^2 = 1/\mathrm{ESS} - 1/S` with
 :math:`\mathrm{ESS} = (\sum w)^2 / \sum w^2`, and its bias :math:`-\mathrm{se}^2 / 2` (Nowozin, *Debiasing
 Evidence Approximations*, 2018). All of these mean little where the weights have no finite variance; the
-Pareto k-hat of their tail tells (:mod:`pyro_vae.diagnostics`). Nothing tells of a mode that no sample has
-seen.
+Pareto k-hat of their tail tells (:mod:`pyro_vae.mcmc.diagnostics`). Nothing tells of a mode that no sample
+has seen.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,22 +22,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Positive, checked
-from pyro_vae.blocks import (
+from pyro_vae.compiled import CompiledFunction
+from pyro_vae.distributions import QuantizedPoint, base_distribution
+from pyro_vae.marginal_likelihood.result import LogMarginal, khat_in_words
+from pyro_vae.marginal_likelihood.runner import CURVE, Estimator
+from pyro_vae.mcmc.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
+from pyro_vae.traces import Program, draw_pair, guide_distributions, log_weights
+from pyro_vae.traces.blocks import (
+    Advance,
     Batch,
-    Columns,
-    by_blocks,
+    PerDatum,
+    Work,
     check_sizes,
     check_whole,
     evaluation,
     rows_at_once,
     split,
 )
-from pyro_vae.compiled import CompiledFunction
-from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, pareto_smooth, tail_length
-from pyro_vae.distributions import QuantizedPoint, base_distribution
-from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
-from pyro_vae.traces import Program, draw, guide_distributions, log_weights
-from pyro_vae.traces.masks import check_masked
 
 
 @checked
@@ -45,8 +46,8 @@ def importance_sampling(
     model: Program,
     guide: Program,
     *batch: Tensor,
-    num_samples: int = 5000,
-    tolerance: float | None = None,
+    num_samples: Count = 5000,
+    tolerance: Positive | None = None,
     data: str | None = None,
     progress: bool = True,
     checkpoint: Path | None = None,
@@ -68,7 +69,7 @@ def importance_sampling(
             the Monte Carlo error. Looked at after 200, 400, 800, ... samples. Where even an error that
             falls as 1/S would need more than ``num_samples``, sampling stops at once; the notes in the
             summary say for how many data the tolerance was not reached, and what it would take.
-        data: What the data are, for the summary: which, and how they were binarised. A data split
+        data: Words on the data for the summary: which, and how they were binarised. A data split
             says it: ``importance_sampling(model, guide, test.x, data=test.description)``.
         progress: Show a progress bar.
         checkpoint: File that keeps what is done; an interrupted call with the same file goes on there, and
@@ -84,89 +85,69 @@ def importance_sampling(
             ``traces.log_weights``; SupportError if the likelihood does not cover the data; ResumeError if
             the checkpoint is of something else.
     """
-    num_data = check_sizes(batch, num_samples=num_samples)
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance must be positive (nats), not {tolerance}")
-    score = CompiledFunction(
-        lambda *block, count: {"log_weights": log_weights(model, guide, *block, num_samples=count)},
-        roots=(model, guide),
+    return _ImportanceSampling(model, guide, batch, num_samples, tolerance).estimate(
+        data, progress, checkpoint
     )
-    rows = rows_at_once(model, batch)
-    size = _block_size(rows, num_samples)
-    score.planned_calls = sum(len(list(_counts(num_samples, block, rows))) for block in split(batch, size))
 
-    def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
-        if score.is_compiled:  # and no longer checks the data
+
+class _ImportanceSampling(Estimator):
+    name, bound, unit = "importance_sampling", "lower", "sample"
+
+    def __init__(
+        self, model: Program, guide: Program, batch: Batch, num_samples: int, tolerance: float | None
+    ) -> None:
+        super().__init__(model, guide, batch)
+        self.num_samples = self.amount = num_samples
+        self.tolerance = tolerance
+        self.settings = {"num_samples": num_samples, "tolerance": tolerance}
+        self.rows = rows_at_once(model, batch)
+        self.size = _block_size(self.rows, num_samples)
+        self.score = CompiledFunction(
+            lambda *block, count: {"log_weights": log_weights(model, guide, *block, num_samples=count)},
+            roots=(model, guide),
+        )
+        counts = [_counts(num_samples, block, self.rows) for block in split(batch, self.size)]
+        self.score.planned_calls = sum(map(len, counts))
+
+    @functools.cached_property
+    def is_of_codes(self) -> bool:
+        """True if the guide is that of a VQ-VAE."""
+        with evaluation(self.guide), torch.random.fork_rng():
+            sites = guide_distributions(self.guide, *(part[:1] for part in self.batch))
+        return any(isinstance(base_distribution(fn), QuantizedPoint) for fn in sites.values())
+
+    def columns(self, block: Batch, advance: Advance) -> PerDatum:
+        if self.score.is_compiled:  # and no longer checks the data
             with torch.random.fork_rng():
-                log_weights(model, guide, *block, num_samples=1)
-        sums = _RunningSums(len(block[0]), num_samples)
-        for count in _counts(num_samples, block, rows):
-            weights = score(*block, count=count)[0]["log_weights"].T.cpu()
+                log_weights(self.model, self.guide, *block, num_samples=1)
+        sums = _RunningSums(len(block[0]), self.num_samples)
+        for count in _counts(self.num_samples, block, self.rows):
+            weights = self.score(*block, count=count)[0]["log_weights"].T.cpu()
             check_whole(weights, block)
             sums.add(weights)
             advance(len(block[0]) * count)
-            if tolerance is not None and sums.is_enough(tolerance, num_data):
-                advance(len(block[0]) * (num_samples - sums.count))
+            if self.tolerance is not None and sums.is_enough(self.tolerance, len(self.batch[0])):
+                advance(len(block[0]) * (self.num_samples - sums.count))
                 break
         return sums.columns()
 
-    columns = by_blocks(
-        estimate,
-        batch,
-        size,
-        programs=(model, guide),
-        method="importance_sampling",
-        settings={"num_samples": num_samples, "tolerance": tolerance},
-        work=num_samples,
-        unit="sample",
-        progress=progress,
-        checkpoint=checkpoint,
-    )
-    found = [name for name in columns if name.startswith(_CURVE)]
-    curve = {int(name.removeprefix(_CURVE)): columns.pop(name) for name in found}
-    notes = []
-    if tolerance is not None:
-        notes.append(_verdict_on_tolerance(columns, tolerance))
-    if impossible := int((columns["values"] == -math.inf).sum()):
-        notes.append(
-            f"of {impossible:,} data all draws of the guide are impossible for the model: do their latents "
-            "have the same support (a VQ-VAE's the same codebook)?"
-        )
-    is_of_codes = _has_codes(guide, *batch)
-    if is_of_codes:
-        columns["std_error"] = torch.zeros_like(columns["std_error"])
-    with evaluation(model, guide):
-        return log_marginal(
-            columns,
-            model=model,
-            guide=None if is_of_codes else guide,
-            batch=batch,
-            method="importance_sampling",
-            bound="lower",
-            effort=f"{num_samples:,} samples a datum"
-            if tolerance is None
-            else f"{columns['num_samples'].mean().item():,.0f} samples a datum on average",
-            data=data,
-            curve={size: bound for size, bound in curve.items() if not bound.isnan().any()},
-            num_samples=num_samples,
-            **({} if tolerance is None else {"tolerance": tolerance}),
-            notes=notes,
-            **({"is_of_codes": True} if is_of_codes else {}),
-        )
+    def effort(self, columns: PerDatum) -> str:
+        if self.tolerance is None:
+            return f"{self.num_samples:,} samples a datum"
+        return f"{columns['num_samples'].mean().item():,.0f} samples a datum on average"
 
-
-def _has_codes(guide: Program, *batch: Tensor) -> bool:
-    """Whether the guide is that of a VQ-VAE, with one code for a datum."""
-    with evaluation(guide), torch.random.fork_rng():
-        sites = guide_distributions(guide, *(part[:1] for part in batch))
-    return any(isinstance(base_distribution(fn), QuantizedPoint) for fn in sites.values())
-
-
-_CURVE = "bound of samples: "  # names the columns of the curve
+    def notes(self, columns: PerDatum) -> list[str]:
+        notes = [] if self.tolerance is None else [_verdict_on_tolerance(columns, self.tolerance)]
+        if impossible := int((columns["values"] == -math.inf).sum()):
+            notes.append(
+                f"of {impossible:,} data all draws of the guide are impossible for the model: do their "
+                "latents have the same support (a VQ-VAE's the same codebook)?"
+            )
+        return notes
 
 
 class _RunningSums:
-    """What is kept of the weights of a block of data."""
+    """Sums and largest weights of a block of data: all that is kept."""
 
     def __init__(self, num_data: int, num_samples: int) -> None:
         self.count = 0
@@ -194,7 +175,7 @@ class _RunningSums:
                 self.largest = [self._largest(self.keep)]
 
     def is_enough(self, tolerance: float, num_data: int) -> bool:
-        """Whether the tolerance is reached, or will not be."""
+        """True if the tolerance is reached, or will not be."""
         if self.count < self.next_look:
             return False
         self.next_look = 2 * self.count
@@ -206,7 +187,7 @@ class _RunningSums:
         ess = (2 * self.log_sum - self.log_sum_squares).exp()
         return (1 / ess - 1 / self.count).clamp(min=0)
 
-    def columns(self) -> Columns:
+    def columns(self) -> PerDatum:
         values = self.log_sum - math.log(self.count)
         variance = self.variance()
         columns = {
@@ -227,22 +208,23 @@ class _RunningSums:
             **self.curve,
             self.num_samples: values if self.count == self.num_samples else values + math.nan,
         }
-        return columns | {f"{_CURVE}{size}": bound for size, bound in curve.items()}
+        return columns | {f"{CURVE}{size}": bound for size, bound in curve.items()}
 
     def _largest(self, count: int) -> Float[Tensor, "data kept"]:
         row = torch.cat(self.largest, 1)
         return row.topk(min(count, row.shape[1]), 1).values
 
 
-def _verdict_on_tolerance(columns: Columns, tolerance: float) -> str:
+def _verdict_on_tolerance(columns: PerDatum, tolerance: float) -> str:
     variance, count = columns["std_error"].square(), columns["num_samples"]
     allowed = min(2 * tolerance, len(variance) * tolerance**2)
     bias = variance.mean().item() / 2
     reached = variance.mean().item() <= allowed
-    doubt = 0.0 if "khat" not in columns else (columns["khat"] > 0.7).double().mean().item()
-    if reached and doubt == 0:
+    khat = columns.get("khat", torch.zeros(1))
+    is_sure = bool((khat <= 0.7).all())
+    unreliable = f"{khat_in_words(khat)}, so that this cannot be relied on"
+    if reached and is_sure:
         return f"stopped at the tolerance of {tolerance:g} nats: estimated bias {-bias:.2g}"
-    unreliable = f"k-hat is above 0.7 for {100 * doubt:.1f} % of the data, so that this cannot be relied on"
     if reached:
         return (
             f"the estimated bias, {-bias:.2g}, is within the tolerance, {tolerance:g} nats, but {unreliable}"
@@ -251,7 +233,7 @@ def _verdict_on_tolerance(columns: Columns, tolerance: float) -> str:
     return (
         f"the tolerance of {tolerance:g} nats was not reached: estimated bias {-bias:.2g}. It would take "
         f"some {needed:,.0f} samples a datum if the error fell as 1/S"
-        + (f"; {unreliable}. Annealed importance sampling (ais) may do" if doubt else "")
+        + ("" if is_sure else f"; {unreliable}. Annealed importance sampling (ais) may do")
     )
 
 
@@ -270,7 +252,7 @@ class Bound(NamedTuple):
 
 
 @checked
-def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -> Bound:
+def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: Count = 1) -> Bound:
     """The evidence lower bound of every datum, by Monte Carlo: unbiased for any pair.
 
     Args:
@@ -280,36 +262,40 @@ def elbo(model: Program, guide: Program, *batch: Tensor, num_samples: int = 1) -
         num_samples: Draws for every datum.
 
     Raises:
-        ValueError: As :func:`importance_sampling`.
+        ValueError: If :func:`importance_sampling` would raise it.
     """
-    check_sizes(batch, num_samples=num_samples)
-    blocks = []
-    with evaluation(model, guide):
-        rows = rows_at_once(model, batch)
-        masks = True
-        for block in split(batch, _block_size(rows, num_samples)):
-            masks = masks and check_masked(model, *block)
-            total = torch.zeros(2, len(block[0]), dtype=torch.float64)
-            for count in _counts(num_samples, block, rows):
-                draws = draw(model, guide, *block, num_samples=count)
-                kl = draws.log_guide - draws.log_joint.log_prior
-                parts = torch.stack([draws.log_joint.log_likelihood, kl])
-                check_whole(kl.T, block)
-                total += parts.double().sum(1).cpu()
-            blocks.append(total / num_samples)
-    log_likelihood, kl = torch.cat(blocks, 1)
-    return Bound(log_likelihood - kl, log_likelihood, kl)
+    check_sizes(batch)
+    parts = _Elbo(model, guide, batch, num_samples).run(batch)
+    return Bound(parts["log_likelihood"] - parts["kl"], **parts)
+
+
+class _Elbo(Work):
+    name, unit = "elbo", "sample"
+
+    def __init__(self, model: Program, guide: Program, batch: Batch, num_samples: int) -> None:
+        self.programs = (model, guide)
+        self.num_samples = self.amount = num_samples
+        self.rows = rows_at_once(model, batch)
+        self.size = _block_size(self.rows, num_samples)
+
+    def columns(self, block: Batch, advance: Advance) -> PerDatum:
+        total = torch.zeros(2, len(block[0]), dtype=torch.float64)
+        for count in _counts(self.num_samples, block, self.rows):
+            draws = draw_pair(*self.programs, *block, num_samples=count)
+            kl = draws.log_guide - draws.log_joint.log_prior
+            check_whole(kl.T, block)
+            total += torch.stack([draws.log_joint.log_likelihood, kl]).double().sum(1).cpu()
+        return dict(zip(("log_likelihood", "kl"), total / self.num_samples, strict=True))
 
 
 def _block_size(rows: int, num_samples: int) -> int:
     return max(1, rows // min(32, num_samples))
 
 
-def _counts(num_samples: int, block: Batch, rows: int) -> Iterator[int]:
+def _counts(num_samples: int, block: Batch, rows: int) -> list[int]:
     """Sizes of the parts in which num_samples are drawn for this block."""
     most = max(1, rows // len(block[0]))
-    for start in range(0, num_samples, most):
-        yield min(most, num_samples - start)
+    return [min(most, num_samples - start) for start in range(0, num_samples, most)]
 
 
 @checked

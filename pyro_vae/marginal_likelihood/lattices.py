@@ -38,10 +38,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pyro_vae.blocks import Batch, Columns, rows_at_once
 from pyro_vae.compiled import CompiledFunction
-from pyro_vae.posterior import coordinates
+from pyro_vae.mcmc.posterior import coordinates
 from pyro_vae.traces import Program, at_unconstrained, draw_unconstrained
+from pyro_vae.traces.blocks import Batch, PerDatum, rows_at_once
 
 MAX_DIMENSIONS = 3
 _QUARTILES, _BETWEEN_QUARTILES = torch.tensor([0.25, 0.5, 0.75]), 1.349  # of a standard normal
@@ -93,6 +93,22 @@ class _Nodes(NamedTuple):
     slope: Float[Tensor, "nodes dim"]
     unknown: Bool[Tensor, " nodes"]
 
+    def joined(self, other: "_Nodes") -> "_Nodes":
+        """These and others."""
+        return _Nodes(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+
+
+class _Index:
+    """Nodes by their keys."""
+
+    def __init__(self, key: Int[Tensor, " nodes"]) -> None:
+        self.key, self.order = key.sort()
+
+    def find(self, key: Int[Tensor, " wanted"]) -> tuple[Bool[Tensor, " wanted"], Int[Tensor, " wanted"]]:
+        """Which of the keys are there, and the numbers of their nodes."""
+        place = torch.searchsorted(self.key, key).clamp(max=len(self.key) - 1)
+        return self.key[place] == key, self.order[place]
+
 
 class Lattices:
     """The lattices of a block of data: nodes are pairs of a datum and whole-numbered coordinates.
@@ -101,7 +117,7 @@ class Lattices:
         model: A Pyro program with up to three continuous latent dimensions.
         score: :func:`log_density` of it, from positions and rows.
         block: Its arguments.
-        tolerance: As of ``quadrature``, nats.
+        tolerance: That of ``quadrature``, nats.
         max_nodes: The same.
 
     Raises:
@@ -127,11 +143,13 @@ class Lattices:
         self.scale = ((high - low) / _BETWEEN_QUARTILES).clamp(min=1e-6)
         self.far = _FAR * (prior - self.centre).abs().amax(0)
         self.rows = rows_at_once(model, block)
+        self.side = 2 ** (57 // self.dim)  # coordinates along an axis, as far as keys can tell them
+        self.strides = [self.side ** (self.dim - 1 - axis) for axis in range(self.dim)]  # between keys
         steps = torch.arange(-1, 2, device=prior.device)
         self.neighbours = torch.cartesian_prod(*[steps] * self.dim).reshape(-1, self.dim)
 
     def prior_mass(self) -> Float[Tensor, " data"]:
-        """What the prior of every datum integrates to; once for all if they are the same."""
+        """Integral of the prior of every datum; once for all if they are the same."""
         count, draws = len(self.block[0]), self.prior_of_first
         datum = torch.arange(count, device=draws.device).repeat_interleave(len(draws))
         log_prior = self._scores(datum, draws.repeat(count, 1))["log_prior"].reshape(count, -1)
@@ -144,7 +162,7 @@ class Lattices:
         mass = torch.where(columns["converged"] == 1, columns["values"].exp(), math.nan)
         return mass.expand(count)
 
-    def integrate(self) -> Columns:
+    def integrate(self) -> PerDatum:
         """Log-integrals, nats, with errors, numbers of nodes and whether they have converged."""
         count = len(self.block[0])
         values = torch.full((count,), -math.inf, dtype=torch.float64)
@@ -193,16 +211,17 @@ class Lattices:
             kept = self._kept(found)
             counts = torch.bincount(found.datum, minlength=len(self.block[0]))
             kept &= (counts <= self.max_nodes)[found.datum]
-            around = (found.coords[kept].unsqueeze(1) + self.neighbours).flatten(0, 1)
-            new = self._unique(
-                torch.cat([found.datum, found.datum[kept].repeat_interleave(len(self.neighbours))]),
-                torch.cat([found.coords, around]),
-                known=len(found.datum),
-            )
+            new = self._new_around(found, kept, self.neighbours)
             if not len(new[0]):
                 return found
-            pairs = zip(found, self._evaluated(*new, _SPACING), strict=True)
-            found = _Nodes(*(torch.cat(pair) for pair in pairs))
+            found = found.joined(self._evaluated(*new, _SPACING))
+
+    def _new_around(self, nodes: _Nodes, chosen: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+        """Neighbours of the chosen nodes that are not among the nodes."""
+        around = (nodes.coords[chosen].unsqueeze(1) + neighbours).flatten(0, 1)
+        around_of = nodes.datum[chosen].repeat_interleave(len(neighbours))
+        both = torch.cat([nodes.datum, around_of]), torch.cat([nodes.coords, around])
+        return self._unique(*both, known=len(nodes.datum))
 
     def _unique(self, datum: Tensor, coords: Tensor, known: int = 0) -> tuple[Tensor, Tensor]:
         """Every node once; without those among the first ``known``."""
@@ -216,13 +235,12 @@ class Lattices:
 
     def _key(self, datum: Tensor, coords: Tensor) -> Tensor:
         """A number for every node."""
-        side = 2 ** (57 // self.dim)
         for column in coords.T:
-            datum = datum * side + column + side // 2
+            datum = datum * self.side + column + self.side // 2
         return datum
 
     def _beyond(self, nodes: _Nodes, ready: Tensor, spacing: float) -> Tensor:
-        """How far, nats, integrals may be off by jumps of f and by what cannot be computed.
+        """Error of the integrals, nats, by jumps of f and by what cannot be computed.
 
         Where log f jumps between two nodes, nobody knows on which side of it the interval between them lies.
         Where it is nan or infinite beside a node that carries mass, there may be any.
@@ -234,30 +252,20 @@ class Lattices:
         datum, log_f = nodes.datum, nodes.log_f
         highest = self._maxima(datum, log_f)
         weight = (log_f - highest[datum]).exp().nan_to_num(0.0)
-        mass, off = (weight.new_zeros(len(ready)) for _ in range(2))
-        mass = mass.scatter_add(0, datum, weight)
+        mass = self._totals(datum, weight)
+        off = self._left(nodes, ready, highest, spacing) + self._between(nodes, highest, spacing)
         # Nodes at the border that carry mass, as at the end of a support, and what lies beyond.
-        carries = weight > _CARRIES
-        around = self.neighbours[self.neighbours.abs().sum(-1) == 1]
-        new = self._unique(
-            torch.cat([datum, datum[carries].repeat_interleave(len(around))]),
-            torch.cat([nodes.coords, (nodes.coords[carries].unsqueeze(1) + around).flatten(0, 1)]),
-            known=len(datum),
-        )
-        known = len(datum)
-        off += self._left(nodes, ready, highest, spacing) + self._between(nodes, highest, spacing)
-        pairs = zip(nodes, self._evaluated(*new, spacing), strict=True)
-        nodes = _Nodes(*(torch.cat(pair) for pair in pairs))
+        known, beside = len(datum), self.neighbours[self.neighbours.abs().sum(-1) == 1]
+        new = self._new_around(nodes, weight > _CARRIES, beside)
+        nodes = nodes.joined(self._evaluated(*new, spacing))
         datum, log_f = nodes.datum, nodes.log_f
         weight = (log_f - highest[datum]).exp().nan_to_num(0.0)
         is_missed = (weight > _CARRIES)[known:]
-        off.scatter_add_(0, datum[known:], torch.where(is_missed, math.inf, 0.0).to(off.dtype))
-        key, order = self._key(datum, nodes.coords).sort()
-        for axis in range(self.dim):
-            beside = key + 2 ** (57 // self.dim * (self.dim - 1 - axis))
-            place = torch.searchsorted(key, beside).clamp(max=len(key) - 1)
-            is_there = key[place] == beside
-            one, other = order[is_there], order[place[is_there]]
+        off += self._totals(datum[known:], torch.where(is_missed, math.inf, 0.0).to(off.dtype))
+        index = _Index(self._key(datum, nodes.coords))
+        for axis, stride in enumerate(self.strides):
+            is_there, place = index.find(index.key + stride)
+            one, other = index.order[is_there], place[is_there]
             rise = log_f[other] - log_f[one]
             expected = (nodes.slope[one, axis] + nodes.slope[other, axis]) / 2
             jumps = ~((rise - expected).abs() < _JUMP)
@@ -276,8 +284,7 @@ class Lattices:
         is_left = ~torch.isin(self._key(datum, at.round().long()), self._key(nodes.datum, nodes.coords))
         found = self._evaluated(datum[is_left], at[is_left], spacing)
         weight = (found.log_f - highest[found.datum]).exp().nan_to_num(0.0)
-        mass = torch.zeros(len(ready), dtype=weight.dtype, device=weight.device)
-        return mass.scatter_add(0, found.datum, weight * width**self.dim / _PROBES)
+        return self._totals(found.datum, weight * width**self.dim / _PROBES)
 
     def _between(self, nodes: _Nodes, highest: Tensor, spacing: float) -> Float[Tensor, " data"]:
         """Mass of peaks that stand between nodes, at most, in weights of nodes.
@@ -285,14 +292,13 @@ class Lattices:
         From nodes above their neighbours that are steep all the same, by halved steps up the slope.
         """
         start = (nodes.slope.abs().amax(-1) > _JUMP).nonzero()[:, 0]
-        key, order = self._key(nodes.datum, nodes.coords).sort()
-        own = self._key(nodes.datum[start], nodes.coords[start])
+        key = self._key(nodes.datum, nodes.coords)
+        index = _Index(key)
         is_highest = torch.ones_like(start, dtype=torch.bool)
-        for axis in range(self.dim):
-            for beside in (side := 2 ** (57 // self.dim * (self.dim - 1 - axis))), -side:
-                place = torch.searchsorted(key, own + beside).clamp(max=len(key) - 1)
-                is_higher = (key[place] == own + beside) & (nodes.log_f[order[place]] > nodes.log_f[start])
-                is_highest &= ~is_higher
+        for stride in self.strides:
+            for step in (stride, -stride):
+                is_there, place = index.find(key[start] + step)
+                is_highest &= ~(is_there & (nodes.log_f[place] > nodes.log_f[start]))
         start = start[is_highest]  # of most posteriors, none
         datum, at = nodes.datum[start], nodes.coords[start].double()
         top, slope = nodes.log_f[start], nodes.slope[start]
@@ -302,7 +308,7 @@ class Lattices:
             top, slope = torch.maximum(top, found.log_f), found.slope
         is_peak = top > nodes.log_f[start] + self.dim * _JUMP
         weight = torch.where(is_peak, (top - highest[datum]).exp(), 0.0)
-        return weight.new_zeros(len(self.block[0])).scatter_add(0, datum, weight)
+        return self._totals(datum, weight)
 
     def _evaluated(self, datum: Tensor, coords: Tensor, spacing: float) -> _Nodes:
         """The nodes with what they are worth."""
@@ -338,7 +344,7 @@ class Lattices:
         return _Nodes(datum, coords, log_f, log_prior, highest, highest_prior, rounding, slope, unknown)
 
     def _scores(self, datum: Tensor, u: Tensor) -> dict[str, Tensor]:
-        """Of data at points, log-densities and gradients by u, in pieces of one size."""
+        """Log-densities of data at points and gradients by u, in pieces of one size."""
         numbers, vectors = ("log_density", "log_prior"), ("gradient", "prior_gradient")
         found = {name: [u.new_empty(0).double()] for name in numbers}
         found |= {name: [u.new_empty(0, self.dim).double()] for name in vectors}
@@ -356,6 +362,9 @@ class Lattices:
                 parts.append(outputs[name][0, :count].double())
         return {name: torch.cat(parts) for name, parts in found.items()}
 
+    def _totals(self, datum: Tensor, numbers: Tensor) -> Tensor:
+        return numbers.new_zeros(len(self.block[0])).scatter_add(0, datum, numbers)
+
     def _maxima(self, datum: Tensor, numbers: Tensor) -> Tensor:
         empty = torch.full((len(self.block[0]),), -math.inf, dtype=torch.float64, device=datum.device)
         return empty.scatter_reduce(0, datum, numbers, "amax")
@@ -369,20 +378,15 @@ class Lattices:
         return highest > self._maxima(datum, nodes.log_f)[datum] - _KEPT
 
     def _sums(self, nodes: _Nodes, spacing: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of every datum the integral, how many nodes its mass is spread over, all nodes, and rounding."""
+        """Integral of every datum, number of nodes its mass is spread over, all nodes, and rounding."""
         datum, log_f = nodes.datum, nodes.log_f
         count = len(self.block[0])
         top = self._maxima(datum, log_f)
         weight = (log_f - top[datum]).exp().nan_to_num(0.0)  # where all are -inf
-        zeros = torch.zeros(count, dtype=log_f.dtype, device=log_f.device)
-        mass = zeros.scatter_add(0, datum, weight)
-        energy = zeros.scatter_add(0, datum, torch.xlogy(weight, weight))
+        mass, energy = self._totals(datum, weight), self._totals(datum, torch.xlogy(weight, weight))
         spread = (mass.log() - energy / mass).exp()  # exp of the entropy of weight / mass
         log_volume = self.dim * math.log(spacing) + self.scale[:count].double().log().sum(-1)
         size = torch.bincount(datum, minlength=count).to(log_f.dtype)
         rounding = torch.where(weight > _SEEN, weight * nodes.rounding, 0.0)
-        rounding = zeros.scatter_add(0, datum, rounding) / mass
-        return tuple(
-            t.cpu()
-            for t in (top + mass.log() + log_volume, spread, size, rounding.nan_to_num(0.0, posinf=math.inf))
-        )
+        rounding = (self._totals(datum, rounding) / mass).nan_to_num(0.0, posinf=math.inf)
+        return tuple(t.cpu() for t in (top + mass.log() + log_volume, spread, size, rounding))

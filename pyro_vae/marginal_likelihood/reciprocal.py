@@ -14,6 +14,7 @@ Gelfand & Dey, *Bayesian model choice*, 1994.)
 Draws and fits live in unconstrained space, where all is smooth.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.arguments import Share, checked
-from pyro_vae.blocks import Batch, Columns, by_blocks, evaluation
-from pyro_vae.diagnostics import MIN_SAMPLES_FOR_KHAT, effective_sample_size, pareto_smooth
-from pyro_vae.marginal_likelihood.result import LogMarginal, log_marginal
-from pyro_vae.posterior import Chains, chain_diagnostics, coordinates, draw_posterior
+from pyro_vae.marginal_likelihood.result import LogMarginal
+from pyro_vae.marginal_likelihood.runner import Estimator
+from pyro_vae.mcmc.diagnostics import MIN_SAMPLES_FOR_KHAT, effective_sample_size, pareto_smooth
+from pyro_vae.mcmc.posterior import Chains, coordinates, draw_posterior
 from pyro_vae.traces import Program
+from pyro_vae.traces.blocks import Advance, Batch, PerDatum
 
 Density = Callable[[Float[Tensor, "points batch dim"]], Float[Tensor, "points batch"]]
 FitDensity = Callable[[Float[Tensor, "draws batch dim"]], Density]
@@ -58,10 +60,10 @@ def hmc(
         num_chains: Chains of every datum. The density is fitted to the first half of them and evaluated on
             the others; of a single chain, as in the paper, to its first half.
         num_samples: Draws of every chain.
-        num_warmup: Steps before them, see ``posterior.sample_posterior``.
+        num_warmup: Steps before them, see ``mcmc.sample_posterior``.
         num_leapfrog: Gradients for every draw.
-        target_acceptance: What step sizes are tuned to.
-        data: What the data are, for the summary.
+        target_acceptance: Acceptance that step sizes are tuned to.
+        data: Words on the data, for the summary.
         progress: Show a progress bar.
         checkpoint: File that keeps finished blocks of data, from which an interrupted call goes on.
 
@@ -73,53 +75,40 @@ def hmc(
     Raises:
         ValueError: If a size is below 1, there are fewer than 8 draws, or as ``sample_posterior``.
     """
-    fit = fit or fit_normal
     chains = Chains(num_chains, num_samples, num_warmup, num_leapfrog, target_acceptance)
-    chains.check(batch)
-    if num_chains * num_samples < 8:
-        raise ValueError(
-            f"{num_chains} chains of {num_samples} draws are too few: the fit needs 4, and so does the mean"
-        )
-    density = chains.density(model, batch)
+    return _AppendixD(model, batch, fit or fit_normal, chains).estimate(data, progress, checkpoint)
 
-    def estimate(block: Batch, advance: Callable[[int], None]) -> Columns:
-        drawn = draw_posterior(density, block, chains, advance)
+
+class _AppendixD(Estimator):
+    name, bound, unit = "hmc", "upper", "draw"
+
+    def __init__(self, model: Program, batch: Batch, fit: FitDensity, chains: Chains) -> None:
+        super().__init__(model, None, batch)
+        if chains.num_chains * chains.num_samples < 8:
+            raise ValueError(
+                f"{chains.num_chains} chains of {chains.num_samples} draws are too few: the fit needs 4, and "
+                "so does the mean"
+            )
+        self.chains, self.fit = chains, fit
+        self.settings = {"fit": getattr(fit, "__name__", type(fit).__name__), **dataclasses.asdict(chains)}
+        self.size = chains.block_size(model, batch)
+        self.amount = chains.num_transitions
+        self.density = chains.density(model, batch)
+
+    def columns(self, block: Batch, advance: Advance) -> PerDatum:
+        drawn = draw_posterior(self.density, block, self.chains, advance)
         log_joint, draws = drawn.log_joint.double().cpu(), coordinates(drawn.position).double().cpu()
-        if num_chains == 1:  # two halves of one
-            half = num_samples // 2
+        if len(draws) == 1:  # two halves of one
+            half = self.chains.num_samples // 2
             draws = torch.stack([draws[0, :half], draws[0, half : 2 * half]])
             log_joint = torch.stack([log_joint[0, :half], log_joint[0, half : 2 * half]])
-        values, std_error, khat = reciprocal_importance(log_joint, draws, fit)
-        columns = {"values": values, "std_error": std_error, **chain_diagnostics(drawn.position)}
-        if khat is not None:
-            columns["khat"] = khat
-        return columns | {"acceptance": drawn.acceptance.cpu(), "divergences": drawn.divergences.cpu()}
+        values, std_error, khat = reciprocal_importance(log_joint, draws, self.fit)
+        columns = {"values": values, "std_error": std_error} | drawn.diagnostics()
+        return columns if khat is None else columns | {"khat": khat}
 
-    fitted = getattr(fit, "__name__", type(fit).__name__)
-    columns = by_blocks(
-        estimate,
-        batch,
-        chains.block_size(model, batch),
-        programs=(model,),
-        method="hmc",
-        settings=chains._asdict() | {"fit": fitted},
-        work=chains.num_transitions,
-        unit="draw",
-        progress=progress,
-        checkpoint=checkpoint,
-    )
-    with evaluation(model):
-        return log_marginal(
-            columns,
-            model=model,
-            batch=batch,
-            method="hmc",
-            bound="upper",
-            effort=f"{num_chains} chains of {num_samples:,} draws a datum, {fitted.replace('_', ' ')}",
-            data=data,
-            fit=fitted,
-            **chains._asdict(),
-        )
+    def effort(self, columns: PerDatum) -> str:
+        chains, fitted = self.chains, self.settings["fit"].replace("_", " ")
+        return f"{chains.num_chains} chains of {chains.num_samples:,} draws a datum, {fitted}"
 
 
 def reciprocal_importance(
@@ -209,7 +198,7 @@ def _kernels(
 
 
 def _cholesky(covariance: Float[Tensor, "batch dim dim"]) -> Float[Tensor, "batch dim dim"]:
-    """Of a covariance whose draws may have got stuck: then its variances are bounded away from 0."""
+    """Factor of a covariance; where draws got stuck, its variances are bounded away from 0."""
     jitter = 1e-10 * covariance.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-20)
     return torch.linalg.cholesky(
         covariance + jitter[:, None, None] * torch.eye(covariance.shape[-1]).to(covariance)

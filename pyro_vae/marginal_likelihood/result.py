@@ -1,4 +1,4 @@
-r"""What every estimator of :math:`\log p(x)` returns, and how results are told apart, kept and compared.
+r"""The result of every estimator of :math:`\log p(x)`, and its words.
 
 Two errors, never merged: the Monte Carlo error, which more samples make smaller, and the error of having seen
 these test data and no others. And a third, which no error bar shows: the side on which an estimate is wrong.
@@ -8,49 +8,54 @@ p(x) too high, by half the Monte Carlo variance while that is small.
 
 import dataclasses
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_vae import diagnostics as stats
-from pyro_vae import records
-from pyro_vae.arguments import checked
-from pyro_vae.blocks import Batch, Columns, behaviour_of, checksum, programs_checksum
-from pyro_vae.distributions import scores_cross_entropy
 from pyro_vae.errors import UserError
-from pyro_vae.files import locked
-from pyro_vae.marginal_likelihood.coverage import left_out
-from pyro_vae.traces import Program
-from pyro_vae.traces.running import trace_of
-from pyro_vae.traces.sites import sample_sites
+from pyro_vae.mcmc.diagnostics import MIN_SAMPLES_FOR_KHAT, to_arviz
 
-_BOUNDS = {
+BOUNDS = {
     "lower": "a lower bound in expectation",
     "upper": "an upper bound in expectation, if the draws are from the posterior",
     "exact": "exact but for the stated error",
 }
-SIMULATED = "simulated"  # in place of a checksum of data
+_CROSS_ENTROPY = "minus the cross-entropy of grey values (not a log-likelihood)"
 _ERROR_OF = {"quadrature": "quadrature"}  # what std_error is, where not of Monte Carlo
+_SIDES = {(True, False): "low", (False, True): "high", (True, True): "low or too high"}
 
 
-class Doubt(NamedTuple):
-    """Why the mean of an estimate may be wrong by an unknown amount.
+class Diagnosis(NamedTuple):
+    """One thing that diagnostics say of an estimate.
 
     Attributes:
-        may_be_low: It may be too low.
-        may_be_high: It may be too high.
-        words: What says so.
+        words: Words in a sentence.
+        brief: Words in a table; empty where it is in none.
+        may_be_low: True if the mean may be too low, by an unknown amount.
+        may_be_high: True if it may be too high.
+        advice: Remedy.
     """
 
-    may_be_low: bool
-    may_be_high: bool
     words: str
+    brief: str = ""
+    may_be_low: bool = False
+    may_be_high: bool = False
+    advice: str = ""
+
+    @property
+    def doubt(self) -> str:
+        """Side on which the mean may be wrong, in words; empty if it can be relied on."""
+        sides = self.may_be_low, self.may_be_high
+        return f"may be too {_SIDES[sides]}, nobody knows by how much" if any(sides) else ""
+
+    def in_full(self) -> str:
+        """A line: the words, what follows from them, and what to do."""
+        follows = f": the mean {self.doubt}" if self.doubt else ""
+        return self.words + follows + (f"; {self.advice}" if self.advice else "")
 
 
 class EstimatesError(UserError, ValueError):
@@ -65,11 +70,14 @@ class LogMarginal:
         values: Estimates, nats.
         std_error: Their Monte Carlo standard errors, nats; of quadrature its estimated error; nan for a
             single sample.
-        method: How they were estimated: the name of the function.
+        method: Name of the function that estimated them.
         bound: ``"lower"``, ``"upper"`` (both in expectation) or ``"exact"``.
-        settings: With what: sample sizes, what the data are, what was scored.
+        settings: With what: sample sizes, what the data are, which weights.
         diagnostics: Other numbers of every datum, by name; what they are is said by the estimator.
         curve: The importance-weighted bound of every datum by number of samples.
+        is_simulated: True for data that were simulated from the model.
+        is_of_codes: True for the bound of a VQ-VAE, whose guide has one code for a datum; no draws raise it.
+        is_density: True for a log p(x); grey values under a Bernoulli have a cross-entropy only.
     """
 
     values: Float[Tensor, " batch"]
@@ -79,6 +87,9 @@ class LogMarginal:
     settings: dict[str, Any]
     diagnostics: dict[str, Float[Tensor, " batch"]] = dataclasses.field(default_factory=dict)
     curve: dict[int, Float[Tensor, " batch"]] = dataclasses.field(default_factory=dict)
+    is_simulated: bool = False
+    is_of_codes: bool = False
+    is_density: bool = True
 
     @property
     def khat(self) -> Float[Tensor, " batch"] | None:
@@ -103,7 +114,12 @@ class LogMarginal:
     @property
     def monte_carlo_error(self) -> float:
         """Standard error of :attr:`mean` from drawing latents: what more samples reduce, nats."""
-        return self.std_error.square().sum().sqrt().item() / len(self.values)
+        return mean_error(self.std_error)
+
+    @property
+    def upper_error(self) -> float | None:
+        """Standard error of the mean of :attr:`upper` from drawing latents, nats."""
+        return None if self.upper is None else mean_error(self.diagnostics["upper_std_error"])
 
     @property
     def data_error(self) -> float:
@@ -136,61 +152,96 @@ class LogMarginal:
         return len(self.values), float(math.prod(sizes))
 
     @property
-    def doubts(self) -> list[Doubt]:
-        """What its diagnostics, or the lack of them, say against it; empty if it can be relied on."""
-        if self.is_of_codes:
-            return [Doubt(True, False, "the bound of one code a datum, which no draws can raise")]
-        low = self.bound == "lower"
-        found = []
-        if self.unreliable_share:
-            share = f"k-hat above 0.7 for {100 * self.unreliable_share:.1f} % of the data"
-            found.append(Doubt(low, not low, share))
-        elif self.khat is None and self.settings.get("num_samples", math.inf) < stats.MIN_SAMPLES_FOR_KHAT:
-            few = f"k-hat is not known with fewer than {stats.MIN_SAMPLES_FOR_KHAT} samples"
-            found.append(Doubt(low, not low, few))
-        if "rhat" in self.diagnostics and self.unmixed_share != 0:
-            share = "R-hat is not known of one chain"
-            if self.unmixed_share is not None:
-                share = f"R-hat above 1.01 for {100 * self.unmixed_share:.1f} % of the data"
-            found.append(Doubt(True, True, share))
-        converged = self.diagnostics.get("converged")
-        if converged is not None and (missed := (converged == 0).double().mean().item()):
-            found.append(Doubt(True, True, f"not converged for {100 * missed:.1f} % of the data"))
-        if self.method in ("ais", "bidirectional") and self.ess is not None:
-            # The weight of a datum is that of one chain, whose error is not known.
-            lone = (~(self.ess >= 2)).double().mean().item()
-            if lone:
-                words = f"one chain has most of the weight of {100 * lone:.1f} % of the data"
-                found.append(Doubt(low, not low, words))
-        return found
+    def scores(self) -> str:
+        """Name of the values: log p(x), or something else."""
+        return "log p(x)" if self.is_density else _CROSS_ENTROPY
 
     @property
-    def is_of_codes(self) -> bool:
-        """Whether the guide has one code for a datum: the bound of a VQ-VAE, which no draws can raise."""
-        return self.settings.get("is_of_codes", False)
+    def data_checksum(self) -> str | None:
+        """Digest that is the same for two estimates of the same data; None of simulated ones."""
+        return None if self.is_simulated else self.settings["data_checksum"]
+
+    @property
+    def doubts(self) -> list[Diagnosis]:
+        """Diagnoses that speak against it, or their lack; empty if it can be relied on."""
+        return [diagnosis for diagnosis in self.diagnoses if diagnosis.doubt]
+
+    @property
+    def diagnoses(self) -> list[Diagnosis]:
+        """Its diagnostics in words."""
+        if self.is_of_codes:
+            words = "the bound of the one code that the guide has for a datum, which more draws do not raise"
+            return [Diagnosis(words, may_be_low=True)]
+        found: list[Diagnosis] = []
+        one_side = (True, False) if self.bound == "lower" else (False, True)
+
+        def say(words: str, brief: str = "", sides: tuple[bool, ...] = (), advice: str = "") -> None:
+            found.append(Diagnosis(words, brief, *(sides or (False, False)), advice if sides else ""))
+
+        if self.khat is not None:
+            share = self.unreliable_share
+            sides = one_side if share else ()
+            say(khat_in_words(self.khat), f"k-hat > 0.7: {100 * share:.1f} %", sides, "estimate with ais")
+        elif self.settings.get("num_samples", math.inf) < MIN_SAMPLES_FOR_KHAT:
+            say(f"k-hat needs {MIN_SAMPLES_FOR_KHAT} samples a datum", sides=one_side)
+        if self.ess is not None:
+            median = self.ess.median().item()
+            say(f"median effective sample size {median:.0f}", f"median ESS {median:.0f}")
+        if (smoothed := self.diagnostics.get("smoothed")) is not None:
+            say(f"with Pareto-smoothed weights {smoothed.mean().item():.2f}")
+        if self.upper is not None:
+            upper = self.upper.mean().item()
+            say(f"upper bound {upper:.2f}: a gap of {self.gap:.2g} nats", f"gap {self.gap:.2g}")
+        if (rhat := self.diagnostics.get("rhat")) is not None:
+            if (share := self.unmixed_share) is None:
+                say("one chain cannot tell whether it gets everywhere", sides=(True, True))
+            else:
+                words = (
+                    f"R-hat above 1.01 for {100 * share:.1f} % of the data, largest {rhat.max().item():.3f}"
+                )
+                say(words, f"R-hat > 1.01: {100 * share:.1f} %", (True, True) if share else ())
+        if (divergences := self.diagnostics.get("divergences")) is not None:
+            say(f"{int(divergences.sum())} divergent transitions")
+        if (acceptance := self.diagnostics.get("acceptance")) is not None:
+            mean, least = acceptance.mean().item(), acceptance.min().item()
+            say(f"mean acceptance {mean:.2f}, least {least:.2f}", f"acceptance {mean:.2f}")
+        if (converged := self.diagnostics.get("converged")) is not None:
+            missed = 100 * (converged == 0).double().mean().item()
+            words = f"not converged for {missed:.1f} % of the data" if missed else "converged for all data"
+            sides = (True, True) if missed else ()
+            say(words, f"converged: {100 - missed:.1f} %", sides, "give more max_nodes, or use ais")
+        if self.method in ("ais", "bidirectional") and self.ess is not None:
+            # The weight of such a datum is that of one chain, whose error is not known.
+            lone = (~(self.ess >= 2)).double().mean().item()
+            words = f"one chain has most of the weight of {100 * lone:.1f} % of the data"
+            if lone:
+                say(words, sides=one_side, advice="give more num_temperatures")
+        return found
 
     @property
     def gap(self) -> float | None:
         """Mean over data of the upper minus the lower bound, nats; None where the method has no upper one."""
         return None if self.upper is None else (self.upper - self.values).mean().item()
 
+    def stated(self, unit: str = "") -> str:
+        """The mean with its errors, in words."""
+        error = _ERROR_OF.get(self.method, "Monte Carlo")
+        mean = f"= {self.mean:.2f}{unit} ± {self.monte_carlo_error:.2g} ({error})"
+        if self.is_of_codes:
+            mean = f"≥ {self.mean:.2f}{unit}"
+        return f"{self.scores} {mean} ± {self.data_error:.2g} ({len(self.values):,} data)"
+
     def summary(self) -> str:
         """The result in words: value, both errors, diagnostics, and what was measured."""
-        what = self.settings["scores"]
-        error = _ERROR_OF.get(self.method, "Monte Carlo")
-        bound = _BOUNDS[self.bound]
+        bound = BOUNDS[self.bound]
         if self.bound == "exact" and (unknown := int(self.std_error.isinf().sum())):
             known = len(self.values) - unknown
             bound = f"not known for {unknown:,} data" + f", for the others {bound}" * (known > 0)
-        how = f"{self.method.replace('_', ' ')}, {self.settings['effort']}: {bound}"
-        stated = f"{what} = {self.mean:.2f} nats per datum ± {self.monte_carlo_error:.2g} ({error})"
-        if self.is_of_codes:
-            how = "the bound of the one code that the guide has for a datum: more draws do not raise it"
-            stated = f"{what} ≥ {self.mean:.2f} nats per datum"
         lines = [
-            f"{stated} ± {self.data_error:.2g} ({len(self.values):,} data)",
-            how,
-            *_diagnoses(self),
+            self.stated(" nats per datum"),
+            f"{self.method.replace('_', ' ')}, {self.settings['effort']}: {bound}",
+            *(diagnosis.in_full() for diagnosis in self.diagnoses),
+            *self.settings.get("notes", []),
             f"data: {self.settings['data']}",
         ]
         return "\n".join(lines)
@@ -204,7 +255,7 @@ class LogMarginal:
         error, of which those that are not known or above 0.5 nats count as 0.5.
 
         Returns:
-            ArviZ' own type (``InferenceData``, in 1.x a ``DataTree``) with the groups ``log_likelihood``
+            ``arviz.InferenceData`` with the groups ``log_likelihood``
             (variable ``x`` with dimensions ``chain``, ``draw`` and ``datum``) and ``posterior`` (their mean).
         """
         draws = 400
@@ -216,235 +267,46 @@ class LogMarginal:
         order = torch.randperm(draws, generator=torch.Generator().manual_seed(0))
         values = values[order].unsqueeze(0).numpy()
         groups = {"posterior": {"log_marginal": values.mean(-1)}, "log_likelihood": {"x": values}}
-        return stats.to_arviz(groups, dims={"x": ["datum"]})
+        return to_arviz(groups, dims={"x": ["datum"]})
 
     def save(self, path: Path) -> None:
         """Write JSON; raises ``WriteError`` and keeps what was there if it cannot."""
+        from pyro_vae.marginal_likelihood.files import save_estimates
+
         save_estimates({self.method: self}, path)
 
     @classmethod
     def load(cls, path: Path) -> "LogMarginal":
         """Read what :meth:`save` wrote; raises ``EstimatesError`` if it holds several estimates."""
+        from pyro_vae.marginal_likelihood.files import load_estimates
+
         estimates = load_estimates(path)
         if len(estimates) != 1:
             raise EstimatesError(f"{path} holds {', '.join(estimates)}: read them with load_estimates")
         return next(iter(estimates.values()))
 
 
-def _diagnoses(result: LogMarginal) -> list[str]:
-    """What the diagnostics say, in words."""
-    if result.is_of_codes:  # of one weight there is nothing to diagnose
-        return result.settings.get("notes", [])
-    lines = []
-    if result.ess is not None:
-        lines.append(f"median effective sample size {result.ess.median().item():.0f}")
-    if result.method == "importance_sampling" and result.khat is None:
-        lines.append(f"Pareto k-hat needs {stats.MIN_SAMPLES_FOR_KHAT} samples a datum")
-    if result.khat is not None:
-        side = "low" if result.bound == "lower" else "high"
-        lines.append(
-            f"Pareto k-hat above 0.7 for {100 * result.unreliable_share:.1f} % of the data"
-            + (f", whose values are too {side}, nobody knows by how much" * (result.unreliable_share > 0))
+def mean_error(std_error: Float[Tensor, " batch"]) -> float:
+    """Standard error of a mean, from those of independent values."""
+    return std_error.square().sum().sqrt().item() / len(std_error)
+
+
+def khat_in_words(khat: Float[Tensor, " batch"]) -> str:
+    """Share of the data whose Pareto k-hat is above 0.7, in words."""
+    return f"k-hat above 0.7 for {100 * (khat > 0.7).double().mean().item():.1f} % of the data"
+
+
+def check_alike(estimates: Mapping[str, LogMarginal]) -> None:
+    """Raise ``EstimatesError`` unless estimates are of the same given data, and score the same thing."""
+    if any(estimate.is_simulated for estimate in estimates.values()):
+        raise EstimatesError(
+            "estimates of data simulated from a model, each of its own, cannot be put together: estimate "
+            "with ais instead of bidirectional"
         )
-    if (smoothed := result.diagnostics.get("smoothed")) is not None:
-        lines.append(f"with Pareto-smoothed weights {smoothed.mean().item():.2f}")
-    if result.upper is not None:
-        lines.append(f"upper bound {result.upper.mean().item():.2f}: a gap of {result.gap:.2g} nats")
-    if (share := result.unmixed_share) is not None:
-        largest = result.diagnostics["rhat"].max().item()
-        lines.append(f"R-hat above 1.01 for {100 * share:.1f} % of the data, largest {largest:.3f}")
-    if (divergences := result.diagnostics.get("divergences")) is not None:
-        lines.append(f"{int(divergences.sum())} divergent transitions")
-    if (acceptance := result.diagnostics.get("acceptance")) is not None:
-        lines.append(f"mean acceptance {acceptance.mean().item():.2f}, least {acceptance.min().item():.2f}")
-    lines += result.settings.get("notes", [])
-    return lines
-
-
-# ------------------------------------------------------------------------------------ making
-
-
-def log_marginal(
-    columns: Columns,
-    *,
-    model: Program,
-    batch: Batch,
-    method: str,
-    bound: str,
-    effort: str,
-    data: str | None,
-    guide: Program | None = None,
-    curve: dict[int, Tensor] | None = None,
-    notes: Sequence[str] = (),
-    **settings: Any,
-) -> LogMarginal:
-    """The result of an estimator from its columns ``values``, ``std_error`` and diagnostics."""
-    columns = dict(columns)
-    described = {
-        "effort": effort,
-        "num_data": len(batch[0]),
-        "data": data or "not said (nor how they were binarised)",
-        "data_checksum": checksum(*batch),
-        "model_checksum": programs_checksum(model),
-        **_of_the_programs(model, guide, list(notes), *(argument[:3] for argument in batch)),
-        **settings,
-    }
-    return LogMarginal(
-        columns.pop("values"), columns.pop("std_error"), method, bound, described, columns, curve or {}
-    )
-
-
-def _of_the_programs(model: Program, guide: Program | None, notes: list[str], *batch: Tensor) -> dict:
-    """What is scored, what tells models apart whose weights are no tensors, and what to keep in mind."""
-    with torch.random.fork_rng(), pyro.validation_enabled(False):  # data may be impossible at these latents
-        torch.manual_seed(0)
-        trace = trace_of(model, batch, 1)
-        notes += [] if guide is None else left_out(guide, trace, *batch)
-    sites = [site for _, site in sample_sites(trace)]
-    is_entropy = any(scores_cross_entropy(site["fn"]) for site in sites)
-    scores = "minus the cross-entropy of grey values (not a log-likelihood)" if is_entropy else "log p(x)"
-    return {"scores": scores, "model_behaviour": behaviour_of(sites).tolist(), "notes": notes}
-
-
-# ------------------------------------------------------------------------------------ files
-
-_Numbers = list[float | Literal["nan", "inf", "-inf"]]  # JSON has no such numbers: they are words
-
-
-@dataclasses.dataclass(frozen=True)
-class _Record:
-    """An estimate in a file; ``others`` are smaller ones by the same method, of other data."""
-
-    __pydantic_config__ = records.STRICT
-
-    values: _Numbers
-    std_error: _Numbers
-    method: str
-    bound: Literal["lower", "upper", "exact"]
-    settings: dict[str, Any]
-    diagnostics: dict[str, _Numbers]
-    curve: dict[str, _Numbers]
-    summary: list[str]
-    others: list["_Record"] = dataclasses.field(default_factory=list)
-    file_checksum: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("effort", "data", "data_checksum", "model_checksum", "scores"):
-            if not isinstance(self.settings.get(name), str):
-                raise ValueError(f"settings.{name} cannot be {self.settings.get(name)!r}")
-        columns = {"std_error": self.std_error, **self.diagnostics, **self.curve}
-        for name, column in columns.items():
-            if len(column) != len(self.values) or not column:
-                raise ValueError(f"{name} has {len(column)} numbers of {len(self.values)} data")
-        if not all(size.isdecimal() for size in self.curve):
-            raise ValueError(f"curve is by numbers of samples, not {sorted(self.curve)}")
-
-
-@checked
-def save_estimates(estimates: Mapping[str, LogMarginal], path: str | Path) -> None:
-    """Write estimates by name as JSON; raises ``WriteError`` and keeps what was there if it cannot."""
-    _write({name: [estimate] for name, estimate in estimates.items()}, Path(path))
-
-
-def load_estimates(path: Path) -> dict[str, LogMarginal]:
-    """Read what :func:`save_estimates` or :func:`merge_estimates` wrote: of every name that of most data.
-
-    Raises:
-        EstimatesError: If there is no such file, or it is damaged.
-    """
-    return {name: estimates[0] for name, estimates in _read(Path(path)).items()}
-
-
-def load_estimates_by_data(path: Path) -> dict[str, dict[str, LogMarginal]]:
-    """All estimates of a file by their data's checksum, or ``"simulated"``, and name; raises the same."""
-    found: dict[str, dict[str, LogMarginal]] = {}
-    for name, estimates in _read(Path(path)).items():
-        for estimate in estimates:
-            found.setdefault(estimate.settings["data_checksum"], {})[name] = estimate
-    return found
-
-
-def merge_estimates(estimates: Mapping[str, LogMarginal], path: Path) -> dict[str, LogMarginal]:
-    """Add estimates by name to a file, in which a smaller one never takes the place of a larger one.
-
-    The file keeps, of every method and set of data, the estimate that took the most work
-    (:attr:`LogMarginal.size`), the latest of equal ones; first that of most data. Estimates of other weights
-    are of the past, and dropped. Other processes may do the same at the same time.
-
-    Returns:
-        What the file now has of the data of the last one, and of simulated data.
-
-    Raises:
-        EstimatesError: If the file is damaged.
-        WriteError: If it cannot be written; the old one is kept.
-    """
-    path = Path(path)
-    *_, latest = estimates.values()
-    weights = latest.settings["model_checksum"]
-    with locked(path.with_name(f"{path.name}.lock"), path, seconds=60.0):
-        stored = _read(path) if os.path.lexists(path) else {}
-        kept = {
-            name: [e for e in stored.get(name, []) if e.settings["model_checksum"] == weights]
-            for name in {**stored, **estimates}
-        }
-        for name, estimate in estimates.items():
-            data = estimate.settings["data_checksum"]
-            same = [e for e in kept[name] if e.settings["data_checksum"] == data]
-            larger = [e for e in same if e.size > estimate.size] or [estimate]
-            kept[name] = [e for e in kept[name] if e.settings["data_checksum"] != data] + larger
-        _write({name: found for name, found in kept.items() if found}, path)
-    of_data = load_estimates_by_data(path)
-    return of_data[latest.settings["data_checksum"]] | of_data.get(SIMULATED, {})
-
-
-def _write(estimates: Mapping[str, Sequence[LogMarginal]], path: Path) -> None:
-    record = {}
-    for name, found in estimates.items():
-        first, *others = sorted(found, key=lambda estimate: estimate.size, reverse=True)
-        record[name] = _encode(first) | ({"others": list(map(_encode, others))} if others else {})
-    records.write_json(record, path, in_parts=True)
-
-
-def _read(path: Path) -> dict[str, list[LogMarginal]]:
-    """By name, first that of most data."""
-    advice = "remove it and make them again with scripts/estimate.py"
-    try:
-        found = records.read_json(path, dict[str, _Record], EstimatesError, advice)
-    except FileNotFoundError:
-        raise EstimatesError(f"there are no estimates {path}: make them with scripts/estimate.py") from None
-    if not found:
-        raise EstimatesError(f"{path} is damaged (it holds nothing): {advice}")
-    return {name: [_decode(record), *map(_decode, record.others)] for name, record in found.items()}
-
-
-def _encode(result: LogMarginal) -> dict[str, Any]:
-    return {
-        "values": _to_json(result.values),
-        "std_error": _to_json(result.std_error),
-        "method": result.method,
-        "bound": result.bound,
-        "settings": result.settings,
-        "diagnostics": {name: _to_json(numbers) for name, numbers in result.diagnostics.items()},
-        "curve": {str(size): _to_json(numbers) for size, numbers in result.curve.items()},
-        "summary": result.summary().splitlines(),
-    }
-
-
-def _decode(record: _Record) -> LogMarginal:
-    return LogMarginal(
-        _from_json(record.values),
-        _from_json(record.std_error),
-        record.method,
-        record.bound,
-        record.settings,
-        {name: _from_json(values) for name, values in record.diagnostics.items()},
-        {int(size): _from_json(values) for size, values in record.curve.items()},
-    )
-
-
-def _to_json(numbers: Tensor) -> list[float | str]:
-    return [v if math.isfinite(v) else str(v) for v in numbers.tolist()]
-
-
-def _from_json(numbers: _Numbers) -> Tensor:
-    return torch.tensor([float(v) for v in numbers], dtype=torch.float64)
+    for what in ("data_checksum", "scores"):
+        seen = {name: getattr(estimate, what) for name, estimate in estimates.items()}
+        if len(set(seen.values())) > 1:
+            raise EstimatesError(
+                f"estimates of different data or kinds cannot be put together: their "
+                f"{what.replace('_', ' ')} differ: {seen}"
+            )

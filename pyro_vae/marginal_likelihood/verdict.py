@@ -1,128 +1,85 @@
-"""What several estimates of the same data say together: a table, and a verdict in words."""
+"""Several estimates of the same data together: a table, and a verdict in words."""
 
 import math
 from collections.abc import Mapping
 
-from torch import Tensor
-
-from pyro_vae.marginal_likelihood.result import EstimatesError, LogMarginal
+from pyro_vae.marginal_likelihood.result import BOUNDS, LogMarginal, check_alike, mean_error
 
 _BOUND_WORDS = {"lower": "lower bound", "upper": "upper bound", "exact": "exact"}
 
 
 def best_estimate(estimates: Mapping[str, LogMarginal]) -> LogMarginal:
-    """The estimate of given data to be relied on most: an exact one, else the highest lower bound.
+    """Estimate of given data to be relied on most: an exact one, else the highest lower bound.
 
     Of noisy bounds the highest is that with the highest value minus its Monte Carlo error.
 
     Raises:
         ValueError: If there is none of these data: ``bidirectional`` is of simulated ones.
     """
-    candidates = [e for e in estimates.values() if e.settings["data_checksum"] != "simulated"]
-    exact = [
-        e for e in candidates if e.bound == "exact" and (e.diagnostics.get("converged", e.values) != 0).all()
-    ]
-    lower = [e for e in candidates if e.bound == "lower"]
+    candidates = [e for e in estimates.values() if not e.is_simulated]
     if not candidates:
         raise ValueError("there is no estimate of given data, only of simulated ones")
-    return exact[0] if exact else max(lower or candidates, key=_reliable_height)
+    return max(candidates, key=_rank)
 
 
-def _reliable_height(estimate: LogMarginal) -> float:
+def _rank(estimate: LogMarginal) -> tuple[bool, bool, float]:
+    is_converged = bool((estimate.diagnostics.get("converged", estimate.values) != 0).all())
     height = estimate.mean - estimate.monte_carlo_error
-    return -math.inf if math.isnan(height) else height  # one chain says nothing about its error
+    height = -math.inf if math.isnan(height) else height  # one chain says nothing about its error
+    return estimate.bound == "exact" and is_converged, estimate.bound == "lower", height
 
 
 def table(estimates: Mapping[str, LogMarginal]) -> str:
-    """One line a method: value, Monte Carlo error, side of log p(x), diagnostics, seconds."""
+    """Table of a line a method: value, Monte Carlo error, side of log p(x), diagnostics, seconds."""
     rows = [("method", "nats", "± Monte Carlo", "bound", "diagnostics", "seconds")]
     for name, estimate in estimates.items():
-        simulated = estimate.settings["data_checksum"] == "simulated"
         seconds = estimate.settings.get("seconds")
         rows.append(
             (
-                name + " (simulated data)" * simulated,
+                name + " (simulated data)" * estimate.is_simulated,
                 f"{estimate.mean:.3f}",
                 f"{estimate.monte_carlo_error:.2g}",
                 _BOUND_WORDS[estimate.bound],
-                _diagnostics(estimate),
+                ", ".join(diagnosis.brief for diagnosis in estimate.diagnoses if diagnosis.brief),
                 "" if seconds is None else f"{seconds:.0f}",
             )
         )
         if estimate.upper is not None:
-            error = _mean_error(estimate.diagnostics["upper_std_error"])
-            rows.append(("", f"{estimate.upper.mean().item():.3f}", f"{error:.2g}", "upper bound", "", ""))
+            upper, error = estimate.upper.mean().item(), estimate.upper_error
+            rows.append(("", f"{upper:.3f}", f"{error:.2g}", "upper bound", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def _diagnostics(estimate: LogMarginal) -> str:
-    if estimate.is_of_codes:
-        return ""
-    found = []
-    if estimate.khat is not None:
-        found.append(f"k-hat > 0.7: {100 * estimate.unreliable_share:.1f} %")
-    if estimate.ess is not None:
-        found.append(f"median ESS {estimate.ess.median().item():.0f}")
-    if (share := estimate.unmixed_share) is not None:
-        found.append(f"R-hat > 1.01: {100 * share:.1f} %")
-    if (acceptance := estimate.diagnostics.get("acceptance")) is not None:
-        found.append(f"acceptance {acceptance.mean().item():.2f}")
-    if (converged := estimate.diagnostics.get("converged")) is not None:
-        found.append(f"converged: {100 * converged.mean().item():.1f} %")
-    if estimate.gap is not None:
-        found.append(f"gap {estimate.gap:.2g}")
-    return ", ".join(found)
-
-
 def verdict(estimates: Mapping[str, LogMarginal]) -> str:
-    """The value to be quoted, its errors, and how far it can be trusted, in a few sentences.
+    """Value to be quoted, its errors, and how far it can be trusted, in a few sentences.
 
     Args:
         estimates: By name of the method, of the same data; ``bidirectional`` of simulated ones.
     """
     if not estimates:
         raise ValueError("there are no estimates to judge")
-    given = {name: e for name, e in estimates.items() if e.settings["data_checksum"] != "simulated"}
-    if len({estimate.settings["data_checksum"] for estimate in given.values()}) > 1:
-        raise EstimatesError("these estimates are of different data: give those of the same")
+    given = {name: e for name, e in estimates.items() if not e.is_simulated}
+    check_alike(given)
     sentences = []
     if given:
         best = best_estimate(given)
-        error = "quadrature" if best.method == "quadrature" else "Monte Carlo"
-        stated = f"= {best.mean:.2f} ± {best.monte_carlo_error:.2g} ({error})"
-        kind = "exact" if best.bound == "exact" else f"{_article(best.bound)} in expectation"
-        if best.is_of_codes:
-            stated, kind = f"≥ {best.mean:.2f}", "the bound of the guide's codes"
-        sentences.append(
-            f"{best.settings['scores']} {stated} ± {best.data_error:.2g} ({len(best.values):,} data), by "
-            f"{_words(best.method)}, {kind}"
-        )
-        if best.khat is not None and best.unreliable_share > 0:
-            annealed = any(estimate.method == "ais" for estimate in given.values())
-            sentences.append(
-                f"k-hat is above 0.7 for {100 * best.unreliable_share:.1f} % of the data"
-                + (
-                    ""
-                    if annealed
-                    else ", so their values are too low by an unknown amount: estimate with ais"
-                )
-            )
+        sentences.append(f"{best.stated()}, by {_words(best.method)}, {BOUNDS[best.bound]}")
+        annealed = any(estimate.method == "ais" for estimate in given.values())
+        for doubt in best.doubts:
+            doubt = doubt._replace(advice="") if annealed and "ais" in doubt.advice else doubt
+            sentences.append(doubt.in_full())
         sentences += [_relation(other, best) for other in given.values() if other is not best]
     for simulated in estimates.values():
-        if simulated.settings["data_checksum"] == "simulated":
-            errors = simulated.monte_carlo_error, _mean_error(simulated.diagnostics["upper_std_error"])
+        if simulated.is_simulated:
+            error = math.hypot(simulated.monte_carlo_error, simulated.upper_error)
             sentences.append(
                 f"on {len(simulated.values):,} data simulated from the model, annealing is at most "
-                f"{simulated.gap:.2g} ± {math.hypot(*errors):.1g} nats too low (bidirectional Monte Carlo)"
+                f"{simulated.gap:.2g} ± {error:.1g} nats too low (bidirectional Monte Carlo)"
             )
     return "; ".join(sentences) + "."
-
-
-def _mean_error(std_error: Tensor) -> float:
-    return std_error.square().sum().sqrt().item() / len(std_error)
 
 
 def _relation(other: LogMarginal, best: LogMarginal) -> str:
@@ -131,7 +88,7 @@ def _relation(other: LogMarginal, best: LogMarginal) -> str:
     if not known.any():
         return f"{words} does not know its error"
     mean = (other.values - best.values)[known].double().mean().item()
-    error = math.hypot(_mean_error(other.std_error[known]), _mean_error(best.std_error[known]))
+    error = math.hypot(mean_error(other.std_error[known]), mean_error(best.std_error[known]))
     if abs(mean) <= max(0.01, 2 * error):
         agrees = f"{words} agrees ({mean:+.3f} ± {error:.1g})"
     else:
@@ -141,13 +98,7 @@ def _relation(other: LogMarginal, best: LogMarginal) -> str:
         agrees = f"{words} is {abs(mean):.2g} nats {low if mean < 0 else high} (± {error:.1g})"
     if not known.all():
         agrees += f" on the {int(known.sum()):,} data of which both know their error"
-    if other.khat is not None and other.unreliable_share > 0:
-        agrees += f", with k-hat above 0.7 for {100 * other.unreliable_share:.1f} % of the data"
-    return agrees
-
-
-def _article(bound: str) -> str:
-    return f"{'an' if bound == 'upper' else 'a'} {bound} bound"
+    return ", but ".join([agrees, *(doubt.words for doubt in other.doubts)])
 
 
 def _words(method: str) -> str:

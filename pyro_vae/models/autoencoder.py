@@ -36,7 +36,7 @@ from pyro_vae.distributions import (
     outputs_of,
     perplexity,
 )
-from pyro_vae.models.program import check_data, register, validating
+from pyro_vae.models.program import check_inputs, register, validating
 from pyro_vae.models.vae import VAEGuide, VAEModel, vae
 from pyro_vae.nets import MLP
 
@@ -117,7 +117,7 @@ class VQGuide(nn.Module):
         """Sample site ``z`` in the plate ``data``; auxiliary sites ``commitment`` and ``perplexity``."""
         register(self)
         if validating():
-            check_data(self, x)
+            check_inputs(self, x)
         codebook = self.codebook
         encoding = outputs_of(
             self.encoder, x, self.outputs, "encoder", f"a Codebook of {codebook.code_dim} numbers"
@@ -141,9 +141,9 @@ class VQGuide(nn.Module):
 def vq_vae(
     data_dim: Count,
     *,
-    num_codes: int = 64,
-    code_dim: int = 8,
-    length: int = 16,
+    num_codes: Count = 64,
+    code_dim: Count = 8,
+    length: Count = 16,
     hidden: Sequence[Count] = (500,),
     family: Family | None = None,
     encoder: nn.Module | None = None,
@@ -174,7 +174,7 @@ def vq_vae(
         decoder: ``(*, L D) -> (*, family.num_params(data_dim))``; by default an MLP of tanh units. For a grid
             :class:`~pyro_vae.nets.GridDecoder`.
         commitment: Weight of the commitment cost, :math:`\beta`.
-        decay: Of the codebook's moving averages; None trains it by the codebook loss.
+        decay: Decay of the codebook's moving averages; None trains it by the codebook loss.
 
     Raises:
         TypeError: If the family is something else, such as a class instead of an instance.
@@ -185,6 +185,6 @@ def vq_vae(
     if encoder is None:
         encoder = MLP(data_dim, length * code_dim, hidden)
     if decoder is None:
-        decoder = MLP(length * code_dim, family.num_params(data_dim), tuple(reversed(hidden)))
+        decoder = MLP(length * code_dim, family.num_params(data_dim), hidden[::-1])
     model = VAEModel(prior, Conditional(decoder, family, data_dim, role="decoder"))
     return model, VQGuide(encoder, prior.codebook, commitment, length)

@@ -71,8 +71,8 @@ class BayesianGuide(nn.Module):
         model: The model, for names and shapes of theta, and N; the means of q(theta) start at its template's
             values.
         scale: Standard deviations of q(theta) to start from.
-        min_scale: Their lower bound.
-        max_scale: Their upper bound.
+        min_scale: Lower bound of the standard deviations.
+        max_scale: Upper bound of the standard deviations.
     """
 
     def __init__(
@@ -120,15 +120,15 @@ class BayesianGuide(nn.Module):
         Args:
             num_draws: All are in one chain; they are independent.
         """
-        from pyro_vae.diagnostics import to_arviz
+        import arviz  # takes a second, and is needed here alone
 
         draws = {name: q.sample((1, num_draws)).cpu().numpy() for name, q in self.posterior().items()}
-        return to_arviz({"posterior": draws})
+        return arviz.from_dict(posterior=draws)
 
 
 @checked
 def bayesian(
-    model: Any, guide: Any, num_data: Count, *, scale: Positive = 0.01
+    model: nn.Module, guide: nn.Module, num_data: Count, *, scale: Positive = 0.01
 ) -> tuple[BayesianModel, BayesianGuide]:
     r"""The pair of full variational Bayes of any pair of modules; train it by ``SVI`` as any other.
 
@@ -147,11 +147,6 @@ def bayesian(
         TypeError: If model or guide is no module.
         ValueError: If ``num_data`` is below 1, the model has no parameters, or the scale is out of range.
     """
-    for program in (model, guide):
-        if not isinstance(program, nn.Module):
-            raise TypeError(f"model and guide must be modules, whose parameters are known, not {program!r}")
-    if num_data < 1:
-        raise ValueError(f"num_data must be at least 1, not {num_data}")
     if not list(model.parameters()):
         raise ValueError(f"the model {type(model).__name__} has no parameters that could become random")
     model, guide = copy.deepcopy((model, guide))  # together, for a VampPrior refers to the guide

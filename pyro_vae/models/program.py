@@ -1,4 +1,4 @@
-"""What every pair does before its first sample site: make its parameters known, and look at its data.
+"""The start of every program, before its first sample site: parameters are made known, and data looked at.
 
 Two traps of Pyro are dealt with here. A plain ``nn.Module`` that never calls ``pyro.module`` trains nothing
 under ``pyro.infer.SVI``, without an error; and one that calls it with a fixed name shares the parameters of
@@ -33,7 +33,7 @@ def register(module: nn.Module) -> None:
 
 
 def validating() -> bool:
-    """Whether Pyro is to check values (``pyro.enable_validation``, on by default).
+    """Return True if Pyro is to check values (``pyro.enable_validation``, on by default).
 
     This asks Pyro's own switch: importing some libraries turns the one of torch's distributions off.
     """
@@ -55,7 +55,7 @@ def _check_dtype(name: str, value: Tensor, wanted: torch.dtype) -> None:
     )
 
 
-def check_data(module: nn.Module, x: Tensor, c: Tensor | None = None, *, missing: bool = False) -> None:
+def check_inputs(module: nn.Module, x: Tensor, c: Tensor | None = None, *, missing: bool = False) -> None:
     """Raise ``SupportError`` unless ``x`` is a batch of finite numbers of the type of the parameters.
 
     If ``missing``, they may be nan. A context ``c`` must have as many rows.

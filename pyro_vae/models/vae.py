@@ -26,7 +26,7 @@ from pyro_vae.distributions import (
     check_support,
     same_support,
 )
-from pyro_vae.models.program import check_data, check_rows, register, validating
+from pyro_vae.models.program import check_inputs, check_rows, register, validating
 from pyro_vae.nets import MLP, WithMissing
 
 
@@ -79,7 +79,7 @@ class VAEGuide(nn.Module):
         """Sample site ``z`` in the plate ``data``."""
         register(self)
         if validating():
-            check_data(self, x, c, missing=self.missing)
+            check_inputs(self, x, c, missing=self.missing)
         with pyro.plate("data", len(x)):
             posterior = self.posterior(beside(x, c))
             if validating():
@@ -98,8 +98,8 @@ def beside(
 
 @checked
 def vae(
-    data_dim: int,
-    latent_dim: int,
+    data_dim: Count,
+    latent_dim: Count,
     *,
     hidden: Sequence[Count] = (500,),
     prior: nn.Module | None = None,
@@ -140,17 +140,15 @@ def vae(
         ValueError: If there is no dimension, the prior is not one of vectors of ``latent_dim`` numbers, or
             the posterior is one of other values than the prior.
     """
-    if min(data_dim, latent_dim) < 1:
-        raise ValueError(f"data_dim and latent_dim must be at least 1, not {data_dim} and {latent_dim}")
     prior = StandardNormal(latent_dim) if prior is None else prior
     family = Bernoulli() if family is None else family
     posterior = DiagNormal() if posterior is None else posterior
-    sizes = posterior.num_params(latent_dim), family.num_params(data_dim)
     _check_prior(prior, posterior, latent_dim)
     if encoder is None:
-        encoder = MLP((1 + missing) * (data_dim + context_dim), sizes[0], hidden)
+        inputs = (1 + missing) * (data_dim + context_dim)
+        encoder = MLP(inputs, posterior.num_params(latent_dim), hidden)
     if decoder is None:
-        decoder = MLP(latent_dim + context_dim, sizes[1], tuple(reversed(hidden)))
+        decoder = MLP(latent_dim + context_dim, family.num_params(data_dim), hidden[::-1])
     if missing:
         encoder, family = WithMissing(encoder), Missing(family)
     return (
@@ -159,20 +157,19 @@ def vae(
     )
 
 
-_NO_PRIOR = (
-    "prior must be a module whose forward() takes nothing and returns a distribution, such as "
-    "StandardNormal(5), not a {}; of a family Unconditional(DiagNormal(), 5) makes a prior"
-)
-
-
 def _check_prior(prior: nn.Module, posterior: Family, latent_dim: int) -> None:
     """Raise ``ValueError`` unless prior and posterior are of the same vectors."""
+    of_prior = failed = None
     try:
         of_prior = prior()
     except TypeError as error:
-        raise TypeError(_NO_PRIOR.format(type(prior).__name__)) from error
+        failed = error
     if not isinstance(of_prior, Distribution):
-        raise TypeError(_NO_PRIOR.format(type(prior).__name__))
+        raise TypeError(
+            "prior must be a module whose forward() takes nothing and returns a distribution, such as "
+            f"StandardNormal(5), not a {type(prior).__name__}; of a family Unconditional(DiagNormal(), 5) "
+            "makes a prior"
+        ) from failed
     of_posterior = posterior(torch.zeros(posterior.num_params(latent_dim)))
     try:
         with torch.random.fork_rng():

@@ -12,20 +12,16 @@ own objects are used where they are right:
 :class:`MAP` and :class:`BetaELBO` wrap one of those. :class:`FreeBitsELBO`, and the objectives that weigh
 draws, :class:`ImportanceWeightedELBO`, :class:`RenyiELBO` and :class:`ReweightedWakeSleep`, are *per datum*:
 they need a pair whose sites lie in the plate ``"data"`` (:mod:`pyro_vae.traces`), and leave
-``poutine.scale`` out. All are ELBO objects again, so ``pyro.infer.SVI`` takes them too.
+``poutine.scale`` out. So is :class:`WakeSleepPhases`, the loss of wake-sleep. All are ELBO
+objects again, so ``pyro.infer.SVI`` takes them too.
 """
 
-from pyro_vae.objectives.base import Objective, loss_and_metrics
-from pyro_vae.objectives.importance import ImportanceWeightedELBO, RenyiELBO, ReweightedWakeSleep
-from pyro_vae.objectives.weighted import MAP, BetaELBO, FreeBitsELBO
-
-__all__ = [
-    "MAP",
-    "BetaELBO",
-    "FreeBitsELBO",
-    "ImportanceWeightedELBO",
-    "Objective",
-    "RenyiELBO",
-    "ReweightedWakeSleep",
-    "loss_and_metrics",
-]
+from pyro_vae.objectives.base import Objective as Objective
+from pyro_vae.objectives.base import loss_and_metrics as loss_and_metrics
+from pyro_vae.objectives.importance import ImportanceWeightedELBO as ImportanceWeightedELBO
+from pyro_vae.objectives.importance import RenyiELBO as RenyiELBO
+from pyro_vae.objectives.importance import ReweightedWakeSleep as ReweightedWakeSleep
+from pyro_vae.objectives.wake_sleep import WakeSleepPhases as WakeSleepPhases
+from pyro_vae.objectives.weighted import MAP as MAP
+from pyro_vae.objectives.weighted import BetaELBO as BetaELBO
+from pyro_vae.objectives.weighted import FreeBitsELBO as FreeBitsELBO

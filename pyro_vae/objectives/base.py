@@ -1,4 +1,4 @@
-"""What an objective is, and how its value and metrics are asked for."""
+"""Base of objectives, and how to get their value and metrics."""
 
 import abc
 from typing import Any, NoReturn
@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.arguments import Count, checked
 from pyro_vae.distributions import base_distribution, is_point_mass
 from pyro_vae.traces import (
     Program,
@@ -27,7 +28,7 @@ from pyro_vae.traces import (
 def loss_and_metrics(
     objective: ELBO, model: Program, guide: Program, *batch: Tensor
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    r"""Minus the objective summed over the batch, and what to report of it.
+    r"""Return minus the objective summed over the batch, and metrics.
 
     Returns:
         The loss, differentiable, in nats; and detached metrics, among them ``elbo``: the bound itself in
@@ -50,12 +51,12 @@ def loss_and_metrics(
 
 
 class _Watch(Messenger):
-    """What a guide has besides its latent sites: factors, nats per datum, and values that it reports."""
+    """Handler that notes a guide's factors, nats per datum, and the values that it reports."""
 
     def __init__(self, num_data: int) -> None:
         super().__init__()
         self.num_data = num_data
-        self.factors: dict[str, list[Tensor]] = {}  # of every run
+        self.factors: dict[str, list[Tensor]] = {}  # one for each run
         self.values: dict[str, Tensor] = {}
         self.is_point_mass = False
 
@@ -94,15 +95,14 @@ def check_reparameterised(guide: Program, *batch: Tensor) -> None:
 
 
 class Objective(ELBO, abc.ABC):
-    """An ELBO object of ours: a loss, and metrics beside it.
+    """ELBO object with metrics beside its loss.
 
     Args:
         num_particles: Draws of z for every datum.
     """
 
-    def __init__(self, num_particles: int = 1) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, not {num_particles}")
+    @checked
+    def __init__(self, num_particles: Count = 1) -> None:
         super().__init__(
             num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=1
         )
@@ -111,20 +111,20 @@ class Objective(ELBO, abc.ABC):
     def loss_and_metrics(
         self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """See :func:`loss_and_metrics`."""
+        """Return loss and metrics as :func:`loss_and_metrics`."""
 
     def differentiable_loss(self, model: Program, guide: Program, *batch: Tensor) -> Tensor:
-        """Minus the objective, summed over the batch, in nats."""
+        """Return minus the objective, summed over the batch, in nats."""
         with training_step():
             return self.loss_and_metrics(model, guide, *batch)[0]
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *batch: Tensor) -> float:
-        """The value of ``differentiable_loss`` as a number (Pyro's ELBO interface)."""
+        """Return ``differentiable_loss`` as a number (Pyro's ELBO interface)."""
         return self.differentiable_loss(model, guide, *batch).item()
 
     def loss_and_grads(self, model: Program, guide: Program, *batch: Tensor) -> float:
-        """The same, with gradients accumulated in the parameters (Pyro's ELBO interface)."""
+        """Return the same, and accumulate gradients in the parameters (Pyro's ELBO interface)."""
         with parameters_in_the_store():
             loss = self.differentiable_loss(model, guide, *batch)
         loss.backward()

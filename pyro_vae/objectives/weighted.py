@@ -1,4 +1,4 @@
-"""Bounds whose terms are weighted, bounded, or added to."""
+"""Bounds with terms that are weighted, bounded, or added."""
 
 import torch
 from jaxtyping import Float
@@ -30,14 +30,12 @@ class MAP(Wrapper):
     @checked
     def __init__(self, num_data: Count, bound: ELBO | None = None) -> None:
         super().__init__(bound)
-        if num_data < 1:
-            raise ValueError(f"num_data must be at least 1, not {num_data}")
         self.num_data = num_data
 
     def loss_and_metrics(
         self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """See :func:`loss_and_metrics`."""
+        """Return loss and metrics as :func:`loss_and_metrics`."""
         for program in (model, guide):
             if not isinstance(program, nn.Module):
                 raise TypeError(f"MAP looks for weights in modules, and {program!r} is none")
@@ -69,8 +67,8 @@ class BetaELBO(Wrapper):
         super().__init__(bound)
         if isinstance(bound, Objective):
             raise TypeError(
-                f"BetaELBO weights the latent sites of Pyro's own bounds, such as Trace_ELBO; a "
-                f"{type(bound).__name__} has terms of its own"
+                f"BetaELBO weights the latent sites of Pyro's own bounds, such as Trace_ELBO, and "
+                f"{type(bound).__name__} has terms of its own: weight those of Trace_ELBO"
             )
         # A tensor, changed in place: steps that were compiled go on with the new value.
         self._weight = torch.ones((), dtype=torch.float64)
@@ -91,7 +89,7 @@ class BetaELBO(Wrapper):
     def loss_and_metrics(
         self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """See :func:`loss_and_metrics`."""
+        """Return loss and metrics as :func:`loss_and_metrics`."""
         if self._is_bound:
             return loss_and_metrics(self.bound, model, guide, *batch)
         with _ScaleLatents(self._weight):
@@ -102,7 +100,7 @@ class BetaELBO(Wrapper):
 
 
 class _ScaleLatents(Messenger):
-    """Scales the log-probability of every site that is not observed, in model and guide alike."""
+    """Handler that scales the log-probability of every site that is not observed, in both programs."""
 
     def __init__(self, scale: Tensor) -> None:
         super().__init__()
@@ -135,14 +133,12 @@ class FreeBitsELBO(Objective):
     @checked
     def __init__(self, free_nats: Weight = 0.5, num_particles: Count = 1) -> None:
         super().__init__(num_particles)
-        if free_nats < 0:
-            raise ValueError(f"free_nats must not be negative: {free_nats}")
         self.free_nats = free_nats
 
     def loss_and_metrics(
         self, model: Program, guide: Program, *batch: Tensor
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """See :func:`loss_and_metrics`."""
+        """Return loss and metrics as :func:`loss_and_metrics`."""
         check_reparameterised(guide, *batch)
         log_likelihood, kl = kl_by_dimension(model, guide, *batch, num_samples=self.num_particles)
         means = torch.cat([site.flatten(end_dim=1).mean(0) for site in kl.values()])

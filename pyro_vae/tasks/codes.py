@@ -1,7 +1,6 @@
-"""What codes and densities are for: strange data, and what lies between data."""
+"""Uses of codes and densities: strange data, and points between data."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,12 +9,13 @@ from torch import Tensor
 
 from pyro_vae.arguments import Count, checked
 from pyro_vae.latents import along, posterior_mean, straight
+from pyro_vae.latents.regularity import Curve
 from pyro_vae.marginal_likelihood import importance_sampling
 from pyro_vae.traces import Program, decode, unmoved
 
 
 class AnomalyScore(NamedTuple):
-    r"""How strange data are to a model.
+    r"""Strangeness of data to a model.
 
     Attributes:
         score: :math:`-\log p(x)`, nats: higher is stranger.
@@ -37,7 +37,7 @@ def anomaly_score(
     num_samples: Count = 1000,
     progress: bool = True,
 ) -> AnomalyScore:
-    r""":math:`-\log p(x)` by importance sampling, and how many ordinary data are as strange.
+    r"""Estimate :math:`-\log p(x)` by importance sampling, and how many ordinary data are as strange.
 
     A low density is not the same as being of another kind: simple images of another data set may have a
     *higher* density than those that a model was trained on (Nalisnick et al., *Do Deep Generative Models Know
@@ -46,7 +46,7 @@ def anomaly_score(
     Args:
         model: p(x, z).
         guide: q(z | x).
-        *batch: Arguments of both programs: the data.
+        *batch: Arguments of both programs, first the data.
         reference: Ordinary data that were not trained on, or all arguments of the programs for them.
         num_samples: Importance samples for every datum.
         progress: Show a progress bar.
@@ -70,15 +70,15 @@ def interpolate(
     second: Tensor,
     *context: Tensor,
     num_steps: int = 10,
-    path: Callable[[Tensor, Tensor, Tensor], Tensor] = straight,
+    path: Curve = straight,
 ) -> Float[Tensor, "steps batch data"]:
-    """Decode what lies between the codes of two data, both included.
+    """Decode points between the codes of two data, both included.
 
     Args:
         model: p(x, z), with the latent site ``z``.
         guide: q(z | x), whose means are the codes.
         first: Data to start from.
-        second: As many, to end at; shape ``(batch, data)``.
+        second: Data to end at, as many; shape ``(batch, data)``.
         *context: Further arguments of both programs, the same all the way.
         num_steps: Points of every path, at least 2.
         path: ``latents.straight``, or ``latents.spherical`` for codes under N(0, I).
@@ -98,7 +98,7 @@ def mix(
 ) -> Float[Tensor, "mixes data"]:
     """Decode weighted sums of the codes of data; each row of weights, ``(mixes, batch)``, should sum to 1.
 
-    For pairs without a context: which one a mix has, no sum of codes says.
+    Pairs with a context are not for this: no sum of codes says which context a mix has.
 
     Rows such as (1, -1, 1) do arithmetic: the first without what the second has, with what the third has.
 

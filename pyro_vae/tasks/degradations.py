@@ -1,4 +1,4 @@
-r"""What became of a datum: from p(x | z) to p(y | z) of what was seen, and the pair that sees it."""
+r"""Degradations of data: from p(x | z) to p(y | z) of what was seen, and the pair that sees it."""
 
 import abc
 import math
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_vae.arguments import found
-from pyro_vae.blocks import check_sizes, evaluation, split
 from pyro_vae.distributions import Observed, SupportError, base_distribution, bounds, check_support
 from pyro_vae.latents import posterior_mean
 from pyro_vae.traces import Program, guide_distributions, likelihood, log_joint, modules_of, sample
+from pyro_vae.traces.blocks import check_sizes, evaluation, split
 
 _ROUNDS = 5  # of filling in what the encoder is to see
 _STARTS = 16
@@ -43,15 +43,15 @@ def _variance(distribution: Distribution) -> Tensor:
 
 
 class Degradation(nn.Module, abc.ABC):
-    """From p(x | z) to p(y | z), and back."""
+    """Map from p(x | z) to p(y | z), and back."""
 
     @abc.abstractmethod
     def forward(self, of_x: Distribution) -> Distribution:
-        """p(y | z), of p(x | z)."""
+        """Return p(y | z) for p(x | z)."""
 
     @abc.abstractmethod
     def blank(self, y: Float[Tensor, "batch observed"]) -> Float[Tensor, "batch data"]:
-        """Something of the shape of x."""
+        """Return something of the shape of x."""
 
     def check(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> None:
         """Raise ``SupportError`` if y cannot be what was seen of such an x."""
@@ -65,22 +65,22 @@ class Degradation(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def restored(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> Moments:
-        """E[x | z, y] and Var[x | z, y], of p(x | z)."""
+        """Return E[x | z, y] and Var[x | z, y] for p(x | z)."""
 
 
 class Mask(Degradation):
-    """Numbers that are missing: y is x with nan there. They must be independent given z."""
+    """Missing numbers: y is x with nan in their places. Numbers must be independent given z."""
 
     def forward(self, of_x: Distribution) -> Distribution:
-        """The density of what is not nan."""
-        return of_x if isinstance(of_x, Observed) else Observed(of_x)
+        """Density of the numbers that are not nan."""
+        return of_x if isinstance(base_distribution(of_x), Observed) else Observed(of_x)
 
     def blank(self, y: Float[Tensor, "batch observed"]) -> Float[Tensor, "batch data"]:
-        """0 where nothing was observed."""
+        """Put 0 where nothing was observed."""
         return y.nan_to_num(0.0)
 
     def restored(self, of_x: Distribution, y: Float[Tensor, "batch observed"]) -> Moments:
-        """What was observed, and E[x | z] elsewhere."""
+        """Observed numbers, and E[x | z] elsewhere."""
         missing = y.isnan()
         return Moments(torch.where(missing, of_x.mean, y), torch.where(missing, _variance(of_x), 0.0))
 
@@ -120,7 +120,7 @@ class Linear(Degradation):
         self.noise_scale = noise_scale
 
     def forward(self, of_x: Distribution) -> Distribution:
-        """The normal density of y."""
+        """Normal density of y."""
         mean, variance = of_x.mean, _variance(of_x)
         noise = self.noise_scale**2
         if self.matrix is None:
@@ -187,7 +187,7 @@ def pooling(shape: Sequence[int], factor: int) -> Float[Tensor, "observed data"]
     """The matrix that averages blocks of ``factor`` times ``factor`` pixels.
 
     Args:
-        shape: Of an image, (height, width) or (height, width, colours).
+        shape: Shape of an image, (height, width) or (height, width, colours).
         factor: Must divide height and width.
 
     Raises:
@@ -213,7 +213,7 @@ class DegradedModel(nn.Module):
 
     Args:
         model: p(x, z), with one observed site.
-        degradation: From p(x | z) to p(y | z).
+        degradation: Map from p(x | z) to p(y | z).
     """
 
     def __init__(self, model: Program, degradation: Degradation) -> None:
@@ -221,7 +221,7 @@ class DegradedModel(nn.Module):
         self.model, self.degradation = model, degradation
 
     def forward(self, y: Float[Tensor, "batch observed"], *guess: Tensor) -> None:
-        """The sites of the model; ``guess`` are its arguments, with a guess in place of x."""
+        """Sample the sites of the model; ``guess`` are its arguments, with a guess in place of x."""
         with pyro.validation_enabled(False), _Degrade(self.degradation, y):
             self.model(*guess)
 
@@ -237,7 +237,7 @@ class _Degrade(Messenger):
 
 
 class DegradedGuide(nn.Module):
-    """A proposal for p(z | y): q(z | x) of a guess of x.
+    """Proposal for p(z | y): q(z | x) at a guess of x.
 
     Args:
         guide: q(z | x).
@@ -248,12 +248,12 @@ class DegradedGuide(nn.Module):
         self.guide = guide
 
     def forward(self, y: Float[Tensor, "batch observed"], *guess: Tensor) -> None:
-        """The sites of the guide."""
+        """Sample the sites of the guide."""
         self.guide(*guess)
 
 
 class DegradedPair(NamedTuple):
-    """A pair for what was seen, and its arguments: for any estimator, ``estimate(model, guide, *batch)``.
+    """Pair for what was seen, and its arguments: for any estimator, ``estimate(model, guide, *batch)``.
 
     Attributes:
         model: p(y, z).
@@ -270,7 +270,7 @@ class DegradedPair(NamedTuple):
 def degraded(
     model: Program, guide: Program, degradation: Degradation, y: Tensor, *context: Tensor
 ) -> DegradedPair:
-    r"""The pair that observes y in place of x.
+    r"""Make the pair that observes y in place of x.
 
     Its guide sees a guess of x, found by going back and forth a few times: take E[x | z, y], and for the next
     z the mean of q(z | x) (Rezende, Mohamed & Wierstra, *Stochastic Backpropagation*, 2014, with means in
@@ -279,8 +279,8 @@ def degraded(
     Args:
         model: p(x, z), with one observed site.
         guide: q(z | x).
-        degradation: What became of x.
-        y: What was seen, one row a datum; for a :class:`Mask` with nan where nothing was.
+        degradation: Map from p(x | z) to p(y | z).
+        y: Numbers that were seen, one row a datum; for a :class:`Mask` with nan where nothing was.
         *context: Further arguments of both programs.
 
     Raises:
@@ -314,7 +314,7 @@ def degraded(
 
 
 def _guess(model: Program, guide: Program, degradation: Degradation, y: Tensor, *context: Tensor) -> Tensor:
-    """The most probable of several guesses of x, one a datum."""
+    """Return the most probable of several guesses of x, one a datum."""
     count = len(y)
     y, *context = (part.repeat(_STARTS, *(1,) * (part.dim() - 1)) for part in (y, *context))
     codes, _ = sample(model, degradation.blank(y), *context)

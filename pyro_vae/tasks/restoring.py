@@ -1,4 +1,4 @@
-"""Posterior inference of data of which something else was seen, and the density of what is missing."""
+"""Posterior inference of degraded data, and the density of missing numbers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,23 +9,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vae.arguments import Count, Positive, checked
-from pyro_vae.blocks import check_sizes, evaluation
 from pyro_vae.marginal_likelihood import LogMarginal, ais
-from pyro_vae.posterior import sample_posterior
+from pyro_vae.mcmc import sample_posterior
 from pyro_vae.tasks.degradations import Degradation, Linear, Mask, degraded, pooling
 from pyro_vae.traces import Program, likelihood
+from pyro_vae.traces.blocks import check_sizes, evaluation
 
 _DRAWS = 32  # decoded at once
 
 
 class Restoration(NamedTuple):
-    r"""Draws from what a datum may have been.
+    r"""Draws of restored data.
 
     Attributes:
         samples: :math:`E[x \mid z_s, y]` for draws :math:`z_s \sim p(z \mid y)`.
         mean: E[x | y], their mean over all draws: the estimate of least squared error.
         std: Standard deviation of x given y, of every number: over draws of z, and given each.
-        rhat: Of every datum, the worst over coordinates of z: above 1.1 the chains did not agree, so that
+        rhat: Worst R-hat over coordinates of z, for every datum: above 1.1 the chains did not agree, so that
             some modes have too little or too much weight.
     """
 
@@ -50,23 +50,23 @@ def restore(
     num_leapfrog: Count = 10,
     progress: bool = True,
 ) -> Restoration:
-    """What the data may have been, of which y is what was seen.
+    """Draw data that may have been degraded to y.
 
     Args:
         model: p(x, z), with one observed site and continuous latent ones.
         guide: q(z | x), which proposes.
-        degradation: What became of x.
-        y: What was seen, one row a datum.
+        degradation: Map from p(x | z) to p(y | z).
+        y: Numbers that were seen, one row a datum.
         *context: Further arguments of both programs.
         num_samples: Draws to return, spread over all chains.
         num_chains: Chains of every datum, started at resampled proposals.
-        num_draws: Of every chain.
+        num_draws: Draws of every chain.
         num_warmup: Steps before them.
         num_leapfrog: Gradients for every draw.
         progress: Show a progress bar.
 
     Raises:
-        TypeError, ValueError, SupportError: As :func:`degraded` and ``posterior.sample_posterior``; for codes
+        TypeError, ValueError, SupportError: As :func:`degraded` and ``mcmc.sample_posterior``; for codes
             of a VQ-VAE, which are discrete.
     """
     pair = degraded(model, guide, degradation, y, *context)
@@ -108,15 +108,15 @@ def inpaint(
     *context: Tensor,
     **settings: Any,
 ) -> Restoration:
-    """Complete data of which some numbers are missing, :func:`restore` of a :class:`Mask`.
+    """Complete data that have missing numbers: :func:`restore` of a :class:`Mask`.
 
     Args:
         model: p(x, z); the numbers of x must be independent given z.
         guide: q(z | x).
-        x: Data; what they hold where nothing was observed does not count.
-        observed: Which numbers were observed, bool, shape ``(batch, data)``, or ``(data,)`` for all alike.
+        x: Data; numbers in places where nothing was observed do not count.
+        observed: True where a number was observed, shape ``(batch, data)``, or ``(data,)`` for all alike.
         *context: Further arguments of both programs.
-        **settings: Of :func:`restore`.
+        **settings: Settings of :func:`restore`.
 
     Raises:
         ValueError, SupportError: As :func:`restore`; if ``observed`` is no mask for x.
@@ -125,7 +125,7 @@ def inpaint(
 
 
 def _seen(x: Float[Tensor, "batch data"], observed: Tensor) -> Float[Tensor, "batch data"]:
-    """The data with nan where nothing was observed."""
+    """Put nan where nothing was observed."""
     check_sizes((x,))
     if observed.dtype != torch.bool or observed.shape not in (x.shape, x.shape[1:]):
         raise ValueError(
@@ -144,7 +144,7 @@ def denoise(
     *context: Tensor,
     **settings: Any,
 ) -> Restoration:
-    """Remove normal noise of a known standard deviation, :func:`restore` of a :class:`Linear`."""
+    """Remove normal noise of a known standard deviation: :func:`restore` of a :class:`Linear`."""
     return restore(model, guide, Linear(None, noise_scale), y, *context, **settings)
 
 
@@ -159,7 +159,7 @@ def super_resolve(
     noise_scale: Positive = 0.02,
     **settings: Any,
 ) -> Restoration:
-    """Images of ``shape`` of which y are the means of blocks of ``factor`` times ``factor`` pixels.
+    """Restore images of ``shape`` from y, the means of blocks of ``factor`` times ``factor`` pixels.
 
     :func:`restore` of a :class:`Linear` with the matrix :func:`pooling`.
     """
@@ -187,7 +187,7 @@ Estimate = Callable[..., LogMarginal]
 
 
 def annealed(model: Program, guide: Program, *batch: Tensor, **settings: Any) -> LogMarginal:
-    """Annealed importance sampling from the guide, with 200 temperatures if not given."""
+    """Run annealed importance sampling from the guide, with 200 temperatures if not given."""
     return ais(model, *batch, guide=guide, **({"num_temperatures": 200} | settings))
 
 
@@ -201,7 +201,7 @@ def log_missing(
     estimate: Estimate = annealed,
     **settings: Any,
 ) -> ConditionalDensity:
-    r"""The density of what is missing given what was observed, by two estimates of evidence.
+    r"""Estimate the density of missing numbers given those observed, by two estimates of evidence.
 
     Both are lower bounds in expectation, so that the difference errs to no known side; where both have
     small errors it is right.
@@ -210,11 +210,11 @@ def log_missing(
         model: p(x, z); the numbers of x must be independent given z.
         guide: q(z | x).
         x: Complete data.
-        observed: Which numbers count as observed, as of :func:`inpaint`.
+        observed: True where a number counts as observed, as in :func:`inpaint`.
         *context: Further arguments of both programs.
-        estimate: From a pair and its arguments to log p: :func:`annealed` from the guide, or
+        estimate: Function from a pair and its arguments to log p: :func:`annealed` from the guide, or
             ``importance_sampling``.
-        **settings: Of the estimate.
+        **settings: Settings of the estimate.
 
     Raises:
         TypeError: If the estimate gives something else than a ``LogMarginal``.

@@ -19,77 +19,41 @@ over those that the guide leaves out, and over those of the guide that are marke
 :math:`\mathbb R^n` by Pyro's ``biject_to(support)``: :func:`at_unconstrained`.
 """
 
-from pyro_vae.traces.densities import (
-    Draws,
-    LogJoint,
-    at_point_masses,
-    check_batch,
-    decode,
-    draw,
-    draw_guide,
-    draw_latents,
-    factors,
-    first_nonfinite,
-    guide_distributions,
-    kl_by_dimension,
-    likelihood,
-    log_guide,
-    log_joint,
-    log_weights,
-    model_distributions,
-)
-from pyro_vae.traces.running import takes_samples
-from pyro_vae.traces.simulation import sample, simulate
-from pyro_vae.traces.sites import Program
-from pyro_vae.traces.unconstrained import (
-    DrawUnconstrained,
-    Unconstrained,
-    at_unconstrained,
-    draw_unconstrained,
-    log_guide_at,
-    unconstrain,
-)
-from pyro_vae.traces.unmoved import (
-    local_parameters,
-    made_for_the_store,
-    modules_of,
-    parameters_in_the_store,
-    training_step,
-    unmoved,
-)
+from pyro_vae.compiled import register_library, register_programs
+from pyro_vae.traces.densities import Draws as Draws
+from pyro_vae.traces.densities import LogJoint as LogJoint
+from pyro_vae.traces.densities import at_point_masses as at_point_masses
+from pyro_vae.traces.densities import check_batch as check_batch
+from pyro_vae.traces.densities import decode as decode
+from pyro_vae.traces.densities import draw_guide as draw_guide
+from pyro_vae.traces.densities import draw_latents as draw_latents
+from pyro_vae.traces.densities import draw_pair as draw_pair
+from pyro_vae.traces.densities import factors as factors
+from pyro_vae.traces.densities import first_nonfinite as first_nonfinite
+from pyro_vae.traces.densities import guide_distributions as guide_distributions
+from pyro_vae.traces.densities import kl_by_dimension as kl_by_dimension
+from pyro_vae.traces.densities import likelihood as likelihood
+from pyro_vae.traces.densities import log_guide as log_guide
+from pyro_vae.traces.densities import log_joint as log_joint
+from pyro_vae.traces.densities import log_weights as log_weights
+from pyro_vae.traces.densities import model_distributions as model_distributions
+from pyro_vae.traces.running import takes_samples as takes_samples
+from pyro_vae.traces.simulation import sample as sample
+from pyro_vae.traces.simulation import simulate as simulate
+from pyro_vae.traces.sites import Program as Program
+from pyro_vae.traces.unconstrained import DrawUnconstrained as DrawUnconstrained
+from pyro_vae.traces.unconstrained import Unconstrained as Unconstrained
+from pyro_vae.traces.unconstrained import at_unconstrained as at_unconstrained
+from pyro_vae.traces.unconstrained import draw_unconstrained as draw_unconstrained
+from pyro_vae.traces.unconstrained import log_guide_at as log_guide_at
+from pyro_vae.traces.unconstrained import unconstrain as unconstrain
+from pyro_vae.traces.unmoved import local_parameters as local_parameters
+from pyro_vae.traces.unmoved import made_for_the_store as made_for_the_store
+from pyro_vae.traces.unmoved import modules_of as modules_of
+from pyro_vae.traces.unmoved import parameters_in_the_store as parameters_in_the_store
+from pyro_vae.traces.unmoved import training_step as training_step
+from pyro_vae.traces.unmoved import unmoved as unmoved
 
-__all__ = [
-    "DrawUnconstrained",
-    "Draws",
-    "LogJoint",
-    "Program",
-    "Unconstrained",
-    "at_point_masses",
-    "at_unconstrained",
-    "check_batch",
-    "decode",
-    "draw",
-    "draw_guide",
-    "draw_latents",
-    "draw_unconstrained",
-    "factors",
-    "first_nonfinite",
-    "guide_distributions",
-    "kl_by_dimension",
-    "likelihood",
-    "local_parameters",
-    "log_guide",
-    "log_guide_at",
-    "log_joint",
-    "log_weights",
-    "made_for_the_store",
-    "model_distributions",
-    "modules_of",
-    "parameters_in_the_store",
-    "sample",
-    "simulate",
-    "takes_samples",
-    "training_step",
-    "unconstrain",
-    "unmoved",
-]
+# Programs are made of this package; what trains, data and what registers modules with Pyro stand around them.
+register_programs("pyro_vae")
+register_library("pyro_vae.algorithms", "pyro_vae.training", "pyro_vae.data", "pyro_vae.models.program")

@@ -8,14 +8,12 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from pyro_vae.arguments import Count, checked
 from pyro_vae.distributions import QuantizedPoint, SupportError, base_distribution, is_point_mass
 from pyro_vae.distributions.unfolded import is_unfolded
-from pyro_vae.traces.masks import mask_alike
 from pyro_vae.traces.running import trace_of
 from pyro_vae.traces.sites import (
     ENUMERATION_DIM,
@@ -95,7 +93,7 @@ def log_guide(guide: Program, latents: dict[str, Tensor], *batch: Tensor) -> Flo
     try:
         return sum_sites([(trace, name) for name in names], num_samples)
     except KeyError as error:
-        if "intermediates cache" not in str(error):  # what Pyro's flows without an inverse say
+        if "intermediates cache" not in str(error):  # Pyro's words for a flow without an inverse
             raise
         raise ValueError(
             "the guide's density is known for its own draws only: it is a flow without an inverse, "
@@ -104,7 +102,7 @@ def log_guide(guide: Program, latents: dict[str, Tensor], *batch: Tensor) -> Flo
 
 
 def joint_of(trace: poutine.Trace, latents: dict[str, Tensor], num_samples: int) -> LogJoint:
-    """The parts of log p(x, z) of a trace at these latents; enumerated sites are summed out."""
+    """Return the parts of log p(x, z) of a trace at these latents; enumerated sites are summed out."""
     check_known(trace, latents)
     sites = sample_sites(trace)
     priors = [(trace, name) for name, site in sites if name in latents or is_enumerated(site)]
@@ -116,7 +114,7 @@ def joint_of(trace: poutine.Trace, latents: dict[str, Tensor], num_samples: int)
 
 
 def draw_latents(program: Program, *batch: Tensor, num_samples: int) -> dict[str, Tensor]:
-    """Draws of the continuous latent sites: from the prior of a model, or from a guide.
+    """Draw the continuous latent sites: from the prior of a model, or from a guide.
 
     Raises:
         ValueError: If there is none.
@@ -141,14 +139,14 @@ def draw_latents(program: Program, *batch: Tensor, num_samples: int) -> dict[str
 def draw_guide(
     guide: Program, *batch: Tensor, num_samples: int
 ) -> tuple[dict[str, Tensor], Float[Tensor, "samples batch"]]:
-    r"""Draws of all latent sites from the guide, and :math:`\log q(z \mid x)` there, in nats."""
+    r"""Draw all latent sites from the guide; return them and :math:`\log q(z \mid x)`, in nats."""
     trace = trace_of(guide, batch, num_samples)
     names = latent_names(trace)
     log_q = sum_sites([(trace, name) for name in names], num_samples)
     return {name: trace.nodes[name]["value"] for name in names}, log_q
 
 
-def draw(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Draws:
+def draw_pair(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Draws:
     """Draw latents from the guide and score them; differentiable in the parameters of both programs.
 
     Discrete sites of the model that the guide leaves out are summed over.
@@ -156,10 +154,7 @@ def draw(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Dr
     Raises:
         ValueError: As :func:`log_weights`.
     """
-    guide_trace = trace_of(guide, batch, num_samples)
-    model_trace = _replayed(model, guide_trace, batch, num_samples, EnumMessenger(ENUMERATION_DIM))
-    names = latent_names(guide_trace)
-    mask_alike(guide_trace, model_trace, names)
+    guide_trace, model_trace, names = _at_draws(model, guide, batch, num_samples)
     values = {name: guide_trace.nodes[name]["value"] for name in names}
     return Draws(
         values,
@@ -168,10 +163,15 @@ def draw(model: Program, guide: Program, *batch: Tensor, num_samples: int) -> Dr
     )
 
 
-def _replayed(
-    model: Program, guide_trace: poutine.Trace, batch: tuple[Tensor, ...], num_samples: int, enum: Messenger
-) -> poutine.Trace:
-    """The model's trace at the guide's draws."""
+def _at_draws(
+    model: Program, guide: Program, batch: tuple[Tensor, ...], num_samples: int, *, sums_out: bool = False
+) -> tuple[poutine.Trace, poutine.Trace, list[str]]:
+    """Trace the guide, and the model at its draws; return both traces and the names of the guide's sites.
+
+    Discrete sites that the guide leaves out are enumerated, and with ``sums_out`` those that it marks, too.
+    """
+    around = EnumMessenger(ENUMERATION_DIM) if sums_out else lambda program: program
+    guide_trace = trace_of(guide, batch, num_samples, around)
     names = latent_names(guide_trace)
     for name in names:
         if guide_trace.nodes[name]["infer"].get("is_auxiliary"):
@@ -185,15 +185,17 @@ def _replayed(
                 "importance weights and no bound on log p(x). An autoencoder has no likelihood; use a "
                 "guide with a density"
             )
+    goes_on = any(is_enumerated(guide_trace.nodes[name]) for name in names)
+    enum = EnumMessenger(None if goes_on else ENUMERATION_DIM)  # left of the axes that the guide enumerates
 
     def config(site: dict) -> dict:
-        sums_out = site["name"] not in names and getattr(site["fn"], "has_enumerate_support", False)
-        return {"enumerate": "parallel" if sums_out else None}
+        left_out = site["name"] not in names and getattr(site["fn"], "has_enumerate_support", False)
+        return {"enumerate": "parallel" if left_out else None}
 
-    def around(program: Program) -> Program:
+    def replayed(program: Program) -> Program:
         return poutine.replay(enum(poutine.infer_config(program, config_fn=config)), trace=guide_trace)
 
-    model_trace = trace_of(model, batch, num_samples, around)
+    model_trace = trace_of(model, batch, num_samples, replayed)
     check_proper(model_trace)
     observed = [
         {name for name, site in sample_sites(trace) if site["is_observed"]}
@@ -211,7 +213,9 @@ def _replayed(
             f"the model's latent sites are {sorted(latents)}, the guide's are {sorted(names)}: they "
             "must have the same names (the guide may leave out discrete sites that can be enumerated)"
         )
-    return model_trace
+    for name in names:  # what the model masks is not there, and has no density in either program
+        guide_trace.nodes[name]["mask"] = model_trace.nodes[name]["mask"]
+    return guide_trace, model_trace, names
 
 
 @checked
@@ -237,18 +241,13 @@ def log_weights(
             site lies outside the plate ``"data"``; if what a network makes of a datum depends on the other
             rows of its batch.
     """
-    guide_trace = trace_of(guide, batch, num_samples, EnumMessenger(ENUMERATION_DIM))
-    names = latent_names(guide_trace)
-    enumerates = any(is_enumerated(guide_trace.nodes[name]) for name in names)
-    enum = EnumMessenger(None if enumerates else ENUMERATION_DIM)  # the model goes on where the guide ended
-    model_trace = _replayed(model, guide_trace, batch, num_samples, enum)
-    mask_alike(guide_trace, model_trace, names)
+    guide_trace, model_trace, names = _at_draws(model, guide, batch, num_samples, sums_out=True)
     drawn = [(guide_trace, name) for name in names if not is_enumerated(guide_trace.nodes[name])]
     return sum_sites([(model_trace, name) for name, _ in sample_sites(model_trace)], num_samples, minus=drawn)
 
 
 def guide_distributions(guide: Program, *batch: Tensor) -> dict[str, Distribution]:
-    """The guide's distribution of every latent site, batch shape (1, batch).
+    """Return the guide's distribution of every latent site, batch shape (1, batch).
 
     A site that depends on another one is conditioned on a draw of it.
     """
@@ -273,7 +272,7 @@ def decode(model: Program, latents: dict[str, Tensor], *batch: Tensor) -> Float[
     Args:
         model: A Pyro program that keeps the contract, with one observed site.
         latents: A value for every latent site, shape ``(samples, batch, *event)``.
-        *batch: Its arguments; of the data only the number counts.
+        *batch: Arguments of the program; only the number of data counts.
     """
     return likelihood(model, latents, *batch).mean
 
@@ -308,7 +307,7 @@ def at_point_masses(model: Program, guide: Program, *batch: Tensor) -> LogJoint 
 
 
 def factors(program: Program, *batch: Tensor) -> list[str]:
-    """Names of what the program adds by ``pyro.factor``."""
+    """Return the names of the program's ``pyro.factor`` statements."""
     trace = trace_of(program, batch, 1)
     return [
         name for name, site in sample_sites(trace) if isinstance(base_distribution(site["fn"]), dist.Unit)
@@ -316,14 +315,14 @@ def factors(program: Program, *batch: Tensor) -> list[str]:
 
 
 def model_distributions(model: Program, guide: Program, *batch: Tensor) -> dict[str, Distribution]:
-    """The model's distribution of every site, batch shape (1, batch), at one draw from the guide."""
+    """Return the model's distribution of every site, batch shape (1, batch), at one draw from the guide."""
     return {name: site["fn"] for name, site in sample_sites(_at_a_draw(model, guide, batch)[1])}
 
 
 def _at_a_draw(
     model: Program, guide: Program, batch: tuple[Tensor, ...]
 ) -> tuple[poutine.Trace, poutine.Trace]:
-    """Traces of guide and model at one draw from the guide."""
+    """Trace guide and model at one draw from the guide."""
     drawn = trace_of(guide, batch, 1)
     return drawn, trace_of(model, batch, 1, lambda program: poutine.replay(program, trace=drawn))
 
@@ -338,17 +337,12 @@ def kl_by_dimension(
         closed form or as :math:`\log q_j - \log p_j` at the draw. Where prior or posterior is not
         independent over dimensions the whole site is one.
     """
-    guide_trace = trace_of(guide, batch, num_samples)
-    model_trace = _replayed(model, guide_trace, batch, num_samples, EnumMessenger(ENUMERATION_DIM))
-    names = latent_names(guide_trace)
-    joint = joint_of(model_trace, {name: guide_trace.nodes[name]["value"] for name in names}, num_samples)
+    guide_trace, model_trace, names = _at_draws(model, guide, batch, num_samples)
+    values = {name: guide_trace.nodes[name]["value"] for name in names}
+    joint = joint_of(model_trace, values, num_samples)
     kl = {}
-    for name in names:
-        q, p, z = (
-            guide_trace.nodes[name]["fn"],
-            model_trace.nodes[name]["fn"],
-            guide_trace.nodes[name]["value"],
-        )
+    for name, z in values.items():
+        q, p = guide_trace.nodes[name]["fn"], model_trace.nodes[name]["fn"]
         each = None
         if not (is_unfolded(q) or is_unfolded(p)):
             each = _kl_of_numbers(base_distribution(q), base_distribution(p), z)
@@ -362,7 +356,7 @@ def kl_by_dimension(
 
 
 def _kl_of_numbers(q: Distribution, p: Distribution, z: Tensor) -> Tensor | None:
-    """The divergence of independent numbers; None if they are not independent."""
+    """Return the divergence of independent numbers; None if they are not independent."""
     if q.event_shape or p.event_shape:
         return None
     try:
@@ -372,18 +366,18 @@ def _kl_of_numbers(q: Distribution, p: Distribution, z: Tensor) -> Tensor | None
 
 
 def check_batch(model: Program, guide: Program, *batch: Tensor) -> None:
-    """Raise ``SupportError`` if one of the programs says that this batch does not suit it."""
+    """Raise ``SupportError`` if one of the programs refuses this batch."""
     with pyro.validation_enabled(True), torch.no_grad():
         try:
             _at_a_draw(model, guide, batch)
         except SupportError:
             raise
-        except ValueError:  # Pyro's, of parameters that became nan
+        except ValueError:  # from Pyro, about parameters that became nan
             pass
 
 
 def first_nonfinite(model: Program, guide: Program, *batch: Tensor) -> str | None:
-    """In words, the first sample site of guide or model that is not finite; None if all are."""
+    """Describe the first sample site of guide or model that is not finite; None if all are."""
     with pyro.validation_enabled(False), torch.no_grad():
         guide_trace, model_trace = _at_a_draw(model, guide, batch)
         for program, trace in ("guide", guide_trace), ("model", model_trace):

@@ -21,7 +21,7 @@ Batch = tuple[Tensor, ...]
 def folded_trace(
     program: Program, batch: Batch, num_samples: int, around: Callable[[Program], Program]
 ) -> poutine.Trace:
-    """A trace of the program run on one axis of samples and data.
+    """Trace the program on one axis of samples and data.
 
     Sites that handlers enumerate put axes of their own to the left of the samples. How many values they have
     is found by running the program once; then it is run at all of them.
@@ -42,13 +42,13 @@ _MOST_VALUES = 10_000
 
 
 class _Fold(Messenger):
-    """Runs a program on one axis of all samples and data, and shows its sites with an axis for each.
+    """Handler that runs a program on one axis of all samples and data, and shows its sites with one for each.
 
     Args:
         values: Sizes of the axes of enumerated sites, from the left; those that come later in the program
             are further to the left.
-        num_samples: Of the samples.
-        num_data: Of the data.
+        num_samples: Size of the axis of samples.
+        num_data: Size of the axis of data.
     """
 
     def __init__(self, values: tuple[int, ...], num_samples: int, num_data: int) -> None:
@@ -60,13 +60,13 @@ class _Fold(Messenger):
         self._mine: set[str] = set()
 
     def argument(self, value: Any) -> Any:
-        """The argument for all rows."""
+        """Repeat an argument for all rows."""
         if not isinstance(value, Tensor) or value.shape[:1] != self.axes[-1:] or self.rows == len(value):
             return value
         return value.expand(*self.axes[:-1], *value.shape).flatten(0, len(self.axes) - 1)
 
     def _apart(self, value: Any) -> Any:
-        """What has a number for every row, with an axis for each that matters so far."""
+        """Give a tensor with a number for every row an axis for each that matters so far."""
         is_of_rows = isinstance(value, Tensor) and value.shape[:1] == (self.rows,)
         if not is_of_rows or self.rows == self.axes[-1]:
             return value
@@ -74,7 +74,7 @@ class _Fold(Messenger):
 
     @property
     def _hidden(self) -> int:
-        """Axes of sites that are still to come."""
+        """Number of axes of sites that are still to come."""
         return len(self.axes) - 2 - len(self.found)
 
     def _pyro_sample(self, msg: dict) -> None:

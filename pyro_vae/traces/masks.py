@@ -1,41 +1,24 @@
 """Masked sites: a latent that is masked is not there, and nothing may depend on it."""
 
-import contextlib
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.traces.running import trace_of
 from pyro_vae.traces.sites import Program, sample_sites, sum_sites
-from pyro_vae.traces.trying import MISFITS, Given, without_handlers
+from pyro_vae.traces.trying import MISFITS, Given, on_trial
 
 _SAMPLES = 2
 
 
-def mask_alike(guide_trace: poutine.Trace, model_trace: poutine.Trace, names: list[str]) -> None:
-    """Mask the guide's sites where the model's are: what is not there has no density in either program.
-
-    Elsewhere the guide's density is that of what was drawn, whether the guide masks it or not.
-    """
-    for name in names:
-        guide_trace.nodes[name]["mask"] = model_trace.nodes[name]["mask"]
-
-
 def check_masked(model: Program, *batch: Any) -> bool:
-    """Whether the model masks some of its latent sites.
+    """Return whether the model masks some of its latent sites.
 
     Raises:
         ValueError: If another site depends on one where that is masked, which is to say not there.
     """
-    devices = [batch[0].device] if batch[0].device.type == "cuda" else []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(pyro.validation_enabled(False))
-        stack.enter_context(without_handlers())
+    with on_trial(batch):
         try:
             values, there, expected = _masked(model, batch, {})
             for dims in ((0,), (1,), (0, 1)) if there else ():
@@ -61,7 +44,7 @@ def check_masked(model: Program, *batch: Any) -> bool:
 def _masked(
     model: Program, batch: tuple[Any, ...], values: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Values of latent sites, where those that are masked are there, and what all sites are scored."""
+    """Return values of latent sites, masks of those that have one, and log-densities of all sites."""
     torch.manual_seed(0)
     trace = trace_of(model, batch, _SAMPLES, Given(values, batch[0].device))
     found, there, scored = {}, {}, {}

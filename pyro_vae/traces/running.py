@@ -1,4 +1,4 @@
-"""How a program is run: as it was written, for many samples at once.
+"""Runs of a program: as it was written, for many samples at once.
 
 Pyro vectorises over samples by a plate at ``dim=-2``, so that networks meet tensors of shape (samples, batch,
 features). Many are made for (batch, features): ``softmax(dim=1)``, ``view(-1, n)``, a convolution. So before
@@ -37,7 +37,7 @@ from pyro_vae.traces.unmoved import (
 
 
 class _Found(NamedTuple):
-    """What was known last: of which modules, and in which state."""
+    """Facts found last, with the modules and the state that they were found for."""
 
     parts: tuple
     state: tuple | None
@@ -54,13 +54,13 @@ def trace_of(
     num_samples: int,
     around: Callable[[Program], Program] = lambda program: program,
 ) -> poutine.Trace:
-    """A trace of the program with everything drawn ``num_samples`` times.
+    """Trace the program with everything drawn ``num_samples`` times.
 
     Args:
-        program: As the user gave it.
+        program: The program as the user gave it.
         batch: Its arguments.
-        num_samples: Whatever the program makes of it, its sites have batch shape (samples, batch).
-        around: Puts handlers around it, which see such sites.
+        num_samples: Number of samples; sites have batch shape (samples, batch), whichever way it is run.
+        around: Puts handlers around the program, which see such sites.
     """
     with contextlib.ExitStack() as stack:
         if scope.get() is not None or not in_a_step.get():
@@ -73,13 +73,13 @@ def trace_of(
 
 
 def takes_samples(program: Program, batch: Batch) -> bool:
-    """Whether the program may run in a plate of samples; raises ``ValueError`` if no way is right."""
+    """Return whether the program may run in a plate of samples; raise ``ValueError`` if no way is right."""
     with unmoved(program):
         return _known(program, batch).takes_samples
 
 
 def _known(program: Program, batch: Batch) -> Known:
-    """What is known of the program: in a step what was found before, else what was found in this state."""
+    """Return facts about the program: in a step those found before, else those found in this state."""
     shapes = tuple(a.shape[1:] if isinstance(a, Tensor) else None for a in batch)
     unmoved_now = scope.get()
     key = (id(program), shapes)
@@ -112,7 +112,7 @@ def _known(program: Program, batch: Batch) -> Known:
 
 
 def _state(module: nn.Module) -> tuple:
-    """What decides about a network's ways: its code, its attributes, and whether its tensors moved."""
+    """Return all that decides how a network behaves: code, attributes, and whether its tensors moved."""
     tensors = (*module._parameters.values(), *module._buffers.values())
     return (
         id(module),
@@ -123,7 +123,7 @@ def _state(module: nn.Module) -> tuple:
 
 
 def _identity(value: Any) -> Any:
-    """The value, if it is plain; else which one it is, and which are in it."""
+    """Return the value if it is plain; else its identity, and those of the values in it."""
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, dict):

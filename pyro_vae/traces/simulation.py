@@ -14,11 +14,11 @@ from pyro_vae.traces.sites import Program, check_plates, check_proper, sample_si
 def sample(
     model: Program, *batch: Tensor, num_samples: Count = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draws from the model itself: (latents, observations), each ``(samples, batch, *event)`` by site.
+    """Draw from the model itself: (latents, observations), each ``(samples, batch, *event)`` by site.
 
     Args:
         model: A Pyro program that keeps the contract.
-        *batch: Its arguments; of the data only the number counts, their values are drawn anew.
+        *batch: Its arguments; only the number of data counts, their values are drawn anew.
         num_samples: Draws for every row of the batch.
 
     Raises:
@@ -34,7 +34,7 @@ def sample(
 
 
 def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Data drawn from the model in place of those given, and the latents that they come from.
+    """Draw data from the model in place of those given, and the latents that they come from.
 
     Args:
         model: A Pyro program that keeps the contract.
@@ -44,7 +44,7 @@ def simulate(model: Program, *batch: Tensor) -> tuple[dict[str, Tensor], tuple[T
         Latents by site, shape ``(1, batch, *event)``, and the new arguments.
 
     Raises:
-        ValueError: If what a site observes is not one of the arguments itself, or (while Pyro validates) a
+        ValueError: If a site observes something else than one of the arguments, or (while Pyro validates) a
             density depends on the data that it shall draw.
     """
     latents, arguments, drawn = {}, list(batch), {}

@@ -1,4 +1,4 @@
-"""Traces of one program: its sites, what they add up to, and sums over those that are enumerated."""
+"""Traces of one program: its sites, their sums, and sums over those that are enumerated."""
 
 import contextlib
 import math
@@ -26,11 +26,11 @@ ENUMERATION_DIM = -3  # left of the data and the samples
 
 @contextlib.contextmanager
 def shapes_in_words(tracer: Any) -> Iterator[None]:
-    """Errors about shapes and plates that arise while a program is traced are said in its own terms."""
+    """Reword errors about shapes and plates that arise while a program is traced."""
     try:
         yield
     except NotImplementedError as error:
-        if "ImproperUniform" in str(error):  # of Pyro 1.9, where it is drawn
+        if "ImproperUniform" in str(error):  # Pyro 1.9, where it is drawn
             raise ValueError(f"the prior of a site is flat: {_FLAT}") from None
         if "total count" in str(error):  # as of a Binomial whose number of trials differs between data
             raise ValueError(
@@ -38,7 +38,7 @@ def shapes_in_words(tracer: Any) -> Iterator[None]:
                 "samples it"
             ) from None
         raise
-    except (IndexError, RuntimeError):  # of shapes, it may be, that the program does not expect of a site
+    except (IndexError, RuntimeError):  # perhaps from shapes of a site that the program does not expect
         check_plates(tracer.trace, [name for name, _ in sample_sites(tracer.trace)])
         raise
     except ValueError as error:
@@ -72,7 +72,7 @@ SUBSAMPLED = (
 
 
 class MasksOutside(Messenger):
-    """A mask in the distribution of a latent site becomes that of the site, as ``poutine.mask`` sets it."""
+    """Handler that moves a mask from the distribution of a latent site to the site, as ``poutine.mask``."""
 
     def _pyro_sample(self, msg: dict) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
@@ -92,7 +92,7 @@ class MasksOutside(Messenger):
 
 
 class RowsAsGiven(Messenger):
-    """A plate whose ``subsample_size`` is the rows given takes any number of them, also above its size."""
+    """Handler by which a plate whose ``subsample_size`` is the rows given takes any number of them."""
 
     def __init__(self, batch: tuple[Tensor, ...]) -> None:
         super().__init__()
@@ -122,18 +122,13 @@ def check_plates(trace: poutine.Trace, names: Sequence[str], count: int | None =
 
 
 def sample_sites(trace: poutine.Trace) -> list[tuple[str, dict]]:
-    """Names and sites of what is sampled or observed."""
-    return [
-        (name, site)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
-    ]
+    """Return names and sites of all that is sampled or observed."""
+    sites = [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
+    return [(n, s) for n, s in sites if not (site_is_subsample(s) or s["infer"].get("_deterministic"))]
 
 
 def latent_names(trace: poutine.Trace) -> list[str]:
-    """Names of the sites that are not observed."""
+    """Return the names of the sites that are not observed."""
     return [name for name, site in sample_sites(trace) if not site["is_observed"]]
 
 
@@ -145,7 +140,7 @@ def check_proper(trace: poutine.Trace) -> None:
 
 
 def sample_count(latents: dict[str, Tensor], batch: tuple[Tensor, ...]) -> int:
-    """The number of samples that all latents have; raises ``ValueError`` if their shapes do not fit."""
+    """Return the number of samples of all latents; raise ``ValueError`` if their shapes do not fit."""
     shapes = {name: tuple(value.shape[:2]) for name, value in latents.items()}
     num_samples = next(iter(shapes.values()), (1,))[0]
     if latents and set(shapes.values()) != {(num_samples, len(batch[0]))}:
@@ -157,22 +152,22 @@ def sample_count(latents: dict[str, Tensor], batch: tuple[Tensor, ...]) -> int:
 
 
 def conditioned(latents: dict[str, Tensor]) -> Callable[[Program], Program]:
-    """What gives sites these values, and sums out the discrete ones that have none."""
+    """Return a handler that gives sites these values, and enumerates the discrete ones that have none."""
     return lambda program: enumerated(poutine.condition(program, data=latents))
 
 
 def enumerated(program: Program) -> Program:
-    """Every discrete latent site takes all of its values, on an axis of its own to the left."""
+    """Give every discrete latent site all of its values, on an axis of its own to the left."""
     return poutine.enum(config_enumerate(program, "parallel"), first_available_dim=ENUMERATION_DIM)
 
 
 def is_enumerated(site: dict) -> bool:
-    """Whether the site holds all of its values, on an axis of its own."""
+    """Return whether the site holds all of its values, on an axis of its own."""
     return site["infer"].get("_enumerate_dim") is not None
 
 
 def check_known(trace: poutine.Trace, latents: dict[str, Tensor]) -> None:
-    """Every latent site must have a value, or be summed over."""
+    """Raise ``ValueError`` unless every latent site has a value or is summed over."""
     for name, site in sample_sites(trace):
         if name not in latents and not site["is_observed"] and not is_enumerated(site):
             discrete = (
@@ -189,7 +184,7 @@ def _log_prob(name: str, site: dict) -> Tensor:
     try:
         return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
-        if "within the support" not in str(error):  # of torch 2
+        if "within the support" not in str(error):  # the words of torch 2
             raise
         raise SupportError(
             f"site {name!r} holds numbers, such as nan, that are outside of the support of its "
@@ -202,13 +197,13 @@ _Sites = Sequence[tuple[poutine.Trace, str]]
 
 
 def sum_sites(sites: _Sites, num_samples: int, minus: _Sites = ()) -> Float[Tensor, "samples batch"]:
-    r"""Sum of the log-densities of sites, :math:`\log \sum_y \prod p` over those that are enumerated."""
+    r"""Sum the log-densities of sites, :math:`\log \sum_y \prod p` over those that are enumerated."""
     terms: list[Tensor] = []
     for trace, name in (*sites, *minus):
         site = trace.nodes[name]
         check_plates(trace, [name])
         data = next(frame for frame in site["cond_indep_stack"] if frame.name == "data")
-        log_prob = site["infer"].get("_log_prob")  # known better than from the value
+        log_prob = site["infer"].get("_log_prob")  # more exact than from the value
         if log_prob is None:
             log_prob = _log_prob(name, site)
         try:

@@ -1,4 +1,4 @@
-"""Which way of running a program is right: tried on a few data, before anything is estimated."""
+"""Choice of the right way to run a program: tried on a few data, before anything is estimated."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from pyro_vae.compiled.survey import Survey
+from pyro_vae.compiled import Survey
 from pyro_vae.distributions import QuantizedPoint, base_distribution, is_point_mass
 from pyro_vae.traces.folding import Batch, folded_trace
 from pyro_vae.traces.sites import MasksOutside, Program, RowsAsGiven, sample_sites, shapes_in_words, sum_sites
@@ -21,12 +21,12 @@ from pyro_vae.traces.unmoved import unmoved
 
 _SAMPLES, _FEWEST, _MOST = 2, 3, 6
 _LOOKED_AT = 1_000  # data from which those are chosen
-# What programs raise for shapes that they were not made for. Others, such as an interruption, go on.
+# Errors of programs that meet shapes they were not made for. Others, such as an interruption, go on.
 MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def fits(program: Program, batch: Batch) -> bool:
-    """Whether a plate of samples gives what the program gives for one sample after the other.
+    """Return whether a plate of samples gives the values of one sample after the other.
 
     Raises:
         ValueError: If values depend on the other rows of the batch, or the program does not take batches of
@@ -34,13 +34,7 @@ def fits(program: Program, batch: Batch) -> bool:
     """
     index = _rows_to_try(batch)
     few = tuple(a[index] if isinstance(a, Tensor) and len(a) == len(batch[0]) else a for a in batch)
-    devices = [batch[0].device] if batch[0].device.type == "cuda" else []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(pyro.validation_enabled(False))
-        stack.enter_context(unmoved(program))
-        stack.enter_context(without_handlers())
+    with on_trial(batch), unmoved(program):
         try:
             singly = [_run(program, few, seed) for seed in range(_SAMPLES)]
         except MISFITS:  # said in its own words where the program is used
@@ -95,7 +89,7 @@ def fits(program: Program, batch: Batch) -> bool:
 
 
 def _rows_to_try(batch: Batch) -> Tensor:
-    """A few data, among them those of every argument that stand out, for those may change the others."""
+    """Choose a few data, among them those of every argument that stand out: they may change the others."""
     count = len(batch[0])
     looked_at = torch.linspace(0, count - 1, min(count, _LOOKED_AT), device=batch[0].device).long()
     rows = [0]
@@ -113,27 +107,29 @@ def _rows_to_try(batch: Batch) -> Tensor:
 def _is_by_itself(
     program: Program, few: Batch, values: dict[str, Tensor], together: dict[str, Tensor], row: int
 ) -> bool:
-    """Whether a datum among others is what it is in a batch, as large, that holds nothing else."""
+    """Return whether a datum has the density that it has in a batch, as large, of copies of itself."""
     among = _run(program, _copies(few, row), 0, _of_one_datum(values, row))
     of_row = {name: scored[:, row] for name, (_, scored) in among.items()}
     return _agree(of_row, {name: scored[:, row] for name, scored in together.items()})
 
 
 @contextlib.contextmanager
-def without_handlers() -> Iterator[None]:
-    """Handlers that are active around, such as one that gives latents values, do not see what is tried."""
+def on_trial(batch: Batch) -> Iterator[None]:
+    """Run programs here unnoticed: by random generators, gradients, validation, and the handlers around."""
+    devices = [batch[0].device] if batch[0].device.type == "cuda" else []
     around = list(_PYRO_STACK)  # Pyro's own list, as of 1.9.2
-    _PYRO_STACK.clear()
-    try:
-        yield
-    finally:
-        _PYRO_STACK[:] = around
+    with torch.random.fork_rng(devices), torch.no_grad(), pyro.validation_enabled(False):
+        _PYRO_STACK.clear()
+        try:
+            yield
+        finally:
+            _PYRO_STACK[:] = around
 
 
 def trace_in_a_plate(
     program: Program, batch: Batch, num_samples: int, around: Callable[[Program], Program]
 ) -> poutine.Trace:
-    """A trace of the program in a plate of samples."""
+    """Trace the program in a plate of samples."""
     tracer = poutine.trace(around(MasksOutside()(program)))
     with shapes_in_words(tracer), RowsAsGiven(batch), pyro.plate("samples", num_samples, dim=-2):
         return tracer.get_trace(*batch)
@@ -146,9 +142,9 @@ def _run(
     values: dict[str, Tensor] | None = None,
     way: Callable[..., poutine.Trace] = folded_trace,
 ) -> dict[str, tuple[Tensor | None, Tensor]]:
-    """Value (if latent) and log-density of every site, (samples, data, ...); none if one is global.
+    """Return value (if latent) and log-density of every site, (samples, data, ...); none if one is global.
 
-    Of a site that has all of its mass at one point, the point is given in place of the density.
+    A site that has all of its mass at one point has the point in place of the density.
     """
     num_samples = 1 if values is None else _SAMPLES
     _seed(seed, batch[0].device)
@@ -177,7 +173,7 @@ def _seed(seed: int, device: torch.device) -> None:
 
 
 class Given(Messenger):
-    """Latent sites have these values, or are drawn; those of flat priors from a normal."""
+    """Handler that gives latent sites these values, or has them drawn; those of flat priors from a normal."""
 
     def __init__(self, values: dict[str, Tensor], device: torch.device) -> None:
         super().__init__()
@@ -193,7 +189,7 @@ class Given(Messenger):
 
 
 def _agree(found: dict[str, Tensor], expected: dict[str, Tensor], leniency: float = 1.0) -> bool:
-    """Whether they are the same but for rounding, nats, of the coarsest of them (data may be finer)."""
+    """Return whether all are the same but for rounding, of the coarsest of them (data may be finer)."""
     floating = [value.dtype for value in expected.values() if value.is_floating_point()]
     coarsest = max(floating, key=lambda dtype: torch.finfo(dtype).eps, default=None)
     return found.keys() == expected.keys() and all(
@@ -211,7 +207,7 @@ def _close(
 
 
 def _first_that_differs(program: Program, batch: Batch, values: dict[str, Tensor], row: int = -1) -> str:
-    """In words, the innermost network that makes something else of a row in another batch."""
+    """Name the innermost network whose output for a row differs in another batch."""
     names: dict[int, str] = {}
     for root in Survey((program,)).modules:
         for name, module in root.named_modules():
@@ -243,7 +239,7 @@ def _first_that_differs(program: Program, batch: Batch, values: dict[str, Tensor
 
 
 def _differs(few: list[Any], many: list[Any], count: int, row: int) -> bool:
-    """Whether a row of an output, counted from the end, differs while that of the inputs does not."""
+    """Return whether a row of an output, counted from the end, differs while that of the inputs does not."""
     same = [
         one.shape[1:] == other.shape[1:] and _close(other[row], one[row])
         for one, other in zip(few, many, strict=False)
@@ -253,7 +249,7 @@ def _differs(few: list[Any], many: list[Any], count: int, row: int) -> bool:
 
 
 def _copies(batch: Batch, row: int) -> Batch:
-    """A batch that holds one of its data only, as often."""
+    """Fill a batch with copies of one of its data."""
     count = len(batch[0])
     return tuple(a[[row] * count] if isinstance(a, Tensor) and len(a) == count else a for a in batch)
 

@@ -2,8 +2,8 @@ r"""Latents with constraints, reached from unconstrained space.
 
 A sparse prior keeps its mass where numbers end: of Beta(0.1, 0.1) a tenth lies within :math:`10^{-7}` of 1,
 where float32 has no number, and of Gamma(0.01) two fifths lie below :math:`10^{-38}`. In the coordinates
-:math:`u = T^{-1}(z)` nothing of it is near an end. So densities and draws are made there: z is for the
-likelihood only, which does not change where z can no longer tell.
+:math:`u = T^{-1}(z)` no mass is near an end. So densities and draws are made there: z is for the likelihood
+only, which does not change where z can no longer tell.
 """
 
 import math
@@ -32,8 +32,7 @@ class Unconstrained(NamedTuple):
     Attributes:
         latents: z of every site.
         log_joint: Parts of :math:`\log p(x, z)`.
-        log_jacobian: :math:`\log |\det \partial T / \partial u|`: what added to a log-density of z gives that
-            of u.
+        log_jacobian: :math:`\log |\det \partial T / \partial u|`: a log-density of z plus this is that of u.
         transforms: T of every site.
     """
 
@@ -44,7 +43,7 @@ class Unconstrained(NamedTuple):
 
 
 def at_unconstrained(model: Program, position: Position, *batch: Tensor) -> Unconstrained:
-    """The model at unconstrained latents of shape ``(samples, batch, *event)``; as :func:`log_joint`."""
+    """Score the model at unconstrained latents, shape ``(samples, batch, *event)``; as :func:`log_joint`."""
     num_samples = sample_count(position, batch)
     with _Placed(position) as placed:
         trace = trace_of(model, batch, num_samples, enumerated)
@@ -64,13 +63,13 @@ def log_guide_at(
 def unconstrain(
     model: Program, latents: dict[str, Tensor], *batch: Tensor, drawn: Position | None = None
 ) -> Position:
-    """Where in unconstrained space latents are: the inverse of :func:`at_unconstrained`.
+    """Find latents in unconstrained space: the inverse of :func:`at_unconstrained`.
 
     Args:
         model: A Pyro program that keeps the contract.
         latents: A value for every continuous latent site, shape ``(samples, batch, *event)``.
         *batch: Its arguments.
-        drawn: What :class:`DrawUnconstrained` found for them. It knows more of u than z can tell.
+        drawn: Positions that :class:`DrawUnconstrained` found for them; they know u better than z can tell.
     """
     with _Found(latents, drawn or {}) as found:
         check_proper(trace_of(model, batch, sample_count(latents, batch), enumerated))
@@ -80,14 +79,14 @@ def unconstrain(
 def draw_unconstrained(
     model: Program, *batch: Tensor, num_samples: int, guide: Program | None = None
 ) -> Position:
-    """Draws of the continuous latents from the prior, or from a guide; raises as :func:`draw_latents`."""
+    """Draw the continuous latents from the prior, or from a guide; raises as :func:`draw_latents`."""
     with DrawUnconstrained() as draws:
         latents = draw_latents(guide or model, *batch, num_samples=num_samples)
     return unconstrain(model, latents, *batch, drawn=draws.position)
 
 
 class DrawUnconstrained(Messenger):
-    """Continuous latent sites are drawn in unconstrained space here; ``position`` keeps where."""
+    """Handler that draws continuous latent sites in unconstrained space; ``position`` keeps where."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +108,7 @@ class DrawUnconstrained(Messenger):
 
 
 class _Placed(Messenger):
-    """Gives latent sites values and densities by the transform from unconstrained space to their support."""
+    """Handler that gives latent sites values and densities at a position in unconstrained space."""
 
     def __init__(self, position: Position, given: dict[str, transforms.Transform] | None = None) -> None:
         super().__init__()
@@ -139,7 +138,7 @@ class _Placed(Messenger):
 
 
 class _Found(Messenger):
-    """Finds where in unconstrained space the values of latent sites are."""
+    """Handler that finds the position of values of latent sites in unconstrained space."""
 
     def __init__(self, latents: dict[str, Tensor], drawn: Position) -> None:
         super().__init__()
@@ -180,7 +179,7 @@ def _check_axes(name: str, found: Tensor, given: Tensor) -> None:
 
 
 def _support(distribution: Distribution) -> constraints.Constraint:
-    """The support, of mixtures that of their components; angles are taken from one circle."""
+    """Return the support; that of their components for mixtures, and one circle for angles."""
     if isinstance(base_distribution(distribution), dist.VonMises):
         return constraints.interval(-math.pi, math.pi)
     support = distribution.support
@@ -192,7 +191,7 @@ def _support(distribution: Distribution) -> constraints.Constraint:
 
 
 def _of_numbers(transform: transforms.Transform) -> transforms.Transform:
-    """The transform of one number, without what makes it one of many; exp(u) + 0 is exp(u)."""
+    """Return the transform of one number that is applied to many; exp(u) + 0 is exp(u)."""
     while isinstance(transform, transforms.IndependentTransform):
         transform = transform.base_transform
     parts = transform.parts if isinstance(transform, transforms.ComposeTransform) else [None, None]
@@ -208,7 +207,7 @@ def _is_identity(transform: transforms.Transform) -> bool:
 
 
 def _value(transform: transforms.Transform, u: Tensor) -> Tensor:
-    """The number T(u), but neither 0 nor infinite where the support ends there."""
+    """Return the number T(u), but neither 0 nor infinity where the support ends there."""
     number, limits = _of_numbers(transform), torch.finfo(u.dtype)
     if isinstance(number, transforms.StickBreakingTransform):
         return transform(u).clamp(min=limits.tiny)
@@ -226,13 +225,13 @@ def _log_jacobian(transform: transforms.Transform, u: Tensor, z: Tensor) -> Tens
 
 
 def _sticks(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of the shares that are broken off, and how many numbers the rest of each is for."""
+    """Return logits of the shares that are broken off, and the number of shares left before each."""
     rest = torch.arange(u.shape[-1], 0, -1, dtype=u.dtype, device=u.device)
     return u - rest.log(), rest
 
 
 def _sticks_of(fn: Distribution, number: transforms.Transform) -> tuple[Tensor, Tensor] | None:
-    """Of what is made of independent Beta variables, through their logits, both parameters of these."""
+    """Return both parameters of the Beta variables that a distribution is made of, through their logits."""
     if isinstance(fn, torch.distributions.Beta) and isinstance(number, transforms.SigmoidTransform):
         return fn.concentration1, fn.concentration0
     if isinstance(fn, torch.distributions.Dirichlet) and isinstance(
@@ -244,7 +243,7 @@ def _sticks_of(fn: Distribution, number: transforms.Transform) -> tuple[Tensor, 
 
 
 def _before(fn: Distribution, number: transforms.Transform) -> Distribution | None:
-    """What a distribution that ends with the transform is of u."""
+    """Return the distribution of u of one that ends with the transform."""
     fixed = transforms.ExpTransform, transforms.SigmoidTransform, transforms.StickBreakingTransform
     if not isinstance(fn, torch.distributions.TransformedDistribution) or type(number) not in fixed:
         return None
@@ -255,7 +254,7 @@ def _before(fn: Distribution, number: transforms.Transform) -> Distribution | No
 
 
 def _tails(number: transforms.Transform, dtype: torch.dtype) -> tuple[float, float]:
-    """Beyond which u a density of z on a line goes as a power of the distance to the end of its support."""
+    """Return the ends of u beyond which a density of z is a power of the distance to the support's end."""
     near = 10.0 if dtype == torch.float32 else 20.0  # z still tells how far it is from an end that is not 0
     ends_at_0 = not isinstance(number, transforms.ComposeTransform)
     first = number if ends_at_0 else number.parts[0]
@@ -301,7 +300,7 @@ def _log_density(fn: Distribution, transform: transforms.Transform, u: Tensor) -
 
 
 def _draw(fn: Distribution, transform: transforms.Transform) -> Tensor | None:
-    """A draw of u, right in the tails; None if z tells as much."""
+    """Draw u, right in the tails; None if z tells as much."""
     if isinstance(fn, torch.distributions.Independent):
         return _draw(fn.base_dist, transform)
     number = _of_numbers(transform)
@@ -318,12 +317,7 @@ def _draw(fn: Distribution, transform: transforms.Transform) -> Tensor | None:
         return before.sample()
     if (parameters := _sticks_of(fn, number)) is not None:
         a, b = (_draw_log_gamma(parameter) for parameter in parameters)
-        rest = (
-            torch.arange(a.shape[-1], 0, -1, dtype=a.dtype, device=a.device)
-            if fn.event_dim
-            else a.new_ones(())
-        )
-        return a - b + rest.log()
+        return a - b + _sticks(a)[1].log() if fn.event_dim else a - b
     if fn.event_dim or number.domain.event_dim:
         return None
     z = fn.sample()

@@ -1,13 +1,13 @@
-"""What leaves a pair as it was, and where parameters are looked for.
+"""Contexts that leave a pair as it was, and that say where parameters are looked for.
 
-What is not a step of training is taken in evaluation mode and leaves parameters, buffers and modes as they
-were (:func:`unmoved`). In a step (:func:`training_step`) modes are those that the user set.
+All but a step of training is done in evaluation mode and leaves parameters, buffers and modes as they were
+(:func:`unmoved`). In a step (:func:`training_step`) modes are those that the user set.
 """
 
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -16,12 +16,12 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.parameter import is_lazy
 
-from pyro_vae.compiled.survey import Survey
+from pyro_vae.compiled import Survey
 from pyro_vae.traces.sites import Program
 
 
 class Known(NamedTuple):
-    """What was found out about a program.
+    """Facts about a program.
 
     Attributes:
         in_the_store: It reaches a ``PyroModule`` that was made for Pyro's parameter store.
@@ -33,14 +33,14 @@ class Known(NamedTuple):
 
 
 class Scope:
-    """Programs that are unmoved at present, and what is known about them."""
+    """Programs that are unmoved at present, and facts about them."""
 
     def __init__(self, programs: tuple[Program, ...]) -> None:
         self.programs = programs
         self.known: dict[tuple, Known] = {}
 
     def covers(self, programs: tuple[Program, ...]) -> bool:
-        """Whether all of these are among them."""
+        """Return whether all of these are among them."""
         return all(any(program is one for one in self.programs) for program in programs)
 
 
@@ -50,23 +50,27 @@ decided = contextvars.ContextVar("decided", default=False)  # where parameters a
 
 
 def modules_of(*programs: Program | None) -> list[nn.Module]:
-    """All modules that the programs can reach: in attributes, handlers, closures, ``pyro.module``."""
+    """Return all modules that programs can reach: in attributes, handlers, closures, ``pyro.module``."""
     return list({id(m): m for root in Survey(programs).modules for m in root.modules()}.values())
 
 
 @contextlib.contextmanager
-def training_step() -> Iterator[None]:
-    """A step of training: modes are as the user set them, and buffers may move."""
-    token = in_a_step.set(True)
+def _set(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        in_a_step.reset(token)
+        variable.reset(token)
+
+
+def training_step() -> contextlib.AbstractContextManager[None]:
+    """Mark a step of training: modes are as the user set them, and buffers may move."""
+    return _set(in_a_step, True)
 
 
 @contextlib.contextmanager
 def unmoved(*programs: Program | None) -> Iterator[None]:
-    """Evaluation mode; afterwards modes and tensors of all modules that programs reach are as they were.
+    """Set evaluation mode; afterwards modes and tensors of all modules that programs reach are as they were.
 
     Raises:
         ValueError: At the end, if a program has changed one of its parameters, which is put back as well.
@@ -79,13 +83,12 @@ def unmoved(*programs: Program | None) -> Iterator[None]:
     modules = modules_of(*found)
     modes = [module.training for module in modules]
     before = _Tensors(modules)
-    token = scope.set(Scope(found))
     try:
         for module in modules:
             module.training = False
-        yield
+        with _set(scope, Scope(found)):
+            yield
     finally:
-        scope.reset(token)
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         before.restore()
@@ -142,46 +145,37 @@ def _is_kept(value: object) -> bool:
 # ------------------------------------------------------------------------------------ parameters
 
 
-@contextlib.contextmanager
-def parameters_in_the_store() -> Iterator[None]:
-    """Parameters are looked for in Pyro's store here, as ``pyro.infer.SVI`` expects of an objective."""
-    token = decided.set(True)
-    try:
-        yield
-    finally:
-        decided.reset(token)
+def parameters_in_the_store() -> contextlib.AbstractContextManager[None]:
+    """Look for parameters in Pyro's store, as ``pyro.infer.SVI`` expects of an objective."""
+    return _set(decided, True)
 
 
 def made_for_the_store(*programs: object) -> bool:
-    """Whether one reaches a ``PyroModule`` that looks for its parameters in Pyro's store.
+    """Return whether one reaches a ``PyroModule`` that looks for its parameters in Pyro's store.
 
-    Pyro decides that when it is made (``pyro.settings.set(module_local_params=True)`` before makes it local);
-    it works in no other way.
+    Pyro decides that when the module is made (``pyro.settings.set(module_local_params=True)`` before makes it
+    local); it works in no other way.
     """
     return any(map(looks_in_the_store, modules_of(*programs)))
 
 
 def looks_in_the_store(module: nn.Module) -> bool:
-    """Whether it is a ``PyroModule`` that was made for the store."""
+    """Return whether it is a ``PyroModule`` that was made for the store."""
     # _pyro_context is Pyro's own, as of 1.9.2: with local parameters it has param_state.
     return isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state")
 
 
 @contextlib.contextmanager
 def local_parameters(*programs: object, in_the_store: bool | None = None) -> Iterator[None]:
-    """Parameters belong to their modules here, not to Pyro's store.
+    """Leave parameters to their modules, not to Pyro's store.
 
-    Except where a program reaches a ``PyroModule`` that was :func:`made_for_the_store`.
+    Programs that reach a ``PyroModule`` that was :func:`made_for_the_store` go on in the store.
 
     Args:
         *programs: Model, guide, objective.
-        in_the_store: That, if it is known.
+        in_the_store: Whether one was made for the store, if that is known.
     """
     if in_the_store is None:
         in_the_store = made_for_the_store(*programs)
-    token = decided.set(True)
-    try:
-        with pyro.settings.context(module_local_params=not in_the_store):
-            yield
-    finally:
-        decided.reset(token)
+    with _set(decided, True), pyro.settings.context(module_local_params=not in_the_store):
+        yield

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.arguments import Count, check_arguments, checked, found
-from pyro_vae.blocks import evaluation
 from pyro_vae.errors import UserError
 from pyro_vae.marginal_likelihood import elbo
 from pyro_vae.traces import at_point_masses
+from pyro_vae.traces.blocks import evaluation
 from pyro_vae.training.checkpoints import CheckpointError
 from pyro_vae.training.loop import Callback, Row, Training
 
@@ -150,7 +150,7 @@ class LearningRate(Callback):
             self.scheduler.step()
 
     def state_dict(self) -> dict:
-        """The scheduler's."""
+        """Return the scheduler's state."""
         return self.scheduler.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
@@ -162,14 +162,12 @@ class KLWarmup(Callback):
     r"""Raises the weight of the KL term over the first epochs: :math:`\beta \min(1, \mathrm{epoch} / n)`.
 
     Args:
-        objective: What has ``beta``, such as ``objectives.BetaELBO``: 1, unless it was made otherwise.
+        objective: Objective that has ``beta``, such as ``objectives.BetaELBO``.
         num_epochs: n; from epoch n on the objective is as it was made.
     """
 
     @checked
-    def __init__(self, objective: Any, num_epochs: int) -> None:
-        if num_epochs < 1:
-            raise ValueError(f"a warm-up takes at least one epoch, not {num_epochs}")
+    def __init__(self, objective: Any, num_epochs: Count) -> None:
         if isinstance(objective, type) or not hasattr(objective, "beta"):
             raise TypeError(
                 f"objective must have a weight beta, as BetaELBO() has, which is also the loss of the "

@@ -38,7 +38,7 @@ class Checkpoint(Callback):
         monitor: The metric by which an epoch is the best, higher is better. ``best.pt`` is not written
             while rows do not have it.
         every: Epochs between two checkpoints, where epochs are short; the last epoch always has one.
-        run: What tells this run from others, which checkpoints then know; those of others are refused.
+        run: Mark of this run, which checkpoints then bear; those of others are refused.
 
     Raises:
         ValueError: If ``every`` is below 1.
@@ -58,8 +58,6 @@ class Checkpoint(Callback):
         every: Count = 1,
         run: str | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, not {every}")
         self.folder = Path(folder)
         self.every = every
         self.resume = resume
@@ -123,7 +121,7 @@ class Checkpoint(Callback):
             save_checkpoint(state, self.folder / "checkpoint.pt")
 
     def _state(self, training: Training) -> dict[str, Any]:
-        """With what ``metrics.jsonl`` holds."""
+        """State of the training, with a checksum of what ``metrics.jsonl`` holds."""
         rows = {"count": self._num_rows, "checksum": self._rows.hexdigest()}
         return training.state_dict() | {"metrics": rows} | ({"run": self.run} if self.run else {})
 
@@ -151,19 +149,19 @@ _REPLACE = "put back a copy of it, or start anew in another folder"
 _Count = Annotated[int, Field(ge=0, strict=True)]
 
 
+# State of a compiled function; more names may come.
+_Compiled = dict[str, list[str] | dict[str, str] | dict[str, int] | int] | None
+
+
 @dataclasses.dataclass
 class _Progress:
-    """What every checkpoint says besides its tensors."""
+    """Plain values in every checkpoint, besides its tensors."""
 
     epoch: _Count
     samples: _Count
     seconds: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
     stop: Annotated[str | None, Field(strict=True)]
     callbacks: dict[str, dict[str, Any]]
-
-
-# What a compiled function remembers; more names may come.
-_Compiled = dict[str, list[str] | dict[str, str] | dict[str, int] | int] | None
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
@@ -187,9 +185,8 @@ def load_checkpoint(path: Path, run: str | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} is of a run of another configuration than config.json: {_REPLACE}")
     if not isinstance(state.get("algorithm"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of a training: {_REPLACE}")
-    names = [field.name for field in dataclasses.fields(_Progress)]
     try:
-        TypeAdapter(_Progress).validate_python({name: state[name] for name in names if name in state})
+        TypeAdapter(_Progress).validate_python(state)
         for name in {"compiled", "moves"} & set(state["algorithm"]):
             TypeAdapter(_Compiled).validate_python(state["algorithm"][name], strict=True)
     except ValidationError as error:
@@ -247,7 +244,7 @@ def _restore(training: Training, state: Mapping[str, Any], path: Path) -> None:
 
 
 def _misfits(state: Mapping[str, Any], expected: Mapping[str, Any], algorithm: Any) -> Iterator[str]:
-    """What of a state has another form than is expected, in words."""
+    """Say what of a state has another form than is expected."""
     yield from (f"{name} is missing" for name in expected if name not in state)
     found, whole = state["algorithm"], expected["algorithm"]
     parts = [(found.get(name), whole[name], name, True) for name in ("model", "guide") if name in whole]
@@ -366,7 +363,7 @@ def _check_order(rows: Sequence[Row], state: Mapping[str, Any] | None) -> None:
 
 
 def _are_known(lines: Sequence[bytes], state: Mapping[str, Any] | None) -> bool:
-    """Whether the first lines are those from which the checkpoint has a checksum, if it has one."""
+    """Return True if the first lines are those that the checkpoint has a checksum of, or it has none."""
     match (state or {}).get("metrics"):
         case {"count": int(count), "checksum": str(checksum)}:
             return hashlib.sha256(b"".join(lines[:count])).hexdigest() == checksum

@@ -23,7 +23,7 @@ Row = dict[str, Any]  # metric -> number
 
 @runtime_checkable
 class Algorithm(Protocol):
-    """What moves the parameters: one file each in :mod:`pyro_vae.algorithms`."""
+    """Algorithm that moves the parameters: one file each in :mod:`pyro_vae.algorithms`."""
 
     model: nn.Module
     guide: nn.Module | None
@@ -32,7 +32,7 @@ class Algorithm(Protocol):
         """One update; returns metrics in nats per datum, without waiting for the device."""
 
     def state_dict(self) -> dict:
-        """All that it needs to go on: tensors, numbers and strings."""
+        """Return all that it needs to go on: tensors, numbers and strings."""
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what ``state_dict`` returned."""
@@ -49,22 +49,22 @@ class Callback:
     """
 
     def start(self, training: "Training") -> None:
-        """Before the first epoch of this call of ``fit``."""
+        """Called before the first epoch of this call of ``fit``."""
 
     def epoch_start(self, training: "Training") -> None:
-        """Before every epoch; ``training.epoch`` counts those that are complete."""
+        """Called before every epoch; ``training.epoch`` counts those that are complete."""
 
     def epoch_end(self, training: "Training") -> None:
-        """After every epoch; may add to ``training.row`` and set ``training.stop``."""
+        """Called after every epoch; may add to ``training.row`` and set ``training.stop``."""
 
     def restored(self, training: "Training") -> None:
-        """After a checkpoint was restored; may look at ``training.history`` and change ``training.stop``."""
+        """Called after a checkpoint was restored; may change ``training.stop``."""
 
     def end(self, training: "Training") -> None:
-        """At the end of this call of ``fit``, however it ends."""
+        """Called at the end of this call of ``fit``, however it ends."""
 
     def state_dict(self) -> dict:
-        """What to remember."""
+        """Return what to remember."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:
@@ -73,19 +73,19 @@ class Callback:
 
 @dataclasses.dataclass
 class Training:
-    """What callbacks see and change.
+    """State of a training, which callbacks see and change.
 
     Attributes:
-        algorithm: What takes the steps.
+        algorithm: Algorithm that takes the steps.
         batches: An epoch of batches at every iteration.
         num_epochs: Epochs altogether.
         callbacks: All callbacks, in the order in which they are called.
         epoch: Complete epochs.
         samples: Data seen so far, counted with repetition (the paper's x axis).
-        seconds: Spent in training so far, without evaluation.
+        seconds: Time spent in training so far, without evaluation.
         row: Metrics of the last complete epoch.
         history: All rows.
-        stop: Set to a reason to end training.
+        stop: Reason to end training, once there is one.
     """
 
     algorithm: Algorithm
@@ -147,7 +147,7 @@ def fit(
     """Train: ``algorithm.step(*batch)`` for every batch of ``num_epochs`` epochs.
 
     Args:
-        algorithm: What takes the steps, such as ``SVI``.
+        algorithm: Algorithm that takes the steps, such as ``SVI``.
         batches: Tuples of the programs' arguments, an epoch at every iteration: ``data.batches(...)``, a
             ``DataLoader``, a list; a stream without a length, or a function that returns one, such as a
             generator function: the epoch ends when it does. If it has ``state_dict``, that is part of
@@ -201,7 +201,7 @@ def fit(
 
 
 class _Calls:
-    """What a function returns, anew at every iteration."""
+    """Iterable of what a function returns, anew at every iteration."""
 
     def __init__(self, function: Callable[[], Iterable[Any]]) -> None:
         self.function = function

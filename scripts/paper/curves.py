@@ -1,4 +1,4 @@
-"""What is kept of a run: a small JSON file a curve, with what made it, and the figures."""
+"""Records of runs: a small JSON file for each curve, with its origin, and the figures."""
 
 import dataclasses
 import itertools
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 from reproduction import Common, Setting
 
 from pyro_vae.files import write_atomically
-from pyro_vae.provenance import provenance
+from pyro_vae.lab.provenance import provenance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def file_of(setting: Setting, common: Common, figure: str) -> Path:
-    """Where a curve is kept."""
+    """Path of the file of a curve."""
     return common.out / "paper" / figure / f"{setting.name}.json"
 
 
 def save(path: Path, setting: Setting, **content: Any) -> None:
-    """Keep a curve. One that is there already, and to which nothing was added, stays that of who made it."""
+    """Keep a curve. A curve that is there already, and to which nothing was added, keeps its origin."""
     record = {"setting": dataclasses.asdict(setting), **content, "made_by": provenance()}
     if path.exists() and _without_origin(load(path)) == _without_origin(json.loads(json.dumps(record))):
         return
@@ -38,13 +38,13 @@ def _without_origin(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What :func:`save` kept."""
+    """Read a record that :func:`save` wrote."""
     record = json.loads(path.read_text())
     return record | {"setting": dataclasses.asdict(Setting(**record["setting"]))}
 
 
 def load_all(common: Common, figure: str) -> list[dict[str, Any]]:
-    """All curves of a figure that there are."""
+    """Read all curves of a figure that exist."""
     return [load(path) for path in sorted((common.out / "paper" / figure).glob("*.json"))]
 
 
@@ -57,7 +57,7 @@ def save_figure(figure: "Figure", common: Common, name: str) -> Path:
 
 
 def value_at(curve: Sequence[tuple[float, float]], samples: float) -> float | None:
-    """The value of a curve, interpolated on a logarithmic axis; None outside of it."""
+    """Value of a curve, interpolated on a logarithmic axis; None outside of the curve."""
     for x, y in curve:
         if math.isclose(x, samples, rel_tol=1e-2):
             return y

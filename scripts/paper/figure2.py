@@ -3,9 +3,9 @@
     python scripts/paper/figure2.py
     python scripts/paper/figure2.py --data mnist --latent-dim 3 --budget 1e6
 
-Trains what is not trained yet, goes on where it was interrupted, and draws
-results/figures/paper_figure2_*.png with the paper's curves beneath ours. One variation at a time (--binary,
---levels, --step-size, --warmup, --weight-prior, ...) makes a curve of its own, and report.py compares.
+Trains the models that are not trained yet, continues where it was interrupted, and draws
+results/figures/paper_figure2_*.png with the paper's curves beneath ours. Each variation (--binary, --levels,
+--step-size, --warmup, --weight-prior, ...), one at a time, makes a curve of its own; report.py compares them.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ import reproduction
 import tyro
 from reproduction import Common, Setting, Variation
 
-from pyro_vae import command_line, jobs
-from pyro_vae.experiment import ConfigError
+from pyro_vae.lab import cli, jobs
+from pyro_vae.lab.config import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def settings(arguments: Arguments) -> list[Setting]:
-    """The curves that are asked for."""
+    """Settings of the curves that were asked for."""
     check_data(arguments.data)
     if unknown := set(arguments.algorithm) - set(ALGORITHMS):
         raise ConfigError(f"figure 2 has no algorithm {unknown.pop()!r}, only {', '.join(ALGORITHMS)}")
@@ -105,7 +105,7 @@ def make_curve(setting: Setting, common: Common, *, progress: bool) -> str:
 
 
 def trained_model(setting: Setting, common: Common) -> tuple[Any, tuple[int, ...]]:
-    """The model at the end of its curve, on the CPU, and the shape of an image."""
+    """Return the model at the end of its curve, on the CPU, and the shape of an image."""
     from pyro_vae.training import load_checkpoint, load_parameters
 
     dataset = reproduction.load(setting, common)
@@ -120,7 +120,7 @@ def trained_model(setting: Setting, common: Common) -> tuple[Any, tuple[int, ...
 
 
 def draw(common: Common) -> list[Path]:
-    """A row of panels for each data set, of the curves without variations."""
+    """Draw a row of panels for each data set, with the curves that have no variation."""
     from matplotlib.figure import Figure
 
     records = curves.load_all(common, "figure2")
@@ -148,7 +148,7 @@ def draw(common: Common) -> list[Path]:
 
 
 def _labelled(figure: "Figure") -> tuple[list[Any], list[str]]:
-    """One line of every kind that some panel has, for the legend."""
+    """Return one line of every kind that occurs in a panel, for the legend."""
     found = {}
     for axes in figure.axes:
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -169,4 +169,4 @@ def _panel(
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -3,10 +3,10 @@
     python scripts/paper/figure3.py
     python scripts/paper/figure3.py --num-train 1000 --algorithm mcem --budget 1e6
 
-MNIST, 3 latents, 100 hidden units. At some numbers of samples log p(x) is estimated on the first 1,000
-training data and the first 1,000 test data, as in the paper by its Appendix D; and on the first --exact of
-them by quadrature, which has no error to speak of. Goes on where it was interrupted, and draws
-results/figures/paper_figure3.png with the paper's curves beneath ours. x, as we read the paper, are grey
+MNIST, 3 latents, 100 hidden units. At several numbers of samples log p(x) is estimated on the first 1,000
+training data and the first 1,000 test data by the paper's Appendix D, and on the first --exact of them by
+quadrature, which has no error to speak of. Continues where it was interrupted, and draws
+results/figures/paper_figure3.png with the paper's curves beneath ours. As we read the paper, x are grey
 values scored by their cross-entropy; --binary scores bits.
 """
 
@@ -21,8 +21,8 @@ import reproduction
 import tyro
 from reproduction import Common, Setting, Variation
 
-from pyro_vae import command_line, jobs
-from pyro_vae.experiment import ConfigError
+from pyro_vae.lab import cli, jobs
+from pyro_vae.lab.config import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,9 +43,9 @@ class Arguments:
     algorithm: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = tuple(ALGORITHMS)
     """aevb, wake_sleep and mcem."""
     estimated: int = 1000
-    """Training and test data of which log p(x) is estimated."""
+    """Number of training and of test data whose log p(x) is estimated."""
     exact: int = 100
-    """Of these, data of which it is found by quadrature as well."""
+    """Number of these data whose log p(x) is also found by quadrature."""
     variation: tyro.conf.OmitArgPrefixes[Variation] = dataclasses.field(default_factory=Variation)
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
@@ -66,11 +66,11 @@ def main() -> None:
 
 
 def setting(num_train: int, algorithm: str, **varied: Any) -> Setting:
-    """As we read the paper, but for what is varied.
+    """Return the setting that the paper describes, as we read it, with what is varied.
 
-    Monte Carlo EM, of which it says that it is no on-line algorithm, takes all the data in an iteration, and
-    the largest of the step sizes at once: at 50,000 data the whole figure has 80 iterations, too few to try
-    others, or for 100 updates that only sum Adagrad's squared gradients (20 iterations).
+    Monte Carlo EM is no on-line algorithm, as the paper says: it takes all the data in an iteration. It also
+    takes the largest of the step sizes at once: at 50,000 data the whole figure has 80 iterations, too few to
+    try others, or for 100 updates that only sum Adagrad's squared gradients (20 iterations).
     """
     if algorithm == "mcem":
         step_size = max(reproduction.STEP_SIZES)
@@ -116,13 +116,13 @@ def make_curve(estimated: int, exact: int, setting: Setting, common: Common, *, 
 
 
 def estimate_files(path: Path, estimated: int, exact: int) -> dict[str, Path]:
-    """Where estimates of so many data are kept."""
+    """Paths of the estimates of so many data, by method."""
     numbers = {"hmc": estimated, "quadrature": exact}
     return {name: path.with_name(f"{path.name}_{name}_{number}.json") for name, number in numbers.items()}
 
 
 def estimates(model: "nn.Module", x: "Tensor", exact: int, path: Path, *, progress: bool) -> list[float]:
-    """Log p(x) by Appendix D, and of the first ``exact`` data by quadrature, as :func:`means` has them."""
+    """Estimate log p(x) by Appendix D, and of the first ``exact`` data by quadrature; see :func:`means`."""
     from pyro_vae.marginal_likelihood import fit_kernel_density, hmc, load_estimates, quadrature
 
     files = estimate_files(path, len(x), exact)
@@ -152,11 +152,11 @@ def estimates(model: "nn.Module", x: "Tensor", exact: int, path: Path, *, progre
 
 
 def means(sampled: "Tensor", exact: "Tensor") -> list[float]:
-    """Of ``COLUMNS``: the means of Appendix D are without estimates above 0, whose number is beside them.
+    """Return the means of ``COLUMNS``; those of Appendix D leave out estimates above 0, and count these.
 
-    Of pixels in [0, 1] no log p(x) is above 0. Appendix D is too high by hundreds of nats where the draws
-    that its density is fitted to and those that it is averaged over lie in different places; k-hat tells
-    (``results/paper.md``). What is exact is the mean of all data for which it was found.
+    For pixels in [0, 1] no log p(x) is above 0. Appendix D is too high by hundreds of nats where the draws
+    that its density is fitted to and the draws that it is averaged over lie in different places; k-hat tells
+    (``results/paper.md``). The exact value is the mean over all data for which it was found.
     """
     possible = sampled <= 0
     of_exact = sampled[: len(exact)][possible[: len(exact)]]
@@ -167,7 +167,7 @@ def means(sampled: "Tensor", exact: "Tensor") -> list[float]:
 
 
 def draw(common: Common) -> Path:
-    """Two panels, of 1,000 and of 50,000 training data."""
+    """Draw two panels, for 1,000 and for 50,000 training data."""
     from matplotlib.figure import Figure
 
     records = curves.load_all(common, "figure3")
@@ -193,4 +193,4 @@ def draw(common: Common) -> Path:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

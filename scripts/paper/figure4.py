@@ -2,8 +2,8 @@
 
     python scripts/paper/figure4.py
 
-Trains what is not trained yet, as in figure 2, and draws results/figures/paper_figure4_*.png: the mean of
-p(x|z) on a grid that is even in probability.
+Trains the models that are not trained yet, as in figure 2, and draws
+results/figures/paper_figure4_*.png: the mean of p(x|z) on a grid that is even in probability.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import figure2
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line, jobs
+from pyro_vae.lab import cli, jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Arguments:
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("mnist", "frey_face")
     """mnist, frey_face or both."""
     seed: int = 0
-    """Of initial weights, minibatches and noise."""
+    """Seed of the initial weights, the minibatches and the noise."""
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     jobs.run_all(figure2.make_curve, settings, common)
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
 
     for setting in settings:
         model, shape = figure2.trained_model(setting, common)
@@ -49,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

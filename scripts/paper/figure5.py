@@ -2,8 +2,8 @@
 
     python scripts/paper/figure5.py
 
-Trains what is not trained yet, as in figure 2, and draws results/figures/paper_figure5.png: the means of
-p(x|z) at draws from the prior.
+Trains the models that are not trained yet, as in figure 2, and draws results/figures/paper_figure5.png: the
+means of p(x|z) at draws from the prior.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import figure2
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line, jobs
+from pyro_vae.lab import cli, jobs
 
 _SIDE = 10  # images
 
@@ -26,7 +26,7 @@ class Arguments:
     latent_dim: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (2, 5, 10, 20)
     """Numbers of latents."""
     seed: int = 0
-    """Of initial weights, minibatches and noise."""
+    """Seed of the initial weights, the minibatches and the noise."""
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
 
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -4,9 +4,9 @@
 
 The paper derives full variational Bayes and shows no experiment. Here the first 1,000 images of MNIST (3
 latents, 100 hidden units, as in figure 3) are learned by maximum likelihood, by the paper's maximum a
-posteriori, and with a normal q(theta) over all of the decoder's parameters, each from several seeds. Of some
-training and test images log p(x) is estimated by annealing (the encoder is no proposal that could be relied
-on after 1,000 images), for full variational Bayes of the mean probability over --draws of theta.
+posteriori, and with a normal q(theta) over all of the decoder's parameters, each from several seeds. Then
+log p(x) of some training and test images is estimated by annealing (after 1,000 images the encoder is no
+reliable proposal); for full variational Bayes, from the mean probability over --draws draws of theta.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import reproduction
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line, jobs
+from pyro_vae.lab import cli, jobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,15 +43,15 @@ class Arguments:
     num_train: int = 1000
     """Training images."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = (0, 1, 2)
-    """Of initial weights, minibatches and noise."""
+    """Seeds of the initial weights, the minibatches and the noise."""
     step_size: float = 0.1
-    """Of Adagrad, the same for all, so that neither methods nor seeds differ by it."""
+    """Step size of Adagrad, the same for all, so that neither methods nor seeds differ by it."""
     estimated: int = 200
-    """Training and test images of which log p(x) is estimated, drawn at random."""
+    """Number of training and of test images, drawn at random, whose log p(x) is estimated."""
     draws: int = 10
-    """Of theta, for the mean probability of full variational Bayes."""
+    """Draws of theta, for the mean probability of full variational Bayes."""
     num_temperatures: int = 200
-    """Of the annealing."""
+    """Temperatures of the annealing."""
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
 
@@ -114,7 +114,7 @@ def make_row(arguments: Arguments, setting: Setting, common: Common, *, progress
 
 
 def pairs(arguments: Arguments, algorithm: "Algorithm") -> list[Any]:
-    """Ordinary pairs: draws of theta, or the one that was trained."""
+    """Return ordinary pairs: draws of theta, or the pair that was trained."""
     from pyro_vae.models import BayesianModel, draw
 
     if not isinstance(algorithm.model, BayesianModel):
@@ -123,7 +123,7 @@ def pairs(arguments: Arguments, algorithm: "Algorithm") -> list[Any]:
 
 
 def elbo(arguments: Arguments, algorithm: "Algorithm", x: "Tensor") -> float:
-    """The bound of these data, without theta's term; a mean over draws of theta."""
+    """Bound of these data without the term of theta; a mean over draws of theta."""
     from pyro_vae.marginal_likelihood import elbo
 
     bounds = [elbo(*pair, x, num_samples=10).elbo.mean().item() for pair in pairs(arguments, algorithm)]
@@ -133,7 +133,7 @@ def elbo(arguments: Arguments, algorithm: "Algorithm", x: "Tensor") -> float:
 def log_marginal(
     arguments: Arguments, algorithm: "Algorithm", x: "Tensor", path: Path, *, progress: bool
 ) -> "LogMarginal":
-    """Log p(x), of full variational Bayes the logarithm of the mean of p(x) over draws of theta."""
+    """Estimate log p(x); for full variational Bayes, the log of the mean of p(x) over draws of theta."""
     from pyro_vae.marginal_likelihood import ais, average, load_estimates
 
     if not path.exists():
@@ -147,13 +147,13 @@ def log_marginal(
 
 
 def load_records(common: Common, num_train: int) -> list[dict[str, Any]]:
-    """What was found with so many training images."""
+    """Read the records with so many training images."""
     records = curves.load_all(common, "full_vb")
     return [record for record in records if record["setting"]["num_train"] == num_train]
 
 
 def groups(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, list[float]]]:
-    """The numbers of all seeds, by column, of every method with every step size."""
+    """Numbers of all seeds, by column, for every method with every step size."""
     found = {}
     for method, changed in METHODS.items():
         wanted = {"weight_prior": "data"} | changed
@@ -185,14 +185,14 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def mean_and_error(numbers: list[float]) -> str:
-    """Over seeds."""
+    """Mean over seeds and its standard error."""
     if len(numbers) < 2:
         return f"{numbers[0]:.2f}"
     return f"{statistics.mean(numbers):.2f} ± {statistics.stdev(numbers) / len(numbers) ** 0.5:.2f}"
 
 
 def draw_figure(records: list[dict[str, Any]], arguments: Arguments) -> Path:
-    """Log p(x) of training and test data, a point a seed."""
+    """Draw log p(x) of training and test data, a point for each seed."""
     from matplotlib.figure import Figure
 
     found = groups(records)
@@ -210,4 +210,4 @@ def draw_figure(records: list[dict[str, Any]], arguments: Arguments) -> Path:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -1,9 +1,9 @@
-"""Why the reparameterisation: the variance of gradients of one and the same bound, by estimator and draws.
+"""Variance of gradients of one and the same bound, by estimator and draws: why the paper reparameterises.
 
     python scripts/paper/gradients.py
 
-Before, early in and after training of a VAE of MNIST (--latent-dim 10, 500 hidden units, grey values) this
-measures gradients by phi, the encoder's parameters, on one minibatch of 100 data, drawn again and again:
+This measures gradients in phi, the encoder's parameters, on one minibatch of 100 data, drawn again and again:
+before, early in and after the training of a VAE of MNIST (--latent-dim 10, 500 hidden units, grey values).
 
 - the score function, log w grad log q(z | x), which the paper's section 2.2 calls impractical;
 - the same with a baseline, the mean of log w over the other data of the minibatch;
@@ -11,7 +11,7 @@ measures gradients by phi, the encoder's parameters, on one minibatch of 100 dat
 - estimator B, reparameterised, with the KL term in closed form (TraceMeanField_ELBO).
 
 All have the same mean. The variance is summed over parameters, in units of the squared length of the mean;
-beside it stands that of taking another minibatch, against which the paper finds L = 1 draw enough.
+beside it stands the variance due to the choice of minibatch, next to which the paper finds L = 1 draw enough.
 """
 
 import dataclasses
@@ -24,11 +24,12 @@ import reproduction
 import tyro
 from reproduction import Common, Setting
 
-from pyro_vae import command_line
-from pyro_vae.experiment import ConfigError
 from pyro_vae.files import write_atomically
-from pyro_vae.progress import progress_bar
-from pyro_vae.provenance import provenance
+from pyro_vae.lab import cli
+from pyro_vae.lab.config import ConfigError
+from pyro_vae.lab.gradients import flat_gradient, moments
+from pyro_vae.lab.provenance import provenance
+from pyro_vae.progress import counted, progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,7 @@ STEP_SIZE = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Why the reparameterisation: the variance of gradients of one and the same bound."""
+    """Variance of gradients of one and the same bound: why the paper reparameterises."""
 
     latent_dim: int = 10
     """Dimensions of z."""
@@ -54,7 +55,7 @@ class Arguments:
     repetitions: int = 200
     """Gradients that every variance is of."""
     seed: int = 0
-    """Of weights, minibatches and draws."""
+    """Seed of weights, minibatches and draws."""
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=lambda: Common(budget=1e6))
 
 
@@ -90,9 +91,9 @@ def main() -> None:
             for name, num_samples in itertools.product(ESTIMATORS, arguments.num_samples):
                 draws = (
                     gradient(name, algorithm.model, algorithm.guide, num_samples, *batches[0])
-                    for _ in range(arguments.repetitions)
+                    for _ in counted(bar, arguments.repetitions)
                 )
-                rows.append(measured(samples, name, num_samples, draws, bar.update))
+                rows.append(measured(samples, name, num_samples, draws))
         between = (gradient("B", algorithm.model, algorithm.guide, most, *batch) for batch in batches)
         rows.append(measured(samples, "minibatch", most, between))
     record = {
@@ -112,7 +113,7 @@ def main() -> None:
 def gradient(
     name: str, model: "nn.Module", guide: "nn.Module", num_samples: int, *batch: "Tensor"
 ) -> "Tensor":
-    """One estimate of the gradient of the bound's mean over the batch by the guide's parameters, flat."""
+    """Estimate the gradient of the bound's mean over the batch in the guide's parameters once, flat."""
     import torch
     from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
@@ -133,40 +134,24 @@ def gradient(
             mean = log_w.mean(0)
             log_w = log_w - (mean.sum() - mean) / (len(mean) - 1)
         bound = (log_w * log_guide(guide, latents, *batch)).mean()
-    parts = torch.autograd.grad(bound, list(guide.parameters()), materialize_grads=True)
-    return torch.cat([part.flatten() for part in parts])
+    return flat_gradient(bound, list(guide.parameters()))
 
 
-def measured(
-    samples: int, estimator: str, num_samples: int, gradients: Any, advance: Any = lambda: None
-) -> dict[str, Any]:
-    """What is kept of an estimator at a stage of training, with ``num_samples`` draws."""
-    variance, length = moments(gradients, advance)
+def measured(samples: int, estimator: str, num_samples: int, gradients: Any) -> dict[str, Any]:
+    """Record of an estimator at a stage of training, summed over parameters and without bias."""
+    mean, variance, count = moments(gradients)
+    total = variance.sum().item()
     return {
         "samples": samples,
         "estimator": estimator,
         "L": num_samples,
-        "variance": variance,
-        "squared_mean": length,
+        "variance": total,
+        "squared_mean": mean.square().sum().item() - total / count,
     }
 
 
-def moments(gradients: Any, advance: Any = lambda: None) -> tuple[float, float]:
-    """The variance, summed over parameters, and an unbiased estimate of the squared length of the mean."""
-    count, mean, squares = 0, 0.0, 0.0
-    for value in gradients:
-        value = value.double()
-        count += 1
-        change = value - mean
-        mean = mean + change / count
-        squares = squares + change * (value - mean)
-        advance()
-    variance = squares.sum().item() / (count - 1)
-    return variance, mean.square().sum().item() - variance / count
-
-
 def signal(rows: list[dict[str, Any]], samples: int) -> float:
-    """The squared length of the mean gradient at a stage: that of the estimate with the least variance."""
+    """Squared length of the mean gradient at a stage: that of the estimate with the least variance."""
     of_stage = [row for row in rows if row["samples"] == samples and row["estimator"] != "minibatch"]
     return min(of_stage, key=lambda row: row["variance"])["squared_mean"]
 
@@ -193,7 +178,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]]) -> "Figure":
-    """Variance against L, one panel a stage of training."""
+    """Draw the variance against L, one panel for each stage of training."""
     from matplotlib.figure import Figure
 
     stages = sorted({row["samples"] for row in rows})
@@ -218,4 +203,4 @@ def draw(rows: list[dict[str, Any]]) -> "Figure":
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

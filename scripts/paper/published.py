@@ -1,8 +1,8 @@
-"""What Kingma & Welling's figures 2 and 3 show: *Auto-Encoding Variational Bayes*, arXiv 1312.6114.
+"""Values of figures 2 and 3 of Kingma & Welling, *Auto-Encoding Variational Bayes*, arXiv 1312.6114.
 
 Digitised from the vector graphics of the paper's PDF, the axes calibrated on their tick marks, interpolated
-in the logarithm of the number of samples. Lines jitter by about 0.3 nats on MNIST. Nats per datum, in figure
-2 of the lower bound and in figure 3 of log p(x); None where the figure shows nothing.
+in the logarithm of the number of samples. Lines jitter by about 0.3 nats on MNIST. Values are nats per datum:
+the lower bound in figure 2, log p(x) in figure 3; None where the figure shows nothing.
 """
 
 Curve = list[tuple[float, float]]  # (training samples, value)
@@ -66,7 +66,7 @@ _FIGURE_3: dict[tuple[int, str, str], tuple[float | None, ...]] = {
 
 
 def figure2(data: str, latent_dim: int, algorithm: str, split: str) -> Curve:
-    """A curve of figure 2; empty if it shows none."""
+    """Return a curve of figure 2; empty if the figure shows none."""
     if data == "mnist":
         return _curve(_MNIST_SAMPLES, _FIGURE_2.get((data, latent_dim, algorithm, split), ()))
     if algorithm == "wake_sleep":
@@ -75,7 +75,7 @@ def figure2(data: str, latent_dim: int, algorithm: str, split: str) -> Curve:
 
 
 def figure3(num_train: int, algorithm: str, split: str) -> Curve:
-    """A curve of figure 3."""
+    """Return a curve of figure 3."""
     return _curve(_FIGURE_3_SAMPLES, _FIGURE_3.get((num_train, algorithm, split), ()))
 
 

@@ -1,10 +1,10 @@
-"""One page of all that has been run: every value of the paper's figures beside ours, and what is missing.
+"""Write one page about all that has been run: the paper's values beside ours, and what is missing.
 
     python scripts/paper/report.py
 
-Reads the curves in results/paper and writes results/paper.md, with results/paper/notes.md, which is written
-by hand, at the top. A test value of ours passes within 1 nat of figure 2 for MNIST, 5 % for Frey Face, both
-from 1e6 samples on, and 2 nats of figure 3.
+Reads the curves in results/paper and writes results/paper.md. At its top stands results/paper/notes.md,
+which is written by hand. A test value of ours passes if it is within 1 nat of figure 2 for MNIST, within 5 %
+for Frey Face (both from 1e6 samples on), and within 2 nats of figure 3.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ import tyro
 from curves import load_all, value_at
 from reproduction import Common, Setting
 
-from pyro_vae import command_line
 from pyro_vae.files import write_atomically
+from pyro_vae.lab import cli
 
 Record = dict[str, Any]
 _LEGEND = "ours (minus the paper's); of test values ✓ within the band, ✗ outside"
@@ -31,7 +31,7 @@ _LEGEND = "ours (minus the paper's); of test values ✓ within the band, ✗ out
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """One page of all that has been run: every value of the paper's figures beside ours."""
+    """Write one page about all that has been run: every value of the paper's figures beside ours."""
 
     out: Path = Path("results")
     """Folder with paper/*/*.json and figures; paper.md is written there."""
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def cell(ours: float | None, paper: float | None, band: float | None) -> str:
-    """A value of ours beside the paper's; without a band there is no verdict."""
+    """Write a value of ours beside the paper's; without a band there is no verdict."""
     if paper is None:
         return "" if ours is None else f"{ours:.1f}"
     if ours is None:
@@ -69,13 +69,13 @@ def cell(ours: float | None, paper: float | None, band: float | None) -> str:
 
 
 def find(records: Sequence[Record], setting: Setting) -> Record | None:
-    """The curve of a setting, if it was made."""
+    """Return the curve of a setting, if it was made."""
     wanted = dataclasses.asdict(setting)
     return next((record for record in records if record["setting"] == wanted), None)
 
 
 def column(record: Record | None, name: str) -> list[tuple[float, float]]:
-    """A curve's values of one kind."""
+    """Return the values of a curve of one kind."""
     if record is None:
         return []
     place = record["columns"].index(name)
@@ -83,12 +83,12 @@ def column(record: Record | None, name: str) -> list[tuple[float, float]]:
 
 
 def number(samples: float) -> str:
-    """1e6, 2e7."""
+    """Write a number of samples, such as 1e6 or 2e7."""
     return f"{samples:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def figure_of(common: Common, name: str) -> str:
-    """The figure, if it was drawn."""
+    """Link to the figure, if it was drawn."""
     path = common.out / "figures" / f"paper_{name}.png"
     return f"![{name}](figures/{path.name})" if path.exists() else f"(figure {name} is missing)"
 
@@ -97,7 +97,7 @@ def figure_of(common: Common, name: str) -> str:
 
 
 def of_figure2(common: Common) -> Iterator[str]:
-    """Tables of bounds, of AEVB against wake-sleep, and of variations."""
+    """Yield tables of bounds, of AEVB against wake-sleep, and of variations."""
     records = load_all(common, "figure2")
     for data, latent_dims in figure2.LATENT_DIMS.items():
         hidden = figure2.HIDDEN[data]
@@ -134,7 +134,7 @@ def _figure2_cell(record: Record | None, setting: Setting, split: str, samples: 
 
 
 def _aevb_above_wake_sleep(records: Sequence[Record], data: str) -> str:
-    """The least lead of AEVB on test data from 1e6 samples on."""
+    """Least lead of AEVB on test data from 1e6 samples on."""
     leads = []
     for latent_dim in figure2.LATENT_DIMS[data]:
         pair = [
@@ -158,7 +158,7 @@ def _aevb_above_wake_sleep(records: Sequence[Record], data: str) -> str:
 
 
 def _variations(records: Sequence[Record], data: str) -> Iterator[str]:
-    """One thing changed at a time, on test data."""
+    """Yield a table of variations, one at a time, on test data."""
     rows = []
     for record in records:
         setting = record["setting"]
@@ -188,24 +188,24 @@ def _variations(records: Sequence[Record], data: str) -> Iterator[str]:
 
 
 def plain_figure2(setting: Record) -> Setting:
-    """The same without what was varied."""
+    """Return the setting without its variation."""
     return Setting(**{name: setting[name] for name in ("data", "latent_dim", "algorithm", "hidden")})
 
 
 def plain_figure3(setting: Record) -> Setting:
-    """The same without what was varied."""
+    """Return the setting without its variation."""
     return figure3.setting(setting["num_train"], setting["algorithm"])
 
 
 def changes(setting: Record, plain: Setting) -> dict[str, Any]:
-    """What was varied."""
+    """Return the names and values that were varied."""
     return {
         name: setting[name] for name, value in dataclasses.asdict(plain).items() if setting[name] != value
     }
 
 
 def said(changed: dict[str, Any]) -> str:
-    """In words."""
+    """Write a variation in words."""
     return ", ".join(f"{name} {value}" for name, value in changed.items())
 
 
@@ -213,7 +213,7 @@ def said(changed: dict[str, Any]) -> str:
 
 
 def of_figure3(common: Common) -> Iterator[str]:
-    """Tables of log p(x), by Appendix D and by quadrature, and the paper's three findings."""
+    """Yield tables of log p(x), by Appendix D and by quadrature, and the paper's three findings."""
     records = load_all(common, "figure3")
     yield "## Figure 3: log p(x), 3 latents"
     yield figure_of(common, "figure3")
@@ -239,7 +239,7 @@ def of_figure3(common: Common) -> Iterator[str]:
 
 
 def _impossible(records: Sequence[Record]) -> Iterator[str]:
-    """How many estimates are not in the means."""
+    """Count the estimates that are not in the means."""
     counts = [
         count
         for record in records
@@ -252,7 +252,7 @@ def _impossible(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _figure3_variations(records: Sequence[Record]) -> Iterator[str]:
-    """One thing changed at a time, where the curve ends."""
+    """Yield a table of variations, one at a time, where the curve ends."""
     rows = []
     for record in records:
         setting = record["setting"]
@@ -304,7 +304,7 @@ def _exact(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _findings(records: Sequence[Record]) -> Iterator[str]:
-    """The three facts of the paper, at the last number of samples that both have."""
+    """Check the three findings of the paper, at the last number of samples that both have."""
 
     def last(num_train: int, split: str) -> tuple[float, float, float] | None:
         aevb, mcem = (
@@ -349,14 +349,14 @@ def _findings(records: Sequence[Record]) -> Iterator[str]:
 
 
 def images(common: Common) -> Iterator[str]:
-    """Figures 4 and 5."""
+    """Yield figures 4 and 5."""
     yield "## Figures 4 and 5: manifolds and samples"
     for name in ("figure4_mnist", "figure4_frey_face", "figure5"):
         yield figure_of(common, name)
 
 
 def of_gradients(common: Common) -> Iterator[str]:
-    """The table of gradients.py."""
+    """Yield the table of gradients.py."""
     path = common.out / "paper" / "gradients.json"
     yield "## Why the reparameterisation: variance of gradients"
     if not path.exists():
@@ -373,7 +373,7 @@ def of_gradients(common: Common) -> Iterator[str]:
 
 
 def of_full_vb(common: Common) -> Iterator[str]:
-    """The table of full_vb.py."""
+    """Yield the table of full_vb.py."""
     records = full_vb.load_records(common, full_vb.Arguments.num_train)
     yield "## Appendix F: full variational Bayes on 1,000 images"
     if not records:
@@ -386,7 +386,7 @@ def of_full_vb(common: Common) -> Iterator[str]:
 
 
 def origins(common: Common) -> Iterator[str]:
-    """Commands, commits, machines, and how long it took."""
+    """Yield commands, commits, machines and durations."""
     groups: dict[tuple[str, ...], list[float]] = {}
     files = [path for path in (common.out / "paper").rglob("*.json") if path.exists()]
     for path in files:
@@ -404,10 +404,10 @@ def origins(common: Common) -> Iterator[str]:
 
 
 def table(header: Sequence[str], rows: Any) -> str:
-    """In Markdown."""
+    """Write a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -1,7 +1,7 @@
-"""What the figures share: the paper's settings, and training within a budget.
+"""Settings of the paper and training within a budget, shared by all figures.
 
 Every curve is one :class:`Setting` and has a folder of its own, with checkpoints: run the same command again
-to go on, or with a larger --budget to go further. What is kept of it in results is written by curves.py.
+to go on, or with a larger --budget to go further. Its record in results is written by curves.py.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pyro_vae import experiment
-from pyro_vae.experiment import Config, ConfigError
-from pyro_vae.jobs import FailedError
+from pyro_vae.lab import build as lab_build
+from pyro_vae.lab.config import Config, ConfigError
+from pyro_vae.lab.jobs import FailedError
 
 if TYPE_CHECKING:
     from pyro_vae.data import Batches, Dataset
@@ -26,19 +26,19 @@ MCEM_SAMPLES = 15  # that a datum counts for in an iteration of MCEM: 10 leapfro
 STEP_SIZES = (0.01, 0.02, 0.1)  # from which the paper chooses
 _SELECTION_SAMPLES = 20  # for every training datum: "the first few iterations"
 _POINTS_PER_DECADE = 10
-_CHECKPOINTS = 200  # of a curve
+_CHECKPOINTS = 200  # for each curve
 
 
 @dataclasses.dataclass(frozen=True)
 class Common:
-    """What every figure's command takes."""
+    """Options of every figure's command."""
 
     budget: Annotated[float, tyro.conf.arg(metavar="SAMPLES")] = 1e7
     """Training samples of every curve, counted with repetition, as on the paper's axes."""
     jobs: int = 1
     """Curves to train at once, each in a process of its own with its share of the cores."""
     data_dir: Path | None = None
-    """Where the data are; default: $PYRO_VAE_DATA, else ~/.cache/pyro_vae."""
+    """Folder of the data; default: $PYRO_VAE_DATA, else ~/.cache/pyro_vae."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     runs: Path = Path("runs/paper")
@@ -60,10 +60,11 @@ class Variation:
     binary: bool = False
     """Binarise MNIST anew for every minibatch, instead of the cross-entropy of grey values."""
     levels: Literal[255, 256] = 255
-    """What grey values 0 to 255 are divided by: for Frey Face 256 in the authors' published code, and
-    presumably in the copy of MNIST that it reads, mnist.pkl.gz."""
+    """Divisor of grey values 0 to 255: 256 for Frey Face in the authors' published code, and presumably in
+    the copy of MNIST that it reads, mnist.pkl.gz."""
     step_size: float | None = None
-    """Of Adagrad; default: the best of 0.01, 0.02 and 0.1 on the training data in the first iterations."""
+    """Step size of Adagrad; default: the best of 0.01, 0.02 and 0.1 on the training data in the first
+    iterations."""
     warmup: int | None = None
     """First updates that only sum Adagrad's squared gradients, as in the authors' published code; they are
     not counted as training samples. Default: 100, but none for Monte Carlo EM."""
@@ -74,15 +75,15 @@ class Variation:
     """The paper's N(0, 0.01^2); the same, but the encoder's log variances, the bias of the decoder's and that
     of its output start at 0, as in the authors' published code; or Glorot's."""
     clip_dreams: bool = False
-    """Clip what wake-sleep dreams of Frey Face to [0, 1], as the authors' published autoencoders do with
-    images that they draw."""
+    """Clip wake-sleep's dreams of Frey Face to [0, 1], as the authors' published autoencoders do with images
+    that they draw."""
     batch_size: int | None = None
     """Training data of a minibatch; default: 100, but all for Monte Carlo EM, no on-line algorithm."""
     seed: int = 0
-    """Of initial weights, minibatches and noise."""
+    """Seed of the initial weights, the minibatches and the noise."""
 
     def of(self, data: str) -> dict[str, Any]:
-        """As arguments of :class:`Setting`, without those that have no default."""
+        """Return the arguments of :class:`Setting`, without those that have no default."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         of_one = {"binary": "mnist", "clip_dreams": "frey_face"}
         return given | {name: given[name] and data == its for name, its in of_one.items()}
@@ -90,7 +91,7 @@ class Variation:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What makes a curve what it is.
+    """Everything that determines a curve.
 
     Attributes:
         data: mnist or frey_face.
@@ -118,7 +119,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Of its folder and file: what was not left at its default is at the end."""
+        """Name of its folder and file; settings other than the defaults are at the end."""
         changed = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)[4:]
@@ -129,14 +130,14 @@ class Setting:
 
     @property
     def epoch(self) -> tuple[int, int]:
-        """Data, and training samples, of a row of metrics: of MCEM all data, which count several times."""
+        """Data and training samples of a row of metrics; for MCEM all data, which count several times."""
         if self.algorithm == "mcem":
             return self.num_train, self.num_train * MCEM_SAMPLES
         data = max(1, EPOCH // self.batch_size) * self.batch_size
         return data, data
 
     def config(self, common: Common) -> Config:
-        """What builds data and programs."""
+        """Return the configuration that builds data and programs."""
         family = {"mnist": "bernoulli" if self.binary else "bernoulli_cross_entropy"}
         return Config(
             data=self.data,
@@ -154,20 +155,20 @@ class Setting:
 
 
 def load(setting: Setting, common: Common) -> "Dataset":
-    """The data, on the device, of the training data the first ``num_train``."""
+    """Load the data onto the device; of the training data the first ``num_train``."""
     config = setting.config(common)
-    dataset = experiment.load_data(config)
+    dataset = lab_build.load_data(config)
     levels = float(setting.levels)
     train, test = (dataclasses.replace(split, levels=levels) for split in (dataset.train, dataset.test))
     if setting.num_train is not None:
         stored, labels = (data[: setting.num_train] for data in (train.stored, train.labels))
         train = dataclasses.replace(train, stored=stored, labels=labels)
     dataset = dataclasses.replace(dataset, train=train, test=test)
-    return dataset.to(experiment.device(config))
+    return dataset.to(lab_build.device(config))
 
 
 def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float) -> "Algorithm":
-    """The algorithm on its initial weights."""
+    """Build the algorithm with its initial weights."""
     import torch
     from pyro.infer import TraceMeanField_ELBO
 
@@ -176,14 +177,14 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
     config = setting.config(common)
     num_data = len(dataset.train)
     prior_data = {"data": num_data, "minibatch": setting.batch_size, "none": None}[setting.weight_prior]
-    pair = experiment.build_pair(config, dataset)
+    pair = lab_build.build_pair(config, dataset)
     if setting.init == "authors":
         start_at_zero(*pair)
     if setting.clip_dreams:  # data are within [0, 1] anyway
         pair[1].posterior.net.register_forward_pre_hook(lambda _, inputs: (inputs[0].clamp(0, 1),))
     if setting.algorithm == "full_vb":
         pair = bayesian(*pair, num_data)
-    model, guide = (program.to(experiment.device(config)) for program in pair)
+    model, guide = (program.to(lab_build.device(config)) for program in pair)
     parameters = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
     if setting.algorithm == "mcem":
         if setting.weight_prior == "minibatch":
@@ -200,7 +201,7 @@ def build(setting: Setting, common: Common, dataset: "Dataset", step_size: float
 
 
 def start_at_zero(model: Any, guide: Any) -> None:
-    """The encoder's log variances, and the biases of the decoder's outputs."""
+    """Set the encoder's log variances and the biases of the decoder's outputs to 0."""
     import torch
 
     last = guide.posterior.net.layers[-1]
@@ -211,7 +212,7 @@ def start_at_zero(model: Any, guide: Any) -> None:
 
 
 def minibatches(setting: Setting, dataset: "Dataset") -> "Batches":
-    """Of training data drawn with replacement; for MCEM each of them once, with their positions."""
+    """Minibatches of training data drawn with replacement; for MCEM each datum once, with its position."""
     import torch
 
     from pyro_vae import batches
@@ -223,7 +224,7 @@ def minibatches(setting: Setting, dataset: "Dataset") -> "Batches":
 
 
 def warm_up(setting: Setting, algorithm: "Algorithm", dataset: "Dataset") -> None:
-    """Updates of step size 0, in which Adagrad sums squared gradients."""
+    """Take updates of step size 0, in which Adagrad sums squared gradients."""
     (group,) = algorithm.optimizer.param_groups
     step_size, group["lr"] = group["lr"], 0.0
     endless = itertools.chain.from_iterable(itertools.repeat(minibatches(setting, dataset)))
@@ -242,7 +243,7 @@ def train(
     folder: Path | None = None,
     progress: bool,
 ) -> list[dict[str, Any]]:
-    """Train so many epochs altogether, on from the checkpoint in ``folder`` if there is one; their rows."""
+    """Train so many epochs in all, from the checkpoint in ``folder`` if there is one; return their rows."""
     from pyro_vae import Checkpoint, fit
 
     if folder is not None:
@@ -264,7 +265,7 @@ def require_end(setting: Setting, history: Sequence[dict[str, Any]], num_epochs:
 
 
 def selection_epochs(setting: Setting, num_data: int) -> int:
-    """The first iterations, which decide on the step size: 20 training samples a datum, an epoch at least."""
+    """Number of first epochs, which decide on the step size: 20 samples a datum, an epoch at least."""
     return max(1, round(_SELECTION_SAMPLES * num_data / setting.epoch[1]))
 
 
@@ -278,11 +279,11 @@ def with_best_step_size(
     callbacks: Sequence[Any] = (),
     progress: bool,
 ) -> tuple["Algorithm", Path, dict[str, Any]]:
-    """Train the first iterations with every step size; the best algorithm, its folder, and the choice.
+    """Train the first iterations with every step size; return the best algorithm, its folder, and the choice.
 
-    The choice is by the bound (of MCEM by log p(x, z)) of the training data after :func:`selection_epochs`,
-    and after ``num_epochs`` at most. Every step size has a folder in that of the curve, in which the best one
-    goes on.
+    The choice is by the bound (for MCEM by log p(x, z)) of the training data after :func:`selection_epochs`,
+    and after ``num_epochs`` at most. Every step size has a folder in that of the curve; the best one
+    continues there.
 
     Raises:
         FailedError: If training fails with all step sizes.
@@ -316,11 +317,11 @@ def with_best_step_size(
 
 
 def log_spaced(budget: float) -> list[float]:
-    """Numbers of samples at equal distances on a logarithmic axis, up to the budget."""
+    """Return numbers of samples at equal distances on a logarithmic axis, up to the budget."""
     count = math.floor(_POINTS_PER_DECADE * math.log10(budget / EPOCH) + 1e-9)
     return [budget * 10 ** (-i / _POINTS_PER_DECADE) for i in range(max(0, count), -1, -1)]
 
 
 def epochs_at(setting: Setting, samples: Sequence[float]) -> list[int]:
-    """The ends of epochs that are nearest to these numbers of samples."""
+    """Return the ends of epochs that are nearest to these numbers of samples."""
     return sorted({max(1, round(number / setting.epoch[1])) for number in samples})

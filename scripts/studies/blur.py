@@ -1,12 +1,12 @@
-"""Why are samples of VAEs blurry? Three explanations, each changed alone.
+"""Test three explanations of blurry samples, each changed alone.
 
     python scripts/studies/blur.py
 
-They are said to be blurry because of maximum likelihood, which must cover all data and so puts mass between
-them; because of the family p(x | z), squared errors of independent pixels; or because of the bound, whose
-posteriors are too simple. Frey Face is learned with one of these changed at a time: proper families, a flow
-posterior, the importance-weighted bound. What maximum likelihood does shows in samples of the prior that are
-less sharp than reconstructions, which have the same decoder. Ends in a report, blur.md.
+Samples of VAEs are said to be blurry because of maximum likelihood, which must cover all data and so puts
+mass between them; because of the family p(x | z), squared errors of independent pixels; or because of the
+bound, whose posteriors are too simple. Frey Face is learned with one of these changed at a time: proper
+families, a flow posterior, the importance-weighted bound. The effect of maximum likelihood shows in samples
+of the prior that are less sharp than reconstructions, which have the same decoder. Ends in a report, blur.md.
 """
 
 import dataclasses
@@ -19,8 +19,9 @@ import study
 import tyro
 from study import Common, cell
 
-from pyro_vae import command_line, experiment
-from pyro_vae.experiment import Config
+from pyro_vae.lab import cli
+from pyro_vae.lab.choices import FAMILIES
+from pyro_vae.lab.config import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,13 +44,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     },
 }
 FREY_EPOCHS = 20  # for each of the command's
-NUM_IMAGES = 100  # of which log p(x) is estimated
+NUM_IMAGES = 100  # whose log p(x) is estimated
 NUM_SAMPLES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Why are samples of VAEs blurry? Three explanations, each changed alone."""
+    """Test three explanations of blurry samples, each changed alone."""
 
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
@@ -63,12 +64,12 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Of its folder and file."""
+        """Name of its folder and file."""
         words = "".join(c if c.isalnum() else " " for c in self.system).split()
         return f"{'_'.join(words)},seed{self.seed}"
 
     def config(self, common: Common) -> Config:
-        """Its configuration."""
+        """Return its configuration."""
         return Config(
             **{
                 "data": "frey_face",
@@ -95,7 +96,7 @@ def main() -> None:
 
 
 def sharpness(images: "Tensor", shape: tuple[int, ...]) -> float:
-    """The variance of an image's Laplacian, of the median image; numbers are cut to [0, 1], as shown."""
+    """Variance of the Laplacian of the median image; numbers are cut to [0, 1], as shown."""
     import torch
 
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).reshape(1, 1, 3, 3)
@@ -104,24 +105,18 @@ def sharpness(images: "Tensor", shape: tuple[int, ...]) -> float:
 
 
 def trained(setting: Setting, common: Common, *, progress: bool) -> Any:
-    """The run after training: its pair and its data."""
-    from pyro_vae import batches, fit, runs
-    from pyro_vae.training import Checkpoint
+    """Train, or go on with it, and return the run: its pair and its data."""
+    from pyro_vae.lab import train
 
     config = setting.config(common)
-    options = {"binarization": config.chosen_binarization}
-    dataset = study.load("frey_face", common, **options)
-    model, guide = experiment.build_pair(config, dataset)
+    dataset = study.load("frey_face", common, binarization=config.chosen_binarization)
     folder = common.runs / "blur" / setting.name
-    algorithm, callbacks = experiment.build_training(config, model, guide, dataset, folder)
-    minibatches = batches(dataset.train, config.batch_size, seed=config.seed)
-    checkpoint = Checkpoint(folder, resume=True, every=50)
-    fit(algorithm, minibatches, config.epochs, [*callbacks, checkpoint], progress=progress)
-    return runs.Run(config, dataset, model.eval(), guide.eval(), config.epochs)
+    resume = (folder / "config.json").exists()
+    return train(config, folder, resume=resume, dataset=dataset, test=False, progress=progress, say=str)
 
 
 def measure(setting: Setting, common: Common, *, progress: bool) -> str:
-    """Train one, and write what was measured."""
+    """Train one setting, measure it and keep the record."""
     import pyro
     import torch
 
@@ -138,7 +133,7 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
     (x,) = run.arguments(test, NUM_IMAGES)
     estimate = annealed(run.model, run.guide, x, progress=progress)
     sampled = importance_sampling(run.model, run.guide, x, num_samples=1000, progress=progress)
-    width = 1.0 if run.config.family in experiment.GREY_LEVELS else test.bin_width
+    width = 1.0 if FAMILIES[run.config.family].values == "levels" else test.bin_width
     with torch.no_grad():
         rebuilt = run.model.likelihood(posterior_mean(run.guide, test.x)).mean
         drawn = run.model.likelihood(run.model.prior().sample((NUM_SAMPLES,)))
@@ -239,10 +234,10 @@ def report(records: dict[Setting, dict[str, Any]], common: Common) -> Path:
 
 
 def figure_of(common: Common) -> Any:
-    """Data, and of every system means of samples, from its prior and from its codes, of the first seed."""
+    """Draw data and, for every system, means of samples from its prior and its codes; first seed."""
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
     from pyro_vae.latents import fitted_mixture, posterior_mean
 
     dataset = study.load("frey_face", common, binarization="none")
@@ -283,4 +278,4 @@ sharp, so that samples say less than their means do.
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""A classifier of real images, by which decoded samples are judged."""
+"""Classifier of real images, by which decoded samples are judged."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def trained(folder: Path, dataset: Any, epochs: int = 3) -> nn.Module:
-    """A convolutional network from images to probabilities of classes, trained on grey images; kept."""
+    """Train a convolutional network from grey images to probabilities of classes, and keep it."""
     from pyro_vae import ConvEncoder, batches
 
     torch.manual_seed(0)
@@ -26,5 +26,5 @@ def trained(folder: Path, dataset: Any, epochs: int = 3) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(net: nn.Module, x: Tensor, labels: Tensor) -> float:
-    """Share of right classes."""
+    """Share of correct classes."""
     return (torch.cat([net(part).argmax(1) for part in x.split(1000)]) == labels).double().mean().item()

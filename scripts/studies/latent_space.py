@@ -2,10 +2,10 @@
 
     python scripts/studies/latent_space.py --jobs 2
 
-Autoencoder, VAE, VAE without its KL term, and VQ-VAE learn MNIST with 2 and with 20 latent numbers, from
-several seeds. Of each: what share of its samples is like the data, what a walk between two codes meets, how
-its posteriors' variance went over the training, how well labels are read off its codes. Ends in a report,
-latent_space.md, with a verdict on every claim.
+An autoencoder, a VAE, a VAE without its KL term, and a VQ-VAE learn MNIST with 2 and with 20 latent numbers,
+from several seeds. Each is asked which share of its samples is like the data, what a walk between two codes
+meets, how the variance of its posteriors changed during training, and how well labels can be read off its
+codes. Ends in a report, latent_space.md, with a verdict on every claim.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import study
 import tyro
 from study import Common
 
-from pyro_vae import command_line
+from pyro_vae.lab import cli
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 KINDS = ("autoencoder", "VAE", "VAE without KL", "VQ-VAE")
 LATENTS = (2, 20)
 HIDDEN = (500,)
-ROWS_PER_EPOCH = 10  # of metrics: the variance moves fast at first
+ROWS_PER_EPOCH = 10  # rows of metrics: the variance moves fast at first
 NUM_SAMPLES = 1000
 NUM_PAIRS = 500
 CODE_DIM = 2
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Of its folder and file."""
+        """Name of its folder and file."""
         return f"{self.kind.replace(' ', '_').lower()},z{self.latent_dim},seed{self.seed}"
 
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def build(setting: Setting) -> "tuple[nn.Module, nn.Module]":
-    """The pair, with initial weights from the seed."""
+    """Build the pair, with initial weights from the seed."""
     import pyro
 
     from pyro_vae import autoencoder, vae, vq_vae
@@ -100,7 +100,7 @@ def with_prior(setting: Setting, model: "nn.Module", guide: "nn.Module") -> None
 def trained(
     setting: Setting, common: Common, *, progress: bool
 ) -> "tuple[nn.Module, nn.Module, list[dict[str, Any]]]":
-    """The pair after training, and the history of that."""
+    """Train, and return the pair and the history."""
     from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
     from pyro_vae import BetaELBO, Callback
@@ -151,7 +151,7 @@ def trained(
 
 
 def samplers(kind: str, model: "nn.Module", codes: "Tensor") -> "dict[str, Any]":
-    """Distributions of z to sample from."""
+    """Return the distributions of z to sample from, by name."""
     from pyro_vae import CodePrior
     from pyro_vae.latents import fitted_box, fitted_mixture, fitted_normal
 
@@ -168,7 +168,7 @@ def samplers(kind: str, model: "nn.Module", codes: "Tensor") -> "dict[str, Any]"
 
 
 def log_marginal_of_codes(model: "nn.Module", guide: "nn.Module", x: "Tensor") -> float:
-    """The mean of log p(x): summed over all codes where a datum has one, else its bound."""
+    """Mean of log p(x): summed over all codes where a datum has one code, else its bound."""
     import torch
 
     from pyro_vae import elbo
@@ -186,7 +186,7 @@ def log_marginal_of_codes(model: "nn.Module", guide: "nn.Module", x: "Tensor") -
 
 
 def measure(setting: Setting, common: Common, *, progress: bool) -> str:
-    """Train one, and write what was measured."""
+    """Train one setting, measure it and keep the record."""
     import classifier
     import pyro
     import torch
@@ -281,4 +281,4 @@ def report(records: dict[Setting, dict[str, Any]], common: Common) -> Path:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""What latent_space.py found, in words, tables and figures."""
+"""Report of latent_space.py, in words, tables and figures."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Records = dict[Setting, dict[str, Any]]
 Numbers = Callable[[str, int], list[float]]
-_BEST_OF = {  # what each kind is sampled from, at its best
+_BEST_OF = {  # the best distribution to sample each kind from
     "autoencoder": "mixture fitted to the codes",
     "VAE": "prior",
     "VAE without KL": "mixture fitted to the codes",
@@ -23,14 +23,14 @@ _BEST_OF = {  # what each kind is sampled from, at its best
 
 
 class Claim(NamedTuple):
-    """What is said, and what would have to be above what.
+    """Claim about the systems, with the numbers that it says to be larger and smaller.
 
     Attributes:
         text: The claim.
-        measure: In words.
-        more: From latent numbers to a number a seed, which the claim says to be larger.
-        less: The same, smaller.
-        digits: To print.
+        measure: The measure, in words.
+        more: From the number of latents to one number for each seed, which the claim says to be larger.
+        less: The same for the smaller numbers.
+        digits: Digits to print.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Claim(NamedTuple):
 
 
 def claims(records: Records) -> list[Claim]:
-    """All of them."""
+    """Return all claims."""
 
     def of(kind: str, *path: str) -> Callable[[int], list[float]]:
         return lambda latent_dim: [_at(r, path) for r in rows(records, kind, latent_dim)]
@@ -53,7 +53,7 @@ def claims(records: Records) -> list[Claim]:
         return lambda latent_dim: [value] * len(rows(records, "VAE", latent_dim))
 
     def variance(first: int | None, last: int | None) -> Callable[[int], list[float]]:
-        """Mean over rows of the history, of the VAE."""
+        """Mean variance of the VAE over rows of the history."""
         return lambda latent_dim: [
             statistics.mean(v for _, v in r["variance"][first:last]) for r in rows(records, "VAE", latent_dim)
         ]
@@ -162,7 +162,7 @@ def claims(records: Records) -> list[Claim]:
 
 
 def rows(records: Records, kind: str, latent_dim: int) -> list[dict[str, Any]]:
-    """Of all seeds."""
+    """Records of all seeds."""
     return [r for s, r in records.items() if (s.kind, s.latent_dim) == (kind, latent_dim)]
 
 
@@ -173,7 +173,7 @@ def _at(record: dict[str, Any], path: Sequence[str]) -> float:
 
 
 def write(records: Records, common: Common, trained: Callable[..., Any]) -> Path:
-    """latent_space.md; returns its path."""
+    """Write latent_space.md; return its path."""
     import torch
 
     pairs = {}
@@ -206,7 +206,7 @@ def write(records: Records, common: Common, trained: Callable[..., Any]) -> Path
 
 
 def claims_table(records: Records) -> str:
-    """A row a claim, with its verdict."""
+    """Write a row for each claim, with its verdict."""
     lines = []
     for claim in claims(records):
         found, cells = {}, []
@@ -220,7 +220,7 @@ def claims_table(records: Records) -> str:
 
 
 def completeness_table(records: Records) -> str:
-    """Shares of samples, by what was sampled."""
+    """Write shares of samples, by what was sampled."""
     lines = []
     for latent_dim in LATENTS:
         for kind in KINDS:
@@ -232,7 +232,7 @@ def completeness_table(records: Records) -> str:
 
 
 def others_table(records: Records) -> str:
-    """All other measures."""
+    """Write all other measures."""
     names = {
         "log_likelihood_at_code": ("log p(x given z) at the code", 1),
         "elbo": ("bound on log p(x)", 1),
@@ -262,7 +262,7 @@ def others_table(records: Records) -> str:
 
 
 def plane(pairs: dict, common: Common) -> "Figure":
-    """Codes of test data in the plane, by class, and what the plane decodes to."""
+    """Draw codes of test data in the plane, by class, and the images that the plane decodes to."""
     import torch
     from matplotlib.figure import Figure
 
@@ -287,11 +287,11 @@ def plane(pairs: dict, common: Common) -> "Figure":
 
 
 def samples(pairs: dict, common: Common) -> "Figure":
-    """Twelve samples of each, with 20 latents."""
+    """Draw samples of each system, with 20 latents."""
     import torch
     from latent_space import samplers
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
     from pyro_vae.latents import posterior_mean
 
     x = study.load("mnist", common, binarization="dynamic").train.x[:10_000]
@@ -307,7 +307,7 @@ def samples(pairs: dict, common: Common) -> "Figure":
 
 
 def variances(records: Records) -> "Figure":
-    """The mean variance of q over training, all seeds; and of every latent at the end."""
+    """Draw the mean variance of q over training, all seeds; and that of every latent at the end."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -331,10 +331,10 @@ def variances(records: Records) -> "Figure":
 
 
 def walks(pairs: dict, common: Common) -> "Figure":
-    """From a test digit to another, with 20 latents; of the VQ-VAE by its codes."""
+    """Draw walks from one test digit to another, with 20 latents; those of the VQ-VAE by its codes."""
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
     from pyro_vae.latents import along, posterior_mean, straight
 
     x = study.load("mnist", common, binarization="dynamic").test.x

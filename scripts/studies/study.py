@@ -1,4 +1,4 @@
-"""What the studies share: places, training that goes on where it was, records, verdicts."""
+"""Places, training that can be resumed, records and verdicts, shared by all studies."""
 
 import dataclasses
 import io
@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae import jobs
-from pyro_vae.experiment import ConfigError
 from pyro_vae.files import write_atomically
-from pyro_vae.provenance import provenance
+from pyro_vae.lab import jobs
+from pyro_vae.lab.config import ConfigError
+from pyro_vae.lab.provenance import provenance
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Common:
-    """What every study's command takes."""
+    """Options of every study's command."""
 
     epochs: int = 30
-    """Of every training."""
+    """Epochs of every training."""
     seeds: int = 3
     """Trainings of every kind, from seeds 0, 1, ..., whose spread makes the errors."""
     jobs: int = 1
@@ -35,7 +35,7 @@ class Common:
     limit: int | None = None
     """Take only so many training data, and judge on as many test data: for a quick look."""
     data_dir: Path | None = None
-    """Where the data are; default: $PYRO_VAE_DATA, else ~/.cache/pyro_vae."""
+    """Folder of the data; default: $PYRO_VAE_DATA, else ~/.cache/pyro_vae."""
     runs: Path = Path("runs/studies")
     """Folder for checkpoints: an interrupted command goes on when it is given again."""
     out: Path = Path("results")
@@ -50,7 +50,7 @@ class Common:
 
 
 def load(name: str, common: Common, **options: Any) -> Any:
-    """A data set, with fewer data if the command limits them."""
+    """Load a data set, with fewer data if the command limits them."""
     from pyro_vae import data
 
     dataset = data.load(name, data_dir=common.data_dir, **options)
@@ -82,7 +82,7 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train by SVI with Adam on minibatches of 100, from the folder's checkpoint if there is one.
 
-    With an ``epoch_size`` data are drawn with replacement, so many between two rows of the history.
+    With an ``epoch_size``, so many data are drawn with replacement between two rows of the history.
     """
     import torch
 
@@ -122,7 +122,7 @@ def train_network(
 
 
 def keep(path: Path, **content: Any) -> None:
-    """Write a record as JSON, with what made it, a line an entry."""
+    """Write a record as JSON, with its origin, one entry on each line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {**content, "made_by": provenance()}
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
@@ -130,20 +130,20 @@ def keep(path: Path, **content: Any) -> None:
 
 
 def record_file(common: Common, study: str, name: str) -> Path:
-    """Where the numbers of one setting are kept."""
+    """Path of the record of one setting."""
     return common.out / "studies" / study / f"{name}.json"
 
 
 def measured(
     measure: Callable[..., str], settings: Sequence[Any], common: Common, study: str
 ) -> dict[Any, dict[str, Any]]:
-    """Records of all settings, after ``measure`` made those that are missing, ``common.jobs`` at once."""
+    """Return the records of all settings; ``measure`` makes missing ones, ``common.jobs`` at once."""
     jobs.run_all(measure, settings, common)
     return {setting: json.loads(record_file(common, study, setting.name).read_text()) for setting in settings}
 
 
 def save_figure(figure: "Figure", common: Common, name: str) -> str:
-    """Write figures/NAME.png; returns its path from the folder of reports."""
+    """Write figures/NAME.png; return its path from the folder of reports."""
     path = common.out / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
@@ -151,25 +151,25 @@ def save_figure(figure: "Figure", common: Common, name: str) -> str:
 
 
 def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean over seeds and its standard error; the error of one is not known."""
+    """Mean over seeds and its standard error, which is nan for one seed."""
     error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
     return statistics.mean(numbers), error
 
 
 def cell(numbers: Sequence[float], digits: int = 2) -> str:
-    """The same in words."""
+    """Write mean and standard error in words."""
     mean, error = mean_and_error(numbers)
     return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def is_above(more: Sequence[float], less: Sequence[float]) -> bool:
-    """Whether the first mean is above the second one by more than twice the error of the difference."""
+    """Test if the first mean is above the second by more than twice the error of the difference."""
     (a, of_a), (b, of_b) = mean_and_error(more), mean_and_error(less)
-    return a - b > 2 * math.hypot(of_a, of_b)  # of one seed: no
+    return a - b > 2 * math.hypot(of_a, of_b)  # one seed has no error: no verdict
 
 
 def verdict(found: Mapping[str, bool]) -> str:
-    """Of a claim, from where it was looked at and whether it held there."""
+    """Verdict on a claim, from the places where it was tested and whether it held there."""
     held = [where for where, it_held in found.items() if it_held]
     if len(held) == len(found):
         return "holds"
@@ -180,6 +180,6 @@ def verdict(found: Mapping[str, bool]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
+    """Write a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

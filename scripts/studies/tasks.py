@@ -1,10 +1,10 @@
-"""Denoising, inpainting and 4x super-resolution by posterior inference, beside simpler ways.
+"""Compare denoising, inpainting and 4x super-resolution by posterior inference with simpler ways.
 
     python scripts/studies/tasks.py
 
 A VAE of MNIST (bits) and one of Frey Face (grey values under normals) restore test images; so do the mean of
 the training images, the nearest of them, one pass through the VAE (reconstruct and paste), and an autoencoder
-that was trained for this very task. Judged by the signal-to-noise ratio, and by the density of what
+that was trained for this very task. They are judged by the signal-to-noise ratio, and by the density of what
 was missing. Ends in a report, tasks.md.
 """
 
@@ -19,28 +19,28 @@ import study
 import tyro
 from study import Common, cell
 
-from pyro_vae import command_line
+from pyro_vae.lab import cli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-NOISE = {"mnist": 0.5, "frey_face": 0.2}  # of denoising
-FINE_NOISE = 0.02  # of super-resolution
+NOISE = {"mnist": 0.5, "frey_face": 0.2}  # scale of the noise for denoising
+FINE_NOISE = 0.02  # the same for super-resolution
 FACTOR = 4
-FREY_EPOCHS = 30  # of Frey Face for each of MNIST, which has 31 times as many images
+FREY_EPOCHS = 30  # epochs of Frey Face for each of MNIST, which has 31 times as many images
 CHAINS = {"num_draws": 100, "num_warmup": 240}
 TASKS = ("inpainting", "denoising", "super-resolution")
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Denoising, inpainting and 4x super-resolution by posterior inference, beside simpler ways."""
+    """Compare denoising, inpainting and 4x super-resolution by posterior inference with simpler ways."""
 
     num_images: int = 100
     """Test images to restore."""
     num_temperatures: int = 200
-    """Of the annealing that estimates the density of what was missing."""
+    """Temperatures of the annealing that estimates the density of what was missing."""
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def trained_pair(name: str, dataset: Any, common: Common) -> "tuple[nn.Module, nn.Module]":
-    """The VAE of the study of the latent space, or one of Frey Face as the paper has it."""
+    """Train the VAE of the study of the latent space, or one of Frey Face as in the paper."""
     import latent_space
     import pyro
     from pyro.infer import TraceMeanField_ELBO
@@ -85,7 +85,7 @@ def trained_pair(name: str, dataset: Any, common: Common) -> "tuple[nn.Module, n
 def trained_autoencoder(
     name: str, task: str, dataset: Any, degrade: "Callable[[Tensor], Tensor]", common: Common
 ) -> "nn.Module":
-    """A network from degraded images to means of pixels, through 50 numbers, for one task alone."""
+    """Train a network from degraded images to means of pixels, through 50 numbers, for one task alone."""
     import torch
     from torch import nn
 
@@ -106,7 +106,7 @@ def trained_autoencoder(
 
 
 def restore_all(name: str, arguments: Arguments) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Numbers of every task and way, and images."""
+    """Restore the test images; return numbers of every task and way, and images."""
     import pyro
     import torch
 
@@ -206,7 +206,7 @@ def restore_all(name: str, arguments: Arguments) -> tuple[dict[str, Any], dict[s
 
 
 def _psnr(image: "Tensor", x: "Tensor", missing: "Tensor") -> list[float]:
-    """Peak signal-to-noise ratio of every image, dB, over what was missing; the peak is 1."""
+    """Peak signal-to-noise ratio of every image in dB, over what was missing; the peak is 1."""
     error = (image - x)[:, missing].square().mean(1).clamp(min=1e-6)
     return (-10 * error.log10()).tolist()
 
@@ -224,7 +224,7 @@ def _log_prob(of_x: Any, x: "Tensor", missing: "Tensor") -> "Tensor":
 def _classes(
     samples: "Tensor", is_upper: "Tensor", x: "Tensor", labels: "Tensor", ways: dict, common: Common
 ) -> dict[str, float]:
-    """What digits a classifier sees in the draws of every image."""
+    """Count the digits that a classifier sees in the draws of every image."""
     import classifier
     import torch
 
@@ -291,7 +291,7 @@ def report(records: dict[str, Any], drawn: dict[str, Any], arguments: Arguments)
 
 
 def psnr_table(records: dict[str, Any]) -> str:
-    """A row a way."""
+    """Write a row for each way."""
     columns = [(name, task) for name in records for task in TASKS]
     ways = records["mnist"]["tasks"]["inpainting"]["psnr"]
     lines = [
@@ -301,7 +301,7 @@ def psnr_table(records: dict[str, Any]) -> str:
 
 
 def uncertainty_table(records: dict[str, Any]) -> str:
-    """How far the posterior mean is off, beside how far the model says it may be."""
+    """Write the error of the posterior mean beside the error that the model expects."""
     columns = [(name, task) for name in records for task in TASKS]
     found = [records[name]["tasks"][task]["rms"] for name, task in columns]
     lines = [[words, *(f"{each[words]:.4f}" for each in found)] for words in found[0]]
@@ -309,7 +309,7 @@ def uncertainty_table(records: dict[str, Any]) -> str:
 
 
 def density_table(records: dict[str, Any]) -> str:
-    """What is known of the density of what was missing, and paired differences."""
+    """Write the density of what was missing, by each way, and paired differences."""
     lines = []
     for name, record in records.items():
         for task in TASKS:
@@ -325,10 +325,10 @@ def density_table(records: dict[str, Any]) -> str:
 
 
 def figure_of(found: dict[str, Any], task: str) -> "Figure":
-    """Of the ten images whose draws differ most, and of two others: truth, what was seen, draws, ways."""
+    """Draw truth, what was seen, draws and ways for the ten images whose draws differ most and two others."""
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
 
     parts = found[task]
     spread = parts["found"].samples.std(0).mean(1)
@@ -399,4 +399,4 @@ The ten images whose draws differ most, and the two whose draws differ least.
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""A VQ-VAE with a grid of codes and a VAE, both of convolutions: reconstructions, samples, bounds.
+"""Compare a VQ-VAE with a grid of codes and a VAE, both of convolutions: reconstructions, samples, bounds.
 
     python scripts/studies/vq_vae.py --epochs 10
 
@@ -15,7 +15,7 @@ import study
 import tyro
 from study import Common, cell
 
-from pyro_vae import command_line
+from pyro_vae.lab import cli
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ PRIORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """A VQ-VAE with a grid of codes and a VAE, both of convolutions."""
+    """Compare a VQ-VAE with a grid of codes and a VAE, both of convolutions."""
 
     common: tyro.conf.OmitArgPrefixes[Common] = dataclasses.field(default_factory=Common)
 
@@ -48,12 +48,12 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Of its folder and file."""
+        """Name of its folder and file."""
         return f"{self.kind.lower()},seed{self.seed}"
 
     @property
     def is_vq(self) -> bool:
-        """Whether its latents are codes."""
+        """True if its latents are codes."""
         return self.kind == "VQ-VAE"
 
 
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def build(setting: Setting) -> "tuple[nn.Module, nn.Module]":
-    """The pair, with initial weights from the seed."""
+    """Build the pair, with initial weights from the seed."""
     import pyro
 
     from pyro_vae import ConvDecoder, ConvEncoder, GridDecoder, GridEncoder, vae, vq_vae
@@ -85,7 +85,7 @@ def build(setting: Setting) -> "tuple[nn.Module, nn.Module]":
 
 
 def prior_for(setting: Setting, guide: "nn.Module", length: int) -> "nn.Module":
-    """What is fitted to the codes: a mixture of normals, or a transformer."""
+    """Return a prior to fit to the codes: a mixture of normals, or a transformer."""
     from pyro_vae import CausalTransformer, CodePrior, MixtureOfNormals
 
     if not setting.is_vq:
@@ -96,7 +96,7 @@ def prior_for(setting: Setting, guide: "nn.Module", length: int) -> "nn.Module":
 def trained(
     setting: Setting, common: Common, *, progress: bool
 ) -> "tuple[nn.Module, nn.Module, dict[str, nn.Module]]":
-    """The pair after training, and its priors: that of the training, and one that was fitted afterwards."""
+    """Train; return the pair and its priors: that of the training, and one that was fitted afterwards."""
     from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
     split = study.load("mnist", common, binarization="dynamic").train
@@ -114,7 +114,7 @@ def trained(
 
 
 def measure(setting: Setting, common: Common, *, progress: bool) -> str:
-    """Train one, and write what was measured."""
+    """Train one setting, measure it and keep the record."""
     import classifier
     import pyro
     import torch
@@ -199,10 +199,10 @@ def report(records: dict[Setting, dict[str, Any]], common: Common) -> Path:
 
 
 def figure_of(common: Common) -> "Figure":
-    """Test images, reconstructions and samples, of the first seed."""
+    """Draw test images, reconstructions and samples of the first seed."""
     import torch
 
-    from pyro_vae import plots
+    from pyro_vae.lab import plots
     from pyro_vae.latents import posterior_mean
 
     x = study.load("mnist", common, binarization="dynamic").test.x[:16]
@@ -247,4 +247,4 @@ nearest training image than 95 % of test images are.
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)
