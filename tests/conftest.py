@@ -1,4 +1,10 @@
+import contextlib
+import io
 import os
+import runpy
+import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -6,17 +12,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import annotations
 import pyro
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # Annotations are checked, but not in `compiled`: what walks through all objects takes tens of times as long.
-_CHECKED = [f"pyro_vae.{path.stem}" for path in (ROOT / "pyro_vae").iterdir() if path.stem != "compiled"]
-install_import_hook(_CHECKED, "beartype.beartype")
+annotations.check([path.stem for path in (ROOT / "pyro_vae").iterdir() if path.stem != "compiled"])
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -39,10 +44,28 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _fresh_state():
     """Every test starts from the same seed and an empty parameter store, and leaves torch's dtype alone."""
+    annotations.calls.clear()
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def run_here(script, *arguments, cwd):
+    """A script as the command line would run it, but in this process, which has imported torch already."""
+    said, complained = io.StringIO(), io.StringIO()
+    handler, code = signal.getsignal(signal.SIGTERM), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(cwd):
+        patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        patch.syspath_prepend(script.parent)
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+                runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(sys.argv, code, said.getvalue(), complained.getvalue())
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def test_no_outputs_are_committed(path):
             assert cell.execution_count is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path, tmp_path):

@@ -53,6 +53,7 @@ def curve(cwd, figure, name):
 FREY_FACE = ("--data", "frey_face", "--latent-dim", 2)
 
 
+@pytest.mark.slow
 def test_figure2_goes_on_where_it_was(tmp_path):
     small = (*FREY_FACE, "--algorithm", "aevb", "--step-size", 0.02)
     name = "frey_face,z2,aevb,step_size=0.02"
@@ -67,6 +68,7 @@ def test_figure2_goes_on_where_it_was(tmp_path):
     assert checkpoint["algorithm"]["optimizer"]["state"][0]["step"] == 1600
 
 
+@pytest.mark.slow
 def test_figure2_is_drawn_and_reported(tmp_path):
     run("figure2", tmp_path, *FREY_FACE, "--budget", 1e5, "--jobs", 2)
     record = curve(tmp_path, "figure2", "frey_face,z2,aevb")
@@ -92,6 +94,7 @@ def test_figure2_is_drawn_and_reported(tmp_path):
     assert (tmp_path / "results" / "figures" / "paper_figure4_frey_face.png").exists()
 
 
+@pytest.mark.slow
 def test_jobs_end_when_they_are_interrupted(tmp_path):
     small = ("--data", "frey_face", "--latent-dim", 2, "--budget", 1e8, "--jobs", 2, "--step-size", 0.02)
     process = subprocess.Popen(command("figure2", tmp_path, *small), stderr=subprocess.PIPE, text=True)
@@ -123,6 +126,7 @@ def test_names_that_the_paper_does_not_have(tmp_path):
     assert "at least 50,000 samples, not 10" in done.stderr
 
 
+@pytest.mark.slow
 def test_figure3_by_monte_carlo_em(tmp_path):
     small = ("--num-train", 300, "--algorithm", "mcem", "--estimated", 8, "--exact", 2)
     run("figure3", tmp_path, *small, "--budget", 5e4)
@@ -142,6 +146,7 @@ def test_figure3_by_monte_carlo_em(tmp_path):
     assert curve(tmp_path, "figure3", record_name)["curve"][-1][0] == 58_500
 
 
+@pytest.mark.slow
 def test_full_vb_beside_point_estimates(tmp_path):
     small = ("--num-train", 300, "--seeds", 0, "--estimated", 5, "--draws", 2, "--num-temperatures", 10)
     done = run("full_vb", tmp_path, *small, "--budget", 5e4)
@@ -153,6 +158,7 @@ def test_full_vb_beside_point_estimates(tmp_path):
     assert (tmp_path / "results" / "figures" / "paper_full_vb.png").exists()
 
 
+@pytest.mark.slow
 def test_gradients_on_the_command_line(tmp_path):
     small = ("--budget", 1e5, "--repetitions", 5, "--num-samples", 1, 2, "--latent-dim", 2)
     done = run("gradients", tmp_path, *small)

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_here
 
 SMALL = ["--hidden", "16", "--latent-dim", "2", "--test-samples", "40", "--batch-size", "200"]
 
@@ -20,8 +20,12 @@ def command(script, *arguments):
     return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *map(str, arguments)]
 
 
-def run(script, *arguments, cwd, check=True):
-    done = subprocess.run(command(script, *arguments), cwd=cwd, capture_output=True, text=True, timeout=300)
+def run(script, *arguments, cwd, check=True, in_process_of_its_own=False):
+    if in_process_of_its_own:
+        line = command(script, *arguments)
+        done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300)
+    else:
+        done = run_here(ROOT / "scripts" / f"{script}.py", *arguments, cwd=cwd)
     if check:
         assert done.returncode == 0, done.stderr
         assert "Warning" not in done.stderr, done.stderr
@@ -52,7 +56,7 @@ def same(one, other):
 def finished(tmp_path_factory):
     """A finished run of four epochs, and what was printed."""
     cwd = tmp_path_factory.mktemp("finished")
-    done = run("train", *SMALL, "--epochs", 4, cwd=cwd)
+    done = run("train", *SMALL, "--epochs", 4, cwd=cwd, in_process_of_its_own=True)
     return cwd / "runs" / "digits", done
 
 
@@ -99,7 +103,8 @@ def test_train_leaves_a_run(finished):
 
 def test_estimate_says_how_good_a_run_is(finished):
     folder, _ = finished
-    done = run("estimate", folder, "--num-samples", 100, "--limit", 50, "--split", "valid", cwd=folder)
+    few = ("--num-samples", 100, "--limit", 50, "--split", "valid")
+    done = run("estimate", folder, *few, cwd=folder, in_process_of_its_own=True)
     assert (
         "digits valid, 200 data, binarization dynamic (one draw, seed 1), 50 of them at random" in done.stdout
     )
@@ -137,6 +142,7 @@ def test_estimate_by_all_methods(finished):
     assert len(record["quadrature"]["values"]) == 10
 
 
+@pytest.mark.slow
 def test_an_interrupted_estimate_goes_on(finished):
     folder, _ = finished
     arguments = [folder, "--method", "ais", "--num-temperatures", 300, "--split", "valid"]
@@ -163,12 +169,13 @@ def test_plot_draws_a_run_again(finished):
     folder, _ = finished
     for path in (folder / "figures").iterdir():
         path.unlink()
-    done = run("plot", folder, cwd=folder)
+    done = run("plot", folder, cwd=folder, in_process_of_its_own=True)
     drawn = sorted(str(path) for path in (folder / "figures").iterdir())
     assert done.stdout.split() == drawn
     assert len(drawn) == 8
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     """kill -9, again and again, at whatever moment it strikes."""
     settings = [*SMALL, "--epochs", 60, "--kl-warmup", 5, "--weight-prior", "--patience", 50]
@@ -200,7 +207,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     assert values[0]["values"] == values[1]["values"]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, stop):
     process = subprocess.Popen(
         command("train", *SMALL, "--epochs", 100_000, "--out", "here"),
@@ -363,6 +370,7 @@ def test_a_prior_is_refitted_to_the_aggregate_posterior(finished, tmp_path):
     assert "all but the prior and its training must be as there, but net was 'mlp'" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_ranks_all_combinations_and_goes_on(tmp_path):
     options = (*SMALL, "--epochs", 2, "--jobs", 2)
     vary = ("--vary", "prior=standard_normal,vamp", "posterior=diag_normal,planar")
@@ -405,6 +413,7 @@ def test_a_sweep_says_that_autoencoders_have_no_log_marginal(tmp_path):
     assert "cannot rank autoencoders" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_search_tries_what_optuna_proposes_and_can_be_extended(tmp_path):
     vary = ("--vary", "learning_rate=1e-3..1e-1", "prior=standard_normal,mixture_of_normals")
     done = run("sweep", "search", *vary, *SMALL, "--epochs", 1, "--trials", 2, cwd=tmp_path)
@@ -435,6 +444,7 @@ def test_sweeps_that_make_no_sense_are_explained(arguments, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_is_the_first_to_go_on(tmp_path):
     search = ("sweep", "--vary", "learning_rate=1e-4..1e-2", "--trials", 2, *SMALL, "--epochs", 100)
     process = subprocess.Popen(command("sweep", *search), cwd=tmp_path, stderr=subprocess.PIPE)
@@ -452,6 +462,7 @@ def test_an_interrupted_trial_is_the_first_to_go_on(tmp_path):
     assert begun[0].parent in finished
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_proposes_what_it_would_have_and_leaves_no_run(tmp_path):
     small = ("--hidden", 4, "--latent-dim", 2, "--test-samples", 2, "--epochs")
     search = ("--vary", "learning_rate=1e-4..1e-2", "latent_dim=2..9", "--trials", 2, *small)
@@ -474,6 +485,7 @@ def test_a_search_that_is_killed_proposes_what_it_would_have_and_leaves_no_run(t
     assert len(found[0]) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_over_data_goes_on_from_relative_paths(tmp_path):
     for name in ("a", "b"):
         np.save(tmp_path / f"{name}.npy", np.random.RandomState(0).randint(2, size=(60, 4)))
@@ -493,7 +505,7 @@ def test_a_sweep_over_data_goes_on_from_relative_paths(tmp_path):
 def test_signal_to_noise_of_gradients(finished):
     folder, _ = finished
     small = ("--num-particles", 1, 16, "--repetitions", 200)
-    done = run("studies/signal_to_noise", folder, *small, cwd=folder)
+    done = run("studies/signal_to_noise", folder, *small, cwd=folder, in_process_of_its_own=True)
     ratios = json.loads((folder / "signal_to_noise.json").read_text())
     assert set(ratios) == {"plain", "stl", "dreg"}
     assert ratios["dreg"]["16"] > ratios["plain"]["16"]
@@ -503,6 +515,7 @@ def test_signal_to_noise_of_gradients(finished):
     assert "draws" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_varies_is_not_held_against_the_rest(tmp_path):
     """Dequantised data have no Bernoulli, the default family, but that is not among those tried."""
     options = ("--binarization", "dequantize", "--vary", "family=continuous_bernoulli,laplace")

@@ -153,6 +153,7 @@ def test_sharpness_is_that_of_the_laplacian():
 # ------------------------------------------------------------------------------------ whole studies
 
 
+@pytest.mark.slow
 def test_latent_space(run, monkeypatch):
     import latent_space
     import latent_space_report
@@ -173,6 +174,7 @@ def test_latent_space(run, monkeypatch):
     assert vae["kl"] == pytest.approx(vae["mutual_information"] + vae["marginal_kl"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_tasks(run, monkeypatch):
     import latent_space
     import tasks
@@ -192,6 +194,7 @@ def test_tasks(run, monkeypatch):
     assert 5 < min(mean_image) <= max(mean_image) < 40
 
 
+@pytest.mark.slow
 def test_blur(run, monkeypatch):
     import blur
 
@@ -205,6 +208,7 @@ def test_blur(run, monkeypatch):
     assert len(list((results / "studies" / "blur").glob("*.json"))) == 4
 
 
+@pytest.mark.slow
 def test_vq_vae(run, monkeypatch):
     import vq_vae
 
