@@ -98,7 +98,11 @@ MUTATIONS = [
         "fn.log_prob(z) + number.log_abs_det_jacobian(u, z)",
         "fn.log_prob(z) - number.log_abs_det_jacobian(u, z)",
     ),
-    ("models/bayesian.py", "scale=len(batch[0]) / self.num_data", "scale=1.0"),
+    (
+        "models/bayesian.py",
+        "scale=len(batch[0]) / self.num_data):\n            for name, value in self.template",
+        "scale=1.0):\n            for name, value in self.template",
+    ),
     ("latents/information.py", "variance.squeeze(0).mean(0)", "variance.squeeze(0).sum(0)"),
     ("distributions/posteriors.py", ".cumsum(-1) - log_density", ".cumsum(-1)"),
     (
