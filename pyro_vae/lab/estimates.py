@@ -36,7 +36,7 @@ class Settings:
     num_leapfrog: int = 3
     """Gradients for every transition of ais and bidirectional."""
     start: Literal["prior", "guide"] = "prior"
-    """Where annealing starts: the guide takes fewer temperatures, but what it misses may stay missed."""
+    """Start of the annealing: the guide takes fewer temperatures, but what it misses may stay missed."""
     num_simulated: int = 100
     """Data of bidirectional."""
     limit: int | None = None
