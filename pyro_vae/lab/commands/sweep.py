@@ -36,7 +36,7 @@ class Arguments:
     sweep: tyro.conf.Positional[Path]
     """Folder of the sweep; runs are folders in it."""
     vary: tuple[str, ...] = ()
-    """Settings that differ: setting=value,value,... or, for a search, setting=low..high (on a logarithmic scale)."""
+    """Settings that differ: setting=value,value,... or, for a search, setting=low..high (logarithmic)."""
     trials: int = 0
     """Configurations that Optuna tries, by the best bound on validation data; 0: all combinations. With one
     job they are the same whether it is interrupted or not; with more they depend on which run ends first."""
