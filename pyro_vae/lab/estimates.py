@@ -160,7 +160,7 @@ def estimate_all(
         partial = path.with_name(f"{path.stem}.{method}.partial")
         with locked(path.with_name(f"{path.stem}.{method}.lock"), f"{method} of {path.parent}"):
             result = estimate(run, split, method, settings, partial)
-            estimates = keep(result, path)
+            estimates |= keep(result, path)
             partial.unlink(missing_ok=True)
         say(f"\n{in_words(run, split, result)}")
         if (kept := estimates[method]).size > result.size:
