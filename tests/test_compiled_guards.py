@@ -21,6 +21,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import nn
 
 from pyro_vae import SVI, BetaELBO, NotCompiledWarning, PyroSVI
+from pyro_vae.compiled.updates import FusedUpdate
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="Inductor needs a C++ compiler"
@@ -181,6 +182,18 @@ CHANGES = {
 def test_changes_are_noticed(change):
     svi = is_as_eager(change)
     assert svi._current.function.is_compiled  # again
+
+
+def test_settings_that_change_in_place_are_noticed():
+    param = nn.Parameter(torch.ones(2))
+    param.grad = torch.ones(2)
+    optimizer = torch.optim.Adam([param])
+    optimizer.step()
+    optimizer.param_groups[0]["betas"] = [0.9, 0.99]
+    update = FusedUpdate([optimizer], [param])
+    assert update.is_current([optimizer], [param])
+    optimizer.param_groups[0]["betas"][0] = 0.5
+    assert not update.is_current([optimizer], [param])
 
 
 def test_a_list_beside_the_program_is_of_no_concern():

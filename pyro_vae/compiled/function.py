@@ -161,17 +161,18 @@ class CompiledFunction:
         leaves, spec = args, None  # by far the most common arguments, in less time than pytree takes
         if kwargs or not all(map(torch.is_tensor, args)):
             leaves, spec = pytree.tree_flatten((args, kwargs))
-        call = _Call(args, kwargs, leaves, spec, _key(leaves, spec))
-        variant = self._current(call.key)
+        key = _key(leaves, spec)
+        variant = self._current(key)
         if self.refused is not None or (variant is not None and variant.graph is None):
-            return call.run(self.eager), None
+            return self.eager(*args, **kwargs), None
+        if variant is not None and variant.graph.num_calls not in _CHECKED_CALLS:
+            variant.graph.num_calls += 1
+            self.trainable, self.left = variant.trainable, variant.left
+            return variant.graph([leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)])
+        call = _Call(args, kwargs, leaves, spec, key)
         if variant is None and not self._is_due(str(call.key)):
             return self._eagerly(str(call.key), call), None
-        if variant is None or variant.graph.num_calls in _CHECKED_CALLS:
-            return self._tried(call, variant)
-        variant.graph.num_calls += 1
-        self.trainable, self.left = variant.trainable, variant.left
-        return variant.graph(call.tensors)
+        return self._tried(call, variant)
 
     def ready(self, args: tuple, num_calls: int) -> CompiledGraph | None:
         """Return the graph that the next calls on such tensors will run; None if a check comes before."""

@@ -19,8 +19,13 @@ from pyro_vae.compiled.variant import agree
 
 def can_launch(tensors: Sequence[Tensor]) -> bool:
     """Return True if CUDA graphs were asked for and can take these tensors."""
-    is_asked_for = os.environ.get("COMPILED_CUDA_GRAPHS", "0") not in ("", "0") and torch.version.hip is None
-    return is_asked_for and bool(tensors) and all(tensor.device.type == "cuda" for tensor in tensors)
+    if (
+        not tensors
+        or any(tensor.device.type != "cuda" for tensor in tensors)
+        or torch.version.hip is not None
+    ):
+        return False
+    return os.environ.get("COMPILED_CUDA_GRAPHS", "0") not in ("", "0")
 
 
 def taken_as_is(tensors: Sequence[Tensor], device: torch.device) -> list:

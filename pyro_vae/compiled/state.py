@@ -122,13 +122,14 @@ class ProgramState:
 
     def changed(self) -> tuple[str, bool] | None:
         """Return what is no longer what it was, in words, and whether it is a tensor that was replaced."""
-        lengths, *others = now = self._read()
+        now = lengths, items, values, keys = self._read()
+        old_lengths, old_items, old_values, old_keys = self._then
         if (
-            lengths == self._then[0]
-            and all(
-                len(a) == len(b) and all(map(operator.is_, a, b))
-                for a, b in zip(others, self._then[1:], strict=True)
-            )
+            all(map(operator.is_, values, old_values))
+            and lengths == old_lengths
+            and all(map(operator.is_, items, old_items))
+            and len(keys) == len(old_keys)
+            and all(map(operator.is_, keys, old_keys))
             and self._is_as_guarded()
             and RemovableHandle.next_id == self._num_hooks
             and all(array.tobytes() == saved for array, saved in self._arrays)

@@ -4,6 +4,7 @@ SGD, Adagrad, Adam and AdamW of ``torch.optim`` have such kernels. Their state l
 ``state_dict``, checkpoints and schedulers work as before; every other optimiser takes its own ``step``.
 """
 
+import functools
 import operator
 from collections.abc import Sequence
 
@@ -82,9 +83,7 @@ class FusedUpdate:
         position = {id(param): i for i, param in enumerate(params)}
         self._optimizers = list(optimizers)
         for optimizer in optimizers:
-            optimizer._opt_called = (
-                True  # private, as of torch 2.14: schedulers that are made later warn else
-            )
+            optimizer._opt_called = True  # private, as of torch 2.14: later schedulers would warn
         groups: dict[tuple, list] = {}
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -107,8 +106,17 @@ class FusedUpdate:
             if steps is not None:
                 columns["step"] = [state["step"] for state in states]
             self.state += [tensor for column in columns.values() for tensor in column]
+            kind, group = type(members[0][0]), members[0][1]
+            fused, names, fixed = _KERNELS[kind]
+            if kind is Adam and group.get("decoupled_weight_decay", False):
+                fused = torch._fused_adamw_
+            if "betas" in group:
+                fixed = {"beta1": group["betas"][0], "beta2": group["betas"][1]}
+            fixed = {**fixed, **{name: group[name] for name in ("weight_decay", "maximize", *names)}}
+            lists = [columns.get(name, []) for name in _STATES[kind]]
+            update = functools.partial(fused, own, **fixed)
             index = [position[id(p)] for p in own]
-            self._groups.append((type(members[0][0]), [m[1] for m in members], own, index, columns, steps))
+            self._groups.append(([m[1] for m in members], update, index, lists, steps))
         self._contents = self._content()
 
     def is_current(self, optimizers: Sequence[Optimizer], params: Sequence[Tensor]) -> bool:
@@ -117,12 +125,13 @@ class FusedUpdate:
         That is: the state of a parameter was replaced, as by ``load_state_dict``, it got or lost
         parameters or hooks, or settings other than the learning rate are not what they were.
         """
-        pairs = (params, self._params), (optimizers, self._optimizers), (self._content(), self._contents)
         return (
-            all(len(now) == len(then) and all(map(operator.is_, now, then)) for now, then in pairs)
+            _are_same(params, self._params)
+            and _are_same(optimizers, self._optimizers)
+            and _are_same(self._content(), self._contents)
             and not any(map(_has_hooks, optimizers))
             and not any(map(_is_wrapped, optimizers))
-            and all(group["lr"] == groups[0]["lr"] for _, groups, *_ in self._groups for group in groups[1:])
+            and all(group["lr"] == groups[0]["lr"] for groups, *_ in self._groups for group in groups[1:])
         )
 
     def _content(self) -> list:
@@ -134,27 +143,25 @@ class FusedUpdate:
             for group in optimizer.param_groups:
                 found += group["params"]
                 found += [value for name, value in group.items() if name not in ("params", "lr")]
+                found += group.get("betas", ())  # which may be a list
         return found
 
     @property
     def settings(self) -> list[dict]:
         """Return learning rates and all else that the optimisers' groups say."""
-        return [_settings(groups[0]) for _, groups, *_ in self._groups]
+        return [_settings(groups[0]) for groups, *_ in self._groups]
 
     @torch.no_grad()
     def __call__(self, gradients: Sequence[Tensor]) -> None:
         """Update the parameters in place."""
-        for kind, (group, *_), params, index, columns, steps in self._groups:
+        for (group, *_), update, index, lists, steps in self._groups:
             if steps is not None:
                 steps.add_(1)
-            fused, names, fixed = _KERNELS[kind]
-            if kind is Adam and group.get("decoupled_weight_decay", False):
-                fused = torch._fused_adamw_
-            settings = {name: group[name] for name in ("lr", "weight_decay", "maximize", *names)}
-            if "betas" in group:
-                fixed = {"beta1": group["betas"][0], "beta2": group["betas"][1]}
-            states = [columns.get(name, []) for name in _STATES[kind]]
-            fused(params, [gradients[i] for i in index], *states, **settings, **fixed)
+            update([gradients[i] for i in index], *lists, lr=group["lr"])
+
+
+def _are_same(now: Sequence[object], then: Sequence[object]) -> bool:
+    return len(now) == len(then) and all(map(operator.is_, now, then))
 
 
 def _settings(group: dict) -> dict:
