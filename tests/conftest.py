@@ -69,6 +69,12 @@ def run_here(script, *arguments, cwd):
 
 
 @pytest.fixture
+def in_one_block(monkeypatch):
+    """Chains of all data together, which run through the temperatures once; blocks are tested elsewhere."""
+    monkeypatch.setattr("pyro_vae.traces.blocks.rows_at_once", lambda *_: 2**16)
+
+
+@pytest.fixture
 def double():
     torch.set_default_dtype(torch.float64)
 
