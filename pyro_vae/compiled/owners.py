@@ -30,8 +30,7 @@ def register_library(*modules: str) -> None:
     Their code is not followed, and what their objects keep from run to run is of no concern, unless the
     user's code names it.
     """
-    _around.update(modules)
-    is_library.cache_clear()
+    _register(_around, modules)
 
 
 def register_programs(*modules: str) -> None:
@@ -39,9 +38,16 @@ def register_programs(*modules: str) -> None:
 
     Their code is followed to what it reads, but is not compared itself at every call.
     """
-    _fixed.update(modules)
+    _register(_fixed, modules)
 
 
+def _register(kind: set[str], modules: Iterable[str]) -> None:
+    kind.update(modules)
+    for known in is_discreet, is_library, is_registered, is_fixed:
+        known.cache_clear()
+
+
+@functools.cache
 def is_discreet(module: str | None) -> bool:
     """Return True if what objects of this module keep is of no concern, unless the user's code names it."""
     return is_in(module, (*_around, *_FOUNDATION))
@@ -53,11 +59,13 @@ def is_library(module: str | None) -> bool:
     return bool(module) and (is_discreet(module) or _is_installed(module.partition(".")[0]))
 
 
+@functools.cache
 def is_registered(module: str | None) -> bool:
     """Return True if somebody registered it, as a library or as what programs are made of."""
     return is_in(module, (*_around, *_fixed))
 
 
+@functools.cache
 def is_fixed(module: str | None) -> bool:
     """Return True if the code of this module is followed, but nobody changes it."""
     return is_in(module, _fixed) and not is_in(module, _around)

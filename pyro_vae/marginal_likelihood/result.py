@@ -179,9 +179,9 @@ class LogMarginal:
             found.append(Diagnosis(words, brief, *(sides or (False, False)), advice if sides else ""))
 
         if self.khat is not None:
-            share = self.unreliable_share
-            sides = one_side if share else ()
-            say(khat_in_words(self.khat), f"k-hat > 0.7: {100 * share:.1f} %", sides, "estimate with ais")
+            share = 100 * self.unreliable_share
+            words = f"k-hat above 0.7 for {share:.1f} % of the data"
+            say(words, f"k-hat > 0.7: {share:.1f} %", one_side if share else (), "estimate with ais")
         elif self.settings.get("num_samples", math.inf) < MIN_SAMPLES_FOR_KHAT:
             say(f"k-hat needs {MIN_SAMPLES_FOR_KHAT} samples a datum", sides=one_side)
         if self.ess is not None:
@@ -196,10 +196,9 @@ class LogMarginal:
             if (share := self.unmixed_share) is None:
                 say("one chain cannot tell whether it gets everywhere", sides=(True, True))
             else:
-                words = (
-                    f"R-hat above 1.01 for {100 * share:.1f} % of the data, largest {rhat.max().item():.3f}"
-                )
-                say(words, f"R-hat > 1.01: {100 * share:.1f} %", (True, True) if share else ())
+                share, largest = 100 * share, rhat.max().item()
+                words = f"R-hat above 1.01 for {share:.1f} % of the data, largest {largest:.3f}"
+                say(words, f"R-hat > 1.01: {share:.1f} %", (True, True) if share else ())
         if (divergences := self.diagnostics.get("divergences")) is not None:
             say(f"{int(divergences.sum())} divergent transitions")
         if (acceptance := self.diagnostics.get("acceptance")) is not None:
@@ -289,11 +288,6 @@ class LogMarginal:
 def mean_error(std_error: Float[Tensor, " batch"]) -> float:
     """Standard error of a mean, from those of independent values."""
     return std_error.square().sum().sqrt().item() / len(std_error)
-
-
-def khat_in_words(khat: Float[Tensor, " batch"]) -> str:
-    """Share of the data whose Pareto k-hat is above 0.7, in words."""
-    return f"k-hat above 0.7 for {100 * (khat > 0.7).double().mean().item():.1f} % of the data"
 
 
 def check_alike(estimates: Mapping[str, LogMarginal]) -> None:

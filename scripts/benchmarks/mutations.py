@@ -59,7 +59,7 @@ MUTATIONS = [
     ("objectives/weighted.py", "site.flatten(end_dim=1).mean(0)", "site.flatten(end_dim=1).sum(0)"),
     ("objectives/base.py", "-loss.detach() / len(batch[0])", "-loss.detach()"),
     ("objectives/wake_sleep.py", "-(wake + sleep).sum()", "-(wake - sleep).sum()"),
-    ("distributions/base.py", "0.5 * ", "1.0 * "),
+    ("distributions/base.py", "soft_clamp(log_variance / 2, *", "soft_clamp(log_variance, *"),
     ("distributions/counts.py", "self.rate.double()", "self.rate"),
     ("distributions/counts.py", ".log() - shape.log()", ".log() + shape.log()"),
     (
@@ -88,8 +88,23 @@ MUTATIONS = [
     ("distributions/continuous.py", "self.scale(log_variance).square()", "self.scale(log_variance)"),
     ("distributions/codes.py", "2 * z @ vectors.T", "z @ vectors.T"),
     ("distributions/codes.py", "(1 - self.decay) * is_of.sum(0)", "self.decay * is_of.sum(0)"),
-    ("traces/densities.py", "log_joint.log_prior", "log_joint.log_likelihood"),
-    ("traces/unconstrained.py", "log_abs_det_jacobian", "log_abs_det_jacobian"),
+    (
+        "traces/densities.py",
+        "sum_sites(priors + others, num_samples) - log_prior)",
+        "sum_sites(priors + others, num_samples))",
+    ),
+    (
+        "traces/unconstrained.py",
+        "fn.log_prob(z) + number.log_abs_det_jacobian(u, z)",
+        "fn.log_prob(z) - number.log_abs_det_jacobian(u, z)",
+    ),
+    (
+        "models/bayesian.py",
+        "scale=len(batch[0]) / self.num_data):\n            for name, value in self.template",
+        "scale=1.0):\n            for name, value in self.template",
+    ),
+    ("latents/information.py", "variance.squeeze(0).mean(0)", "variance.squeeze(0).sum(0)"),
+    ("distributions/posteriors.py", ".cumsum(-1) - log_density", ".cumsum(-1)"),
     (
         "mcmc/hmc.py",
         "p + sizes[n] / 2 * at.gradient[n] for n, p in momentum.items()}\n        position",
