@@ -91,8 +91,6 @@ def locked(path: Path, what: object, seconds: float = 5.0) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=seconds)
-        if is_first:
-            holder.write_text(json.dumps(_myself()))
     except filelock.Timeout:
         raise InUseError(
             f"{what} is in use by {_described(holder)}: wait until that has ended, or end it"
@@ -102,6 +100,9 @@ def locked(path: Path, what: object, seconds: float = 5.0) -> Iterator[None]:
             raise WriteError(path, error) from error
         print(f"warning: there are no locks here ({error}): start nothing twice", file=sys.stderr)
     try:
+        if is_first:
+            with contextlib.suppress(OSError):  # a full disk: only the message is less kind
+                holder.write_text(json.dumps(_myself()))
         yield
     finally:
         if is_first:
@@ -124,5 +125,5 @@ def _described(holder: Path) -> str:
     """The process that holds a lock, in words."""
     try:
         return "process {pid} on {host} since {since} ({command})".format(**json.loads(holder.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):  # it is just writing its name
+    except (OSError, ValueError, KeyError, TypeError):  # it has not written its name
         return "another process"

@@ -101,7 +101,8 @@ class Jobs:
 def _work(
     pipe: Any, cores: int, log: Path | None, work: Callable[..., Any], arguments: Sequence[Any]
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it ends it, by the other
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its locks are removed
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -115,6 +116,8 @@ def _work(
     result, said = None, ""
     try:
         result = work(*arguments)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGTERM)
     except UserError as error:
         said = str(error)
         print(f"error: {error}", file=sys.stderr)

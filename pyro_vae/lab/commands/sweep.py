@@ -80,8 +80,10 @@ def parse(words: Sequence[str], program: str) -> Arguments:
         config = Config(**first)
     except ConfigError:  # what it goes with may stand elsewhere on the command line
         config = Config()
-    default = Arguments(sweep=tyro.MISSING, config=config)
-    arguments = tyro.cli(Arguments, prog=program, args=words, default=default)
+    field = ("config", tyro.conf.OmitArgPrefixes[Config], dataclasses.field(default=config))
+    kind = dataclasses.make_dataclass("Arguments", [field], bases=(Arguments,), frozen=True)
+    kind.__doc__ = Arguments.__doc__
+    arguments = tyro.cli(kind, prog=program, args=words)
     return dataclasses.replace(arguments, vary=tuple(map(with_absolute_values, arguments.vary)))
 
 
