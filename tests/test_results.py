@@ -76,7 +76,7 @@ def test_interrupted_work_goes_on_with_the_same_result(name, tmp_path, monkeypat
     monkeypatch.setattr("pyro_vae.traces.blocks.rows_at_once", lambda *_: 256)
     monkeypatch.setattr("pyro_vae.marginal_likelihood.importance.rows_at_once", lambda *_: 256)
     oracle = LinearGaussian.random(4, 2)
-    x, (model, guide) = oracle.sample(24), oracle.pair(widening=1.2)
+    x, (model, guide) = oracle.sample(40), oracle.pair(widening=1.2)
     calls = left = 0
     forward = type(model).forward
 
