@@ -337,6 +337,9 @@ def test_a_conditional_run_is_trained_judged_and_drawn(conditional):
     )
     record = json.loads((folder / "log_marginal.json").read_text())
     assert set(record) == {"importance_sampling", "ais", "bidirectional"}
+    # The last is of other data, and the table and the verdict are of all.
+    assert re.search(r"^importance_sampling +-\d", done.stdout, re.MULTILINE)
+    assert re.search(r"^log p\(x\) = .* data simulated from the model", done.stdout, re.MULTILINE)
 
 
 def test_a_prior_is_refitted_to_the_aggregate_posterior(finished, tmp_path):

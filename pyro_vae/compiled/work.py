@@ -1,4 +1,4 @@
-"""How much work a call is, counted instead of timed, so that what hangs on it is the same at every run."""
+"""Work of a call, counted instead of timed, so that what hangs on it is the same at every run."""
 
 from typing import Any, NamedTuple
 

@@ -30,7 +30,7 @@ def _help(text: str, names: Mapping[str, Choice | System]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What makes a run what it is, in plain values.
+    """Settings of a run, in plain values.
 
     Raises:
         ConfigError: If a name is unknown, a number out of range, or the parts do not go together.
@@ -122,10 +122,10 @@ class Config:
 
     optimizer: Annotated[str, _help("Of torch.optim.", choices.OPTIMIZERS)] = "adam"
     learning_rate: float = 1e-3
-    """Of the optimiser."""
+    """Step size of the optimiser."""
     schedule: Annotated[str, _help("Learning rate over epochs.", choices.SCHEDULES)] = "constant"
     batch_size: int = 100
-    """Data a step."""
+    """Data in a step."""
     epochs: int = 500
     """Passes through the training data."""
     patience: int = 0
@@ -135,7 +135,7 @@ class Config:
     """Importance samples for log p(x) of every test datum, at the end."""
 
     seed: int = 0
-    """Of initial weights, noise and order of the data. The splits do not depend on it."""
+    """Seed of initial weights, noise and order of the data. The splits do not depend on it."""
     device: Annotated[str, _help("Where to compute.", choices.DEVICES)] = "auto"
     tensorboard: bool = False
     """Also write metrics for TensorBoard into the run folder (extra: tensorboard)."""

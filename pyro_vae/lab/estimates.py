@@ -36,7 +36,7 @@ class Settings:
     num_leapfrog: int = 3
     """Gradients for every transition of ais and bidirectional."""
     start: Literal["prior", "guide"] = "prior"
-    """Where annealing starts: the guide takes fewer temperatures, but what it misses may stay missed."""
+    """Start of the annealing: the guide takes fewer temperatures, but what it misses may stay missed."""
     num_simulated: int = 100
     """Data of bidirectional."""
     limit: int | None = None
@@ -160,7 +160,7 @@ def estimate_all(
         partial = path.with_name(f"{path.stem}.{method}.partial")
         with locked(path.with_name(f"{path.stem}.{method}.lock"), f"{method} of {path.parent}"):
             result = estimate(run, split, method, settings, partial)
-            estimates = keep(result, path)
+            estimates |= keep(result, path)
             partial.unlink(missing_ok=True)
         say(f"\n{in_words(run, split, result)}")
         if (kept := estimates[method]).size > result.size:

@@ -19,7 +19,7 @@ NUM_COMPLETIONS = 6
 
 
 class Explorer:
-    """What the page asks of a run. Images are arrays (height, width), or (height, width, 3), in [0, 1].
+    """Answers of a run to the page. Images are arrays (height, width), or (height, width, 3), in [0, 1].
 
     Args:
         run: Of images.
@@ -68,7 +68,7 @@ class Explorer:
 
     @property
     def completes(self) -> bool:
-        """Whether p(z | known) can be drawn from, and annealed to: z are real numbers with a density."""
+        """True if p(z | known) can be drawn from, and annealed to: z are real numbers with a density."""
         return not PRIORS[self.config.chosen_prior].unmapped
 
     def decode(self, z: "np.ndarray", label: int = 0) -> "np.ndarray":
@@ -131,7 +131,7 @@ class Explorer:
         return degraded(self.run.model, self.run.guide, Mask(), seen, *context)
 
     def _mask(self, known: "np.ndarray") -> "Tensor":
-        """Which numbers are known, of which pixels are."""
+        """Numbers that are known, given the pixels that are."""
         import torch
 
         mask = torch.as_tensor(known)

@@ -50,7 +50,7 @@ def _clip_to_late_values(axes: Axes, values: Sequence[float | None]) -> None:
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
-    """Whether data of this shape can be drawn: (height, width), or (height, width, 1 or 3)."""
+    """Return whether data of this shape can be drawn: (height, width), or (height, width, 1 or 3)."""
     return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
 
 

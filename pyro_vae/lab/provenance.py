@@ -1,4 +1,4 @@
-"""What made a number: the command, the commit, the machine."""
+"""Origin of a number: the command, the commit, the machine."""
 
 import os
 import platform

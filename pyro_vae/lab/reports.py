@@ -26,7 +26,7 @@ from pyro_vae.training import read_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """How good a pair is on some data.
+    """Quality of a pair on some data.
 
     Attributes:
         row: Means over data, as metrics of the test: ``test/elbo``, ``test/kl``, ..., nats.

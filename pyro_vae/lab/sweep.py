@@ -191,7 +191,7 @@ def mend_journal(path: Path) -> None:
 
 
 def name(change: Mapping[str, Any]) -> str:
-    """Of a run's folder."""
+    """Name of a run's folder."""
     parts = {key: "x".join(map(str, v)) if isinstance(v, tuple) else f"{v}" for key, v in change.items()}
     return ",".join(f"{key}={Path(value).name}" for key, value in parts.items())
 
@@ -208,7 +208,7 @@ def suggest(trial: Any, key: str, values: list[Any] | tuple[float, float]) -> An
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Whether this run has been trained and tested."""
+    """Return whether this run has been trained and tested."""
     from pyro_vae.marginal_likelihood import load_estimates
 
     if config.system.has_log_prob:
@@ -223,7 +223,7 @@ def is_finished(folder: Path, config: Config) -> bool:
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Of a run's metrics."""
+    """Rows of a run's metrics."""
     from pyro_vae.training import read_metrics
 
     yield from read_metrics(folder)

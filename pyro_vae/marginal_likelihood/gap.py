@@ -1,4 +1,4 @@
-r"""Where the bound loses: the gap between log p(x) and the ELBO, split into its two causes.
+r"""Losses of the bound: the gap between log p(x) and the ELBO, split into its two causes.
 
 .. math:: \log p(x) - L(q_\phi) =
           \underbrace{\log p(x) - L(q^*)}_{\text{approximation}} +

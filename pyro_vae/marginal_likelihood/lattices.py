@@ -105,7 +105,7 @@ class _Index:
         self.key, self.order = key.sort()
 
     def find(self, key: Int[Tensor, " wanted"]) -> tuple[Bool[Tensor, " wanted"], Int[Tensor, " wanted"]]:
-        """Which of the keys are there, and the numbers of their nodes."""
+        """Return which of the keys are there, and the numbers of their nodes."""
         place = torch.searchsorted(self.key, key).clamp(max=len(self.key) - 1)
         return self.key[place] == key, self.order[place]
 

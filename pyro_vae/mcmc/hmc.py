@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
 
 
 class HMCState(NamedTuple):
-    """Where the chains are, and what is known there.
+    """Positions of the chains, and what is known there.
 
     Attributes:
         position: Unconstrained latents.

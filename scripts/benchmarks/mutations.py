@@ -22,7 +22,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = {  # tests of a room, which run before all others
-    "objectives": ["objectives"],
+    "objectives": ["objectives", "wake_sleep"],
     "distributions": ["distributions", "networks"],
     "traces": ["traces", "contract", "objectives"],
     "marginal_likelihood": ["estimators", "marginal_likelihood", "results"],

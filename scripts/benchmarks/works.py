@@ -52,7 +52,7 @@ def batches(work: str, steps: int, device: str) -> Tensor:
 
 
 def machine(device: str) -> dict[str, object]:
-    """Where and with what."""
+    """Describe the machine and the versions."""
     return {
         "torch": torch.__version__,
         "pyro": pyro.__version__,

@@ -44,7 +44,7 @@ class Arguments:
     num_data: int = 10
     """Training data of every gradient."""
     data_dir: Path | None = None
-    """Where the files are, if not where they were."""
+    """Folder of the data files, if not where they were."""
 
 
 def main() -> None:

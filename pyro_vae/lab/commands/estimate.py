@@ -27,16 +27,16 @@ class Arguments:
     run: tyro.conf.Positional[Path]
     """Folder of a run."""
     method: tuple[Literal[(*ESTIMATORS, "all")], ...] = ("importance_sampling",)
-    """How; several may be given. quadrature is exact, for up to 3 latent dimensions; ais and
+    """Estimators; several may be given. quadrature is exact, for up to 3 latent dimensions; ais and
     importance_sampling are lower bounds; hmc (the paper's Appendix D) is an upper bound, for few dimensions;
     bidirectional certifies ais on simulated data. all: those that fit the latent dimensions."""
     settings: tyro.conf.OmitArgPrefixes[estimates.Settings] = dataclasses.field(
         default_factory=estimates.Settings
     )
     split: Literal["train", "valid", "test"] = "test"
-    """Of which data."""
+    """Part of the data."""
     data_dir: Path | None = None
-    """Where the files are, if not where they were."""
+    """Folder of the data files, if not where they were."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 

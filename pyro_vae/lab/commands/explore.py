@@ -33,7 +33,7 @@ class Arguments:
     run: tyro.conf.Positional[Path]
     """Folder of a run, of images."""
     data_dir: Path | None = None
-    """Where the files are, if not where they were."""
+    """Folder of the data files, if not where they were."""
     host: str = "127.0.0.1"
     """Address to listen at; any other than this machine's own lets others in."""
     port: int = 0
@@ -189,7 +189,7 @@ class Page:
         self.show_marker()
 
     def show_marker(self) -> None:
-        """Where z is."""
+        """Show where z is."""
         x, y = self.plane.pixel_of(self.z)
         self.scatter.set_content(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="white" stroke="red" stroke-width="3"/>'

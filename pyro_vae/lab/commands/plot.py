@@ -19,7 +19,7 @@ class Arguments:
     run: tyro.conf.Positional[Path]
     """Folder of a run."""
     data_dir: Path | None = None
-    """Where the files are, if not where they were."""
+    """Folder of the data files, if not where they were."""
 
 
 def parse(words: Sequence[str], program: str) -> Arguments:

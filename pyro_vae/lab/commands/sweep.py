@@ -36,7 +36,7 @@ class Arguments:
     sweep: tyro.conf.Positional[Path]
     """Folder of the sweep; runs are folders in it."""
     vary: tuple[str, ...] = ()
-    """What differs: setting=value,value,... or, for a search, setting=low..high (on a logarithmic scale)."""
+    """Settings that differ: setting=value,value,... or, for a search, setting=low..high (logarithmic)."""
     trials: int = 0
     """Configurations that Optuna tries, by the best bound on validation data; 0: all combinations. With one
     job they are the same whether it is interrupted or not; with more they depend on which run ends first."""
@@ -88,7 +88,7 @@ def parse(words: Sequence[str], program: str) -> Arguments:
 
 
 def with_absolute_values(text: str) -> str:
-    """What varies, with paths that hold in any working directory."""
+    """Return what varies, with paths that hold in any working directory."""
     name, _, values = text.partition("=")
     if name not in ("data", *PATHS):
         return text
@@ -106,7 +106,7 @@ def record(arguments: Arguments) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What :func:`record` wrote."""
+    """Content of sweep.json."""
 
     __pydantic_config__ = records.STRICT
 
