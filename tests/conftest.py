@@ -69,6 +69,13 @@ def run_here(script, *arguments, cwd):
 
 
 @pytest.fixture
+def in_one_block(monkeypatch):
+    """Chains of all data together, which run through the temperatures once; blocks are tested elsewhere."""
+    for module in ("marginal_likelihood.annealing", "mcmc.posterior"):
+        monkeypatch.setattr(f"pyro_vae.{module}.block_size", lambda _, batch, num_chains: len(batch[0]))
+
+
+@pytest.fixture
 def double():
     torch.set_default_dtype(torch.float64)
 

@@ -65,8 +65,7 @@ def kl(mean, variance, exact):
     return torch.distributions.kl_divergence(q, exact).item()
 
 
-@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
-@pytest.mark.parametrize("batch_size", [40, 10])
+@pytest.mark.parametrize(("elbo", "batch_size"), [(Trace_ELBO, 10), (TraceMeanField_ELBO, 40)])
 def test_bayesian_linear_regression(elbo, batch_size):
     """The optimum is known: the exact means, and the variances of each weight given the others."""
     torch.manual_seed(1)
@@ -244,7 +243,6 @@ def test_fit_trains_and_saves_it():
     assert history[-1]["train/elbo"] > history[0]["train/elbo"] + 0.5
     again = bayesian(*vae(6, 2, hidden=(5,)), num_data=len(data.train))
     again[1].load_state_dict(guide.state_dict())
-    torch.testing.assert_close(again[1].posterior(), guide.posterior(), check_dtype=True) if False else None
     for a, b in zip(again[1].posterior().values(), guide.posterior().values(), strict=True):
         torch.testing.assert_close(a.mean, b.mean)
 

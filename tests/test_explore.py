@@ -65,12 +65,12 @@ def test_what_is_unknown_does_not_count(explorer_module):
         image = np.full((8, 8), fill)
         image[:4] = 0.9  # bits: 1
         results.append((explorer.encode(image, known), explorer.log_prob(image, known)))
-        images, std = explorer.complete(image, known)
-        assert len(images) == lab_explorer.NUM_COMPLETIONS
-        for draw in images:
-            assert (draw[:4] == 1).all()
-        assert (std[:4] == 0).all()
-        assert (std[4:] > 0).all()
+    images, std = explorer.complete(image, known)
+    assert len(images) == lab_explorer.NUM_COMPLETIONS
+    for draw in images:
+        assert (draw[:4] == 1).all()
+    assert (std[:4] == 0).all()
+    assert (std[4:] > 0).all()
     np.testing.assert_allclose(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
     assert "log p(known part)" in results[0][1]
@@ -236,6 +236,7 @@ def drag(page, name, *places):
     page.mouse.up()
 
 
+@pytest.mark.slow
 def test_dragging_decodes(page):
     before = pixels(page, "decoded")
     drag(page, "plane", (0.5, 0.5), (0.3, 0.3))
@@ -256,6 +257,7 @@ def test_dragging_decodes(page):
     wait_until(page, lambda: re.match("z2 = .*, z3 = ", position.inner_text()))
 
 
+@pytest.mark.slow
 def test_drawing_erasing_and_completing(page):
     drag(page, "canvas", (0.2, 0.1), (0.8, 0.1))
     wait_until(page, lambda: pixels(page, "canvas")[0, 2:6].min() == 255)
@@ -275,6 +277,7 @@ def test_drawing_erasing_and_completing(page):
     wait_until(page, lambda: words.inner_text().startswith("log p(known part) = "))
 
 
+@pytest.mark.slow
 def test_images_of_ones_own(page, tmp_path):
     Image.fromarray(np.tile(np.array([[255, 0]], np.uint8), (40, 20))).save(tmp_path / "stripes.png")
     (tmp_path / "text.png").write_text("no image")
@@ -292,6 +295,7 @@ def test_images_of_ones_own(page, tmp_path):
     assert set(np.unique(pixels(page, "canvas"))) == {0, 255}  # a test image is of bits
 
 
+@pytest.mark.slow
 def test_pages_of_others_get_nothing(address):
     request = urllib.request.Request(address, headers={"Host": "somewhere.example"})
     with pytest.raises(urllib.error.HTTPError, match="400") as refused:
@@ -299,6 +303,7 @@ def test_pages_of_others_get_nothing(address):
     refused.value.close()
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_explained(address, trained):
     port = address.rsplit(":", 1)[1]
     done = subprocess.run(

@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import MCMC, NUTS
 
 from pyro_vae import sample_posterior
 from pyro_vae.marginal_likelihood import hmc
@@ -95,9 +94,9 @@ def test_tuning_reaches_the_target_and_finds_the_scales():
 def test_posterior_of_the_linear_gaussian_model():
     oracle = LinearGaussian.random(6, 3)
     x = oracle.sample(10)
-    draws = sample_posterior(oracle.pair()[0], x, num_samples=250, progress=False)
+    draws = sample_posterior(oracle.pair()[0], x, num_chains=16, num_samples=125, progress=False)
     z = draws.latents["z"]
-    assert z.shape == (8, 250, 10, 3)
+    assert z.shape == (16, 125, 10, 3)
     posterior = oracle.posterior(x)
     error = (z.mean((0, 1)) - posterior.mean) / oracle.covariance.diagonal().sqrt()
     assert error.abs().max() < 0.12
@@ -118,28 +117,33 @@ def gamma_normal(x):
         pyro.sample("x", dist.Normal(torch.sin(loc) + rate, 0.4), obs=x)
 
 
-def test_agrees_with_nuts():
+def gamma_normal_moments(x):
+    """Means and standard deviations given one datum, by a grid over rate, share / rate and loc - share."""
+    rate = torch.linspace(0.0, 14.0, 281)[1:, None, None]
+    share = rate * (torch.arange(80)[:, None] + 0.5) / 80
+    loc = share + torch.linspace(-4.2, 4.2, 169)
+    joint = dist.Gamma(3.0, 2.0).log_prob(rate) + dist.Normal(share, 0.7).log_prob(loc)
+    joint = joint + dist.Normal(loc.sin() + rate, 0.4).log_prob(x)
+    probability = (joint - joint.logsumexp((0, 1, 2))).exp()
+    means = {}
+    for name, values in (("rate", rate), ("share", share), ("loc", loc)):
+        mean = (probability * values).sum()
+        means[name] = mean.item(), (probability * (values - mean) ** 2).sum().sqrt().item()
+    return means
+
+
+def test_constrained_and_dependent_latents_have_their_moments():
     x = torch.tensor([0.5, 2.5])
     draws = sample_posterior(gamma_normal, x, num_chains=16, num_samples=300, progress=False)
     assert draws.rhat.max() < 1.02
     for i in range(2):
-        # Pyro's kernel takes the bounds of `share` for constants, so it samples share / rate.
-        def model(x=x[i : i + 1]):
-            rate = pyro.sample("rate", dist.Gamma(3.0, 2.0))
-            share = rate * pyro.sample("relative", dist.Uniform(0.0, 1.0))
-            loc = pyro.sample("loc", dist.Normal(share, 0.7))
-            pyro.sample("x", dist.Normal(torch.sin(loc) + rate, 0.4), obs=x)
-
-        mcmc = MCMC(NUTS(model), num_samples=700, warmup_steps=200, disable_progbar=True)
-        mcmc.run()
-        nuts = mcmc.get_samples()
-        nuts["share"] = nuts["rate"] * nuts.pop("relative")
-        for name, values in nuts.items():
-            ours = draws.latents[name][:, :, i].flatten()
-            assert ours.mean().item() == pytest.approx(values.mean().item(), abs=0.2 * values.std().item())
-            assert ours.std().item() == pytest.approx(values.std().item(), rel=0.2)
+        for name, (mean, std) in gamma_normal_moments(x[i]).items():
+            ours = draws.latents[name][:, :, i]
+            assert ours.mean().item() == pytest.approx(mean, abs=0.1 * std)
+            assert ours.std().item() == pytest.approx(std, rel=0.1)
 
 
+@pytest.mark.usefixtures("in_one_block")
 def test_modes_get_the_share_that_they_have():
     """Two modes far apart, of probability 0.2 and 0.8: chains cannot cross, so they must start right."""
 
@@ -151,7 +155,7 @@ def test_modes_get_the_share_that_they_have():
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     draws = sample_posterior(
-        model, torch.zeros(200), num_chains=8, num_samples=20, num_warmup=120, progress=False
+        model, torch.zeros(100), num_chains=32, num_samples=20, num_warmup=120, progress=False
     )
     share = (draws.latents["z"] > 0).double().mean().item()
     assert share == pytest.approx(0.8, abs=0.05)
@@ -160,7 +164,13 @@ def test_modes_get_the_share_that_they_have():
 def test_arviz_gets_dimensions_and_coordinates():
     oracle = LinearGaussian.random(4, 2)
     draws = sample_posterior(
-        oracle.pair()[0], oracle.sample(3), num_chains=2, num_samples=40, num_warmup=40, progress=False
+        oracle.pair()[0],
+        oracle.sample(3),
+        num_chains=2,
+        num_samples=40,
+        num_warmup=40,
+        num_leapfrog=2,
+        progress=False,
     )
     data = draws.to_arviz(datum=["a", "b", "c"])
     z = data["posterior"]["z"]
@@ -206,10 +216,11 @@ def test_chains_that_cannot_be_judged():
     model, x = oracle.pair()[0], oracle.sample(3)
     with pytest.raises(ValueError, match="num_samples must be at least 4"):
         sample_posterior(model, x, num_samples=3, progress=False)
-    draws = sample_posterior(model, x, num_chains=1, num_samples=20, num_warmup=20, progress=False)
+    few = {"num_samples": 20, "num_warmup": 20, "num_leapfrog": 2, "progress": False}
+    draws = sample_posterior(model, x, num_chains=1, **few)
     assert draws.rhat.isnan().all()
     with pytest.raises(ValueError, match="the name 'datum'"):
         dataclasses.replace(draws, latents={"datum": draws.latents["z"]}).to_arviz()
     for num_chains, said in (1, False), (2, True):
-        result = hmc(model, x, num_chains=num_chains, num_samples=20, num_warmup=20, progress=False)
+        result = hmc(model, x, num_chains=num_chains, **few)
         assert ("R-hat" in result.summary()) == said

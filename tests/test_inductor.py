@@ -217,6 +217,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_processes_survive_shared_objects_that_were_cut_short(tmp_path):
     """And two of them compile the same at once. Each cut ends a process that loads the object as it is."""
     run_child(

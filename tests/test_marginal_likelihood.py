@@ -317,7 +317,7 @@ def test_memory_stays_bounded():
     program = """
 import resource, sys, torch
 from pyro_vae import importance_sampling, vae
-model, guide = vae(784, 20)
+model, guide = vae(784, 20, hidden=(20,))
 x = torch.rand(2000, 784).round()
 importance_sampling(model, guide, x[:256], num_samples=200, progress=False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

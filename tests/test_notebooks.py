@@ -1,5 +1,7 @@
 """Notebooks are committed without outputs and run from top to bottom, on small budgets here."""
 
+import ast
+
 import nbformat
 import pytest
 from conftest import ROOT
@@ -26,6 +28,16 @@ def test_no_outputs_are_committed(path):
         if cell.cell_type == "code":
             assert not cell.outputs
             assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_imported_is_there(path):
+    code = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
+    lines = [line for line in code.splitlines() if not line.startswith(("%", "!"))]
+    imports = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.ImportFrom)]
+    assert imports
+    for node in imports:
+        exec(ast.unparse(node), {})
 
 
 @pytest.mark.slow

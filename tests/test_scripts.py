@@ -119,7 +119,8 @@ def test_estimate_says_how_good_a_run_is(finished):
 def test_estimate_by_all_methods(finished):
     folder, _ = finished
     small = ("--num-temperatures", 40, "--num-simulated", 10, "--num-samples", 200)
-    done = run("estimate", folder, "--method", "all", "--limit", 10, "--split", "train", *small, cwd=folder)
+    few = ("--method", "all", "--limit", 10, "--split", "train", *small)
+    done = run("estimate", folder, *few, cwd=folder, in_process_of_its_own=True)  # unchecked annotations
     methods = {"importance_sampling", "ais", "bidirectional", "hmc", "quadrature"}
     path = folder / "log_marginal_train.json"
     record = json.loads(path.read_text())
@@ -505,6 +506,7 @@ def test_a_sweep_over_data_goes_on_from_relative_paths(tmp_path):
     assert "leave out the others" in done.stderr
 
 
+@pytest.mark.slow
 def test_signal_to_noise_of_gradients(finished):
     folder, _ = finished
     small = ("--num-particles", 1, 16, "--repetitions", 200)

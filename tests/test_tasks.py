@@ -44,6 +44,7 @@ def oracle(double):
 
 MASK = torch.tensor([True] * 5 + [False] * 3)
 MANY = {"num_chains": 32, "num_draws": 50, "num_warmup": 80, "num_leapfrog": 10, "progress": False}
+FEW = {"num_draws": 8, "num_warmup": 30, "num_leapfrog": 2, "progress": False}
 DEGRADATIONS = {
     "noise": lambda: Linear(None, 0.8),
     "blocks": lambda: Linear(pooling(SHAPE, 2), 0.3),
@@ -163,7 +164,7 @@ def test_pooling_averages_blocks():
 def test_the_tasks_are_those_degradations(oracle):
     x = oracle.sample(3)
     pair = oracle.pair(widening=1.2)
-    settings = {"num_draws": 8, "num_warmup": 30, "num_leapfrog": 2, "progress": False, "num_samples": 4}
+    settings = {"num_draws": 8, "num_warmup": 5, "num_leapfrog": 2, "progress": False, "num_samples": 4}
     matrix = pooling(SHAPE, 2)
     coarse = x @ matrix.T
     for task, degradation, y in (
@@ -187,23 +188,23 @@ def test_a_guide_for_missing_numbers_sees_what_is_missing():
     y = torch.where(MASK, torch.randn(3, DIM), math.nan)
     pair = degraded(model, guide, Mask(), y)
     assert pair.batch[1].isnan().any()
-    assert restore(model, guide, Mask(), y, num_draws=8, num_warmup=30, progress=False).mean.isfinite().all()
+    assert restore(model, guide, Mask(), y, **FEW).mean.isfinite().all()
 
 
 @pytest.mark.parametrize("family", [DiscretizedLogistic(5), GreyCategorical(5), BetaBinomial(5)])
 def test_grey_levels_are_restored(family):
     model, guide = vae(DIM, 2, family=family)
     x = model.likelihood(torch.randn(3, 2)).sample()
-    found = inpaint(model, guide, x, MASK, num_draws=8, num_warmup=30, progress=False)
+    found = inpaint(model, guide, x, MASK, **FEW)
     assert (found.std[:, MASK] == 0).all()
     assert (found.std[:, ~MASK] > 0).all()
-    assert denoise(model, guide, x, 0.1, num_draws=8, num_warmup=30, progress=False).mean.isfinite().all()
+    assert denoise(model, guide, x, 0.1, **FEW).mean.isfinite().all()
 
 
 def test_labels_go_along():
     model, guide = vae(DIM, 2, family=FixedScaleNormal(1.0), context_dim=3)
     x, c = torch.randn(4, DIM), torch.eye(3)[[0, 1, 2, 0]]
-    found = inpaint(model, guide, x, MASK, c, num_draws=8, num_warmup=30, progress=False)
+    found = inpaint(model, guide, x, MASK, c, **FEW)
     assert found.mean.shape == (4, DIM)
     path = interpolate(model, guide, x[:2], x[2:], c[:2], num_steps=3)
     assert path.shape == (3, 2, DIM)
