@@ -1,6 +1,8 @@
 """What users write around a program, compiled against eager: where they read, keep, count and change."""
 
 import functools
+import importlib
+import sys
 import types
 import warnings
 
@@ -14,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyro_vae import SVI, NotCompiledWarning, PyroSVI, vae
+from pyro_vae.compiled import owners
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)) + 1.0
 STEPS, HALF = 16, 8
@@ -632,3 +635,30 @@ def test_objects_that_raise_when_they_are_looked_at(monkeypatch):
 
     monkeypatch.setattr("pyro_vae.compiled.trial.Heap", look)
     assert not same(Job)
+
+
+# ---------------------------------------------------------------------- a helper that is installed
+
+
+@pytest.mark.parametrize("requires", ["numpy", "scipy>=1"])
+def test_a_package_of_the_users_own_is_followed_though_it_is_installed(requires, tmp_path, monkeypatch):
+    """It needs no torch, and its functions read numbers that change."""
+    (tmp_path / "lab_tools.py").write_text("SCALE = 0.3\n\ndef scale():\n    return SCALE\n")
+    (tmp_path / "lab_tools-1.dist-info").mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: lab_tools\nVersion: 1\nRequires-Dist: {requires}\n"
+    (tmp_path / "lab_tools-1.dist-info" / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(owners, "_PLACES", {*owners._PLACES, tmp_path})
+    lab_tools = importlib.import_module("lab_tools")
+
+    def make():
+        lab_tools.SCALE = 0.3
+        job = Job(lambda: lab_tools.scale())
+        job.before = lambda step, svi: setattr(lab_tools, "SCALE", 0.3 if step < 8 else 2.0)
+        return job
+
+    try:
+        assert same(make)
+    finally:
+        del sys.modules["lab_tools"]
+        owners.forget()

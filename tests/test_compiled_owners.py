@@ -2,10 +2,13 @@
 
 import ast
 import importlib
+import importlib.machinery
+import importlib.metadata
 import re
 import sys
 import sysconfig
 import types
+from pathlib import PurePath
 
 import pytest
 from conftest import ROOT
@@ -63,20 +66,27 @@ def test_what_is_registered_can_be_imported():
         importlib.import_module(name)
 
 
-def installed(monkeypatch, folder, requires):
-    """A package in a folder, and what it says that it requires."""
-    for cached in (owners._is_installed, owners.is_library):
-        cached.cache_clear()
+def installed(monkeypatch, folder, requires, files=()):
+    """A package in a folder, what it says that it requires, and its files."""
     module = types.ModuleType("a_package")
     module.__file__ = f"{folder}/a_package.py"
+    known = importlib.metadata.requires
     monkeypatch.setitem(sys.modules, "a_package", module)
-    monkeypatch.setattr("importlib.metadata.requires", lambda name: requires)
+    monkeypatch.setattr("importlib.metadata.requires", lambda n: requires if n == "a_package" else known(n))
+    monkeypatch.setattr("importlib.metadata.files", lambda name: [PurePath(file) for file in files])
+    owners.forget()
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    yield
+    owners.forget()
 
 
 @pytest.mark.parametrize(
     ("requires", "is_known"),
     [
-        (None, True),
+        ([], True),
         (["numpy>=2"], True),
         (["torch>=2.4; extra == 'test'"], True),
         (["numpy", "torch>=2.4"], False),  # programs may be written there
@@ -84,10 +94,22 @@ def installed(monkeypatch, folder, requires):
         (["pyro_ppl (>=1.9)"], False),
     ],
 )
-def test_a_library_is_what_is_installed_and_needs_no_torch(monkeypatch, requires, is_known):
+def test_a_library_is_installed_and_required_and_needs_no_torch(monkeypatch, requires, is_known):
     installed(monkeypatch, sysconfig.get_path("purelib"), requires)
+    assert is_users("a_package.inside")  # nobody requires it: it may be the user's own
+    monkeypatch.setattr(owners, "_registered", {"one_that_is_registered"})
+    known = importlib.metadata.requires
+    lines = {"one_that_is_registered": ["A.Package >=1; extra == 'table'"]}
+    monkeypatch.setattr("importlib.metadata.requires", lambda n: lines.get(n) or known(n))
+    owners.forget()
     assert is_library("a_package.inside") is is_known
     assert is_users("a_package.inside") is not is_known
+
+
+def test_a_package_with_compiled_code_is_a_library(monkeypatch):
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    installed(monkeypatch, sysconfig.get_path("purelib"), [], ["a_package.py", f"fast{suffix}"])
+    assert is_library("a_package.inside")
 
 
 def test_what_lies_elsewhere_or_is_unknown_is_the_users(monkeypatch, tmp_path):

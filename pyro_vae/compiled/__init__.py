@@ -42,7 +42,7 @@ that was killed goes on to the same bits.
 
 from pyro_vae.compiled.capture import Outputs
 from pyro_vae.compiled.function import CompiledFunction, NotCompiledWarning
-from pyro_vae.compiled.owners import register_library, register_programs
+from pyro_vae.compiled.owners import register_library, register_programs, register_requirements
 from pyro_vae.compiled.state import CaptureError
 from pyro_vae.compiled.step import CompiledStep, can_update
 from pyro_vae.compiled.survey import Survey
@@ -57,4 +57,5 @@ __all__ = [
     "can_update",
     "register_library",
     "register_programs",
+    "register_requirements",
 ]

@@ -1,12 +1,14 @@
 """Whose code it is: what the user wrote is watched, what a library does is its own affair.
 
-A library is what is installed: the standard library, and packages among the installed ones. Packages that
-require torch or Pyro are none, for programs may be written there; nor is what is installed as editable, lies
-in a folder or a notebook, or is unknown. Whoever has code that stands around programs, or that programs are
-made of and nobody changes, registers it here.
+A library is what is installed: the standard library, what a registered distribution requires, and packages
+with compiled code. All else is the user's: what requires torch or Pyro, for programs may be written there;
+what lies in a folder or a notebook or is installed as editable; a package of the user's own, wherever it is;
+and what is unknown. Whoever has code that stands around programs, or that programs are made of and nobody
+changes, registers it here.
 """
 
 import functools
+import importlib.machinery
 import importlib.metadata
 import re
 import site
@@ -19,6 +21,7 @@ from pathlib import Path
 _FOUNDATION = ("torch", "torchvision", "pyro", "jaxtyping", "beartype", "funsor", "opt_einsum")
 _around = {__package__}
 _fixed: set[str] = set()
+_registered = {"torch", "pyro-ppl"}
 _PLACES = {*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
 _PLACES |= {*site.getsitepackages(), site.getusersitepackages()}
 _BUILDS_ON_TORCH = re.compile(r"(torch|pyro[-_]ppl)\b(?!.*\bextra\b)")
@@ -41,9 +44,20 @@ def register_programs(*modules: str) -> None:
     _register(_fixed, modules)
 
 
+def register_requirements(distribution: str) -> None:
+    """Declare what a distribution requires, with its extras and what they require, to be libraries."""
+    _registered.add(distribution)
+    forget()
+
+
 def _register(kind: set[str], modules: Iterable[str]) -> None:
     kind.update(modules)
-    for known in is_discreet, is_library, is_registered, is_fixed:
+    forget()
+
+
+def forget() -> None:
+    """Ask anew for every module whose it is."""
+    for known in is_discreet, is_library, is_registered, is_fixed, _is_installed, _required:
         known.cache_clear()
 
 
@@ -89,17 +103,47 @@ def _is_installed(package: str) -> bool:
         return package in sys.stdlib_module_names
     if not any(Path(file).is_relative_to(place) for place in _PLACES):
         return False
-    return package in sys.stdlib_module_names or not any(map(_BUILDS_ON_TORCH.match, _required_by(package)))
+    return package in sys.stdlib_module_names or _is_known(package)
 
 
-def _required_by(package: str) -> list[str]:
-    """Return what a package requires; by its own name, or else by all that are installed (which takes 0.3 s).
+def _is_known(package: str) -> bool:
+    """Return True if a registered distribution requires all that a package is of, or they hold compiled code."""
+    names = [package]
+    if _requirements(package) is None:
+        names = importlib.metadata.packages_distributions().get(package, [])  # takes 0.3 s
+    return bool(names) and all(
+        not any(map(_BUILDS_ON_TORCH.match, _requirements(name) or []))
+        and (_plain(name) in _required() or _is_compiled(name))
+        for name in names
+    )
 
-    One that nobody knows could require anything.
-    """
+
+def _is_compiled(distribution: str) -> bool:
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    return any(file.name.endswith(suffixes) for file in importlib.metadata.files(distribution) or ())
+
+
+@functools.cache
+def _required() -> set[str]:
+    """Return the names of all distributions that the registered ones require, directly or not."""
+    found, todo = set(), list(_registered)
+    while todo:
+        for line in _requirements(todo.pop()) or ():
+            name = _plain(re.match(r"[\w.-]+", line)[0])
+            if name not in found:
+                found.add(name)
+                todo.append(name)
+    return found
+
+
+def _requirements(distribution: str) -> list[str] | None:
+    """Return what a distribution requires; None if it is not installed."""
     try:
-        return importlib.metadata.requires(package) or []
+        return importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
-        found = importlib.metadata.packages_distributions().get(package, [])
-        required = [line for name in found for line in importlib.metadata.requires(name) or []]
-        return required if found else ["torch"]
+        return None
+
+
+def _plain(distribution: str) -> str:
+    """Return a name as PyPA's specification compares them."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()

@@ -19,7 +19,7 @@ over those that the guide leaves out, and over those of the guide that are marke
 :math:`\mathbb R^n` by Pyro's ``biject_to(support)``: :func:`at_unconstrained`.
 """
 
-from pyro_vae.compiled import register_library, register_programs
+from pyro_vae.compiled import register_library, register_programs, register_requirements
 from pyro_vae.traces.densities import Draws as Draws
 from pyro_vae.traces.densities import LogJoint as LogJoint
 from pyro_vae.traces.densities import at_point_masses as at_point_masses
@@ -56,4 +56,5 @@ from pyro_vae.traces.unmoved import unmoved as unmoved
 
 # Programs are made of this package; what trains, data and what registers modules with Pyro stand around them.
 register_programs("pyro_vae")
+register_requirements("pyro_vae")
 register_library("pyro_vae.algorithms", "pyro_vae.training", "pyro_vae.data", "pyro_vae.models.program")
