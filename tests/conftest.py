@@ -12,16 +12,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import annotations
 import pyro
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-
-# Annotations are checked, but not in `compiled`: what walks through all objects takes tens of times as long.
-annotations.check([path.stem for path in (ROOT / "pyro_vae").iterdir() if path.stem != "compiled"])
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -29,7 +26,19 @@ with warnings.catch_warnings():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="run the tests marked slow, too")
+    parser.addoption(
+        "--all", action="store_true", help="run the tests marked slow, too, and check annotations"
+    )
+
+
+def pytest_configure(config):
+    """Annotations are checked with --all, at twice the time of all else in loops of thousands.
+
+    But not in `compiled`: what walks through all objects takes tens of times as long.
+    """
+    if config.getoption("--all"):
+        rooms = [path.stem for path in (ROOT / "pyro_vae").iterdir() if path.stem != "compiled"]
+        install_import_hook([f"pyro_vae.{room}" for room in rooms], "beartype.beartype")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -44,7 +53,6 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _fresh_state():
     """Every test starts from the same seed and an empty parameter store, and leaves torch's dtype alone."""
-    annotations.calls.clear()
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     yield

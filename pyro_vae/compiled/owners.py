@@ -107,7 +107,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _is_known(package: str) -> bool:
-    """Return True if a registered distribution requires all that a package is of, or they hold compiled code."""
+    """Return True if all a package is of is required by a registered distribution, or holds compiled code."""
     names = [package]
     if _requirements(package) is None:
         names = importlib.metadata.packages_distributions().get(package, [])  # takes 0.3 s
