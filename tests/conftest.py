@@ -26,9 +26,7 @@ with warnings.catch_warnings():
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--all", action="store_true", help="run the tests marked slow, too, and check annotations"
-    )
+    parser.addoption("--all", action="store_true", help="run slow tests, too, and check annotations")
 
 
 def pytest_configure(config):

@@ -20,7 +20,7 @@ from pyro_vae.lab.build import (
     build_objective,
     build_pair,
     build_training,
-    check_support,
+    check_dataset,
     load_data,
 )
 from pyro_vae.lab.build import device as choose_device
@@ -60,7 +60,7 @@ def test_every_setting_trains(change, tmp_path):
     config = dataclasses.replace(SMALL, **change)
     dataset = load_data(config)
     model, guide = build_pair(config, dataset)
-    check_support(model, config, dataset)
+    check_dataset(model, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
     few = [(dataset.train.minibatch(torch.arange(100)),)] * 2
     (row,) = fit(svi, few, 1, callbacks, progress=False)
@@ -423,7 +423,7 @@ def test_data_that_the_family_does_not_cover_are_found_before_training():
     dataset = load_data(config)
     model, _ = build_pair(config, dataset)
     with pytest.raises(SupportError, match=r"digits train.*Binarise"):
-        check_support(model, config, dataset)
+        check_dataset(model, config, dataset)
 
 
 @pytest.mark.parametrize(

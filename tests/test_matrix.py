@@ -9,7 +9,7 @@ import torch
 
 from pyro_vae import elbo, fit, log_joint, log_weights
 from pyro_vae.lab import Config, ConfigError, Facts
-from pyro_vae.lab.build import arguments, build_pair, build_training, check_support, load_data
+from pyro_vae.lab.build import arguments, build_pair, build_training, check_dataset, load_data
 from pyro_vae.lab.choices import FAMILIES, GRADIENTS, NETS, OBJECTIVES, POSTERIORS, PRIORS
 from pyro_vae.traces import at_point_masses, guide_distributions
 
@@ -111,7 +111,7 @@ def test_it_trains_improves_is_captured_and_survives_saving(config, captured, co
         config = dataclasses.replace(config, data=str(counts[config.missing]))
     dataset = load_data(config)
     model, guide = build_pair(config, dataset)
-    check_support(model, config, dataset)
+    check_dataset(model, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
     svi = type(svi)(model, guide, svi.optimizer, svi.loss, compile="always")
     batch = arguments(dataset.train, Facts.of(config, dataset), 100)
@@ -206,7 +206,7 @@ def test_counts_are_no_family_of_grey_images():
     config = dataclasses.replace(SMALL, family="poisson")
     dataset = load_data(config)
     with pytest.raises(ValueError, match="grey images are none"):
-        check_support(build_pair(config, dataset)[0], config, dataset)
+        check_dataset(build_pair(config, dataset)[0], config, dataset)
 
 
 @pytest.mark.parametrize(

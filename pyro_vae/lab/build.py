@@ -152,7 +152,7 @@ def nets(
     return encoder, decoder
 
 
-def check_support(model: "VAEModel", config: Config, dataset: "Dataset") -> None:
+def check_dataset(model: "VAEModel", config: Config, dataset: "Dataset") -> None:
     """Raise ``SupportError`` if any datum of any split is outside the likelihood's support."""
     import torch
 

@@ -254,8 +254,6 @@ class Config:
                 "this posterior is given labels (condition_on_labels): use mixture_of_normals"
             )
         yield from self.system.misfits(self)
-        if self.system is SYSTEMS["vq_vae"] and self.latent_dim % self.code_dim:
-            yield f"latent_dim {self.latent_dim} is no multiple of code_dim {self.code_dim}"
         if not POSTERIORS[posterior].has_inverse:
             needs = {
                 prior.startswith("vamp"): f"prior {prior}",

@@ -240,7 +240,7 @@ def compared(finished: list[Path], failed: Mapping[Path, str]) -> str:
     from pyro_vae.marginal_likelihood import arviz_comparison, compare, load_estimates
 
     groups: dict[tuple, dict[str, Any]] = {}
-    without = [run for run in finished if not (run / "log_marginal.json").exists()]  # autoencoders
+    without = [run for run in finished if not runs.load_config(run).system.has_log_prob]
     for run in sorted(set(finished) - set(without)):
         for estimate in load_estimates(run / "log_marginal.json").values():
             if estimate.method == "importance_sampling":
@@ -258,7 +258,7 @@ def compared(finished: list[Path], failed: Mapping[Path, str]) -> str:
         else:
             texts += [str(compare(estimates)), "", "ArviZ (leave-one-out):", arviz_comparison(estimates)]
         texts.append("")
-    texts += [f"{run.name}: an autoencoder has no log p(x)" for run in without]
+    texts += [f"{run.name}: {runs.load_config(run).system.noun} has no log p(x)" for run in without]
     for run, said in failed.items():
         texts.append(f"failed: {run}: {said} (all of it is in {run}.log)")
     return "\n".join(texts).rstrip()

@@ -5,7 +5,7 @@ A new system is a pair in :mod:`pyro_vae.models` and one row in ``SYSTEMS``; not
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +30,7 @@ class System:
         metric: Quantity that is maximised: the ELBO, or the log-joint at the one z of a datum.
         has_log_prob: Whether there is a log p(x).
         draws: Whether q(z | x) is a density, whose draws differ.
-        refusals: Settings that do not go with it, each with whether it is asked for.
+        misfits: ``misfits(config)``, settings that do not go with it, and why.
     """
 
     help: str
@@ -41,16 +41,7 @@ class System:
     metric: str = "elbo"
     has_log_prob: bool = True
     draws: bool = True
-    refusals: "Callable[[Config], dict[str, bool]]" = lambda config: {}
-
-    def misfits(self, config: "Config") -> Iterator[str]:
-        """Settings that do not go with this system, and why."""
-        refused = [what for what, is_asked in self.refusals(config).items() if is_asked]
-        if refused:
-            yield (
-                f"prior {config.chosen_prior} makes {self.noun}, whose guide has one z for every datum: "
-                f"{refused[0]} does not go with it; take objective elbo by svi"
-            )
+    misfits: "Callable[[Config], Iterator[str]]" = lambda config: iter(())
 
     def check_log_prob(self, what: object) -> None:
         """Raise :class:`ConfigError` if there is no log p(x) of ``what``, a run of this system."""
@@ -138,23 +129,31 @@ def _codes_used(run: "Run", batch: "tuple[Tensor, ...]") -> tuple[Metrics, str]:
     return {"test/perplexity": usage.perplexity, "test/codes_used": usage.share}, text
 
 
-def _of_one_z(config: "Config") -> dict[str, bool]:
-    return {
+def _misfits_of_one_z(config: "Config", **others: bool) -> Iterator[str]:
+    """Settings that need draws of z; of ``others`` those that are asked for do not fit, either."""
+    asked = {
         f"objective {config.chosen_objective}": config.chosen_objective != "elbo",
         f"algorithm {config.algorithm}": config.algorithm != "svi",
         "a weight of the KL term": config.beta != 1 or config.kl_warmup > 0,
         "more than one particle": config.num_particles != 1,
+        **others,
     }
+    for what in (what for what, is_asked in asked.items() if is_asked):
+        yield (
+            f"prior {config.chosen_prior} makes {config.system.noun}, whose guide has one z for every datum: "
+            f"{what} does not go with it; take objective elbo by svi"
+        )
 
 
-def _of_codes(config: "Config") -> dict[str, bool]:
-    return _of_one_z(config) | {
-        "condition_on_labels": config.condition_on_labels,
-        "missing": config.missing,
-    }
+def _misfits_of_codes(config: "Config") -> Iterator[str]:
+    yield from _misfits_of_one_z(
+        config, condition_on_labels=config.condition_on_labels, missing=config.missing
+    )
+    if config.latent_dim % config.code_dim:
+        yield f"latent_dim {config.latent_dim} is no multiple of code_dim {config.code_dim}"
 
 
-SYSTEMS: dict[str, Any] = {
+SYSTEMS = {
     "vae": System(
         "prior, likelihood and posterior are densities", "a VAE", "standard_normal", _vae, _active_units
     ),
@@ -167,7 +166,7 @@ SYSTEMS: dict[str, Any] = {
         metric="log_joint",
         has_log_prob=False,
         draws=False,
-        refusals=_of_one_z,
+        misfits=_misfits_of_one_z,
     ),
     "vq_vae": System(
         "z are vectors of a codebook, the nearest to what the encoder says",
@@ -176,6 +175,6 @@ SYSTEMS: dict[str, Any] = {
         _vq_vae,
         _codes_used,
         draws=False,
-        refusals=_of_codes,
+        misfits=_misfits_of_codes,
     ),
 }

@@ -53,7 +53,7 @@ def train(
     model, guide = build.build_pair(config, dataset)
     if config.refit_prior and not resume:
         runs.take_networks(config.refit_prior, config, model, guide)
-    build.check_support(model, config, dataset)
+    build.check_dataset(model, config, dataset)
     run = runs.Run(config, Facts.of(config, dataset), model.to(device), guide.to(device), folder=folder)
     run.dataset = dataset.to(device)
     algorithm, callbacks = build.build_training(config, run.model, run.guide, run.dataset, folder)
