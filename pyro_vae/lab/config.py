@@ -128,6 +128,8 @@ class Config:
     """Data in a step."""
     epochs: int = 500
     """Passes through the training data."""
+    epoch_size: int = 0
+    """Draw so many training data an epoch, with replacement; 0: every one, once."""
     patience: int = 0
     """Stop after so many epochs without a better bound on the validation data; 0: never. A run that
     stopped goes on when it is resumed with more."""
@@ -182,12 +184,12 @@ class Config:
         for field in _AT_LEAST_1:
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 1, not {getattr(self, field)} ({flag(field)})")
-        for field in ("kl_warmup", "patience", "seed", "free_nats", "beta"):
+        for field in ("kl_warmup", "patience", "epoch_size", "seed", "free_nats", "beta"):
             value = getattr(self, field)
             if not 0 <= value < math.inf:
                 what = "not be negative, but is" if value < 0 else "be finite, not"
                 raise ConfigError(f"{field} must {what} {value} ({flag(field)})")
-        for field in (*_AT_LEAST_1, "kl_warmup", "patience", "seed"):
+        for field in (*_AT_LEAST_1, "kl_warmup", "patience", "epoch_size", "seed"):
             if getattr(self, field) >= 2**31:
                 raise ConfigError(f"{field} must be below 2,147,483,648, not {getattr(self, field)}")
         for field in ("scale", "learning_rate"):
@@ -299,6 +301,8 @@ class Config:
         values = dataclasses.asdict(self) | {"prior": self.chosen_prior}
         if self.model in (None, PRIORS[self.chosen_prior].system):
             del values["model"]
+        if not self.epoch_size:  # runs of versions before 0.2 are known by values without it
+            del values["epoch_size"]
         paths = {name: values[name] and str(values[name]) for name in PATHS}
         lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
         return values | lists | paths

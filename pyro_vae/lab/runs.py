@@ -203,7 +203,7 @@ def continue_run(folder: Path, config: Config, dataset: "Dataset") -> None:
 
 def differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> str:
     """In words, in which settings two configurations differ; empty if in none."""
-    before, now = ({"model": None} | config.to_dict() for config in (old, new))
+    before, now = ({"model": None, "epoch_size": 0} | config.to_dict() for config in (old, new))
     return ", ".join(
         f"{name} was {value!r} and now is {now[name]!r}"
         for name, value in before.items()

@@ -1,6 +1,6 @@
 """``train(config, folder) -> Run``: data, pair, training, test and figures, kept in a run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from pyro_vae.lab.config import Config, Facts, with_absolute_paths
 
 if TYPE_CHECKING:
     from pyro_vae.data import Dataset
+    from pyro_vae.training import Callback
 
 
 def train(
@@ -17,6 +18,7 @@ def train(
     *,
     resume: bool = False,
     dataset: "Dataset | None" = None,
+    callbacks: "Sequence[Callback]" = (),
     test: bool = True,
     progress: bool = True,
     say: Callable[[str], object] = print,
@@ -32,6 +34,7 @@ def train(
         folder: Run folder; default: runs/DATA, or the first of runs/DATA-2, ... that is free.
         resume: Go on with the run in the folder, from its last whole epoch.
         dataset: Data in place of those that the configuration names, such as a part of them.
+        callbacks: More that watches the training.
         test: Whether to look at the test data, and draw.
         progress: Whether to show how far it is.
         say: Function that is given every line for the user.
@@ -56,7 +59,7 @@ def train(
     build.check_dataset(model, config, dataset)
     run = runs.Run(config, Facts.of(config, dataset), model.to(device), guide.to(device), folder=folder)
     run.dataset = dataset.to(device)
-    algorithm, callbacks = build.build_training(config, run.model, run.guide, run.dataset, folder)
+    algorithm, own = build.build_training(config, run.model, run.guide, run.dataset, folder)
     with runs.claim(folder):
         if resume:
             runs.continue_run(folder, config, dataset)
@@ -68,9 +71,15 @@ def train(
         reports.check_files(folder)
         known_by, monitor = runs.identity(config), f"valid/{config.system.metric}"
         checkpoint = training.Checkpoint(folder, resume=resume, monitor=monitor, run=known_by)
-        labels = build.context(run.dataset.train, run.facts)
-        minibatches = batches(run.dataset.train, config.batch_size, seed=config.seed, context=labels)
-        training.fit(algorithm, minibatches, config.epochs, [*callbacks, checkpoint], progress=progress)
+        minibatches = batches(
+            run.dataset.train,
+            config.batch_size,
+            seed=config.seed,
+            epoch_size=config.epoch_size or None,
+            context=build.context(run.dataset.train, run.facts),
+        )
+        watching = [*own, *callbacks, checkpoint]
+        training.fit(algorithm, minibatches, config.epochs, watching, progress=progress)
         last = training.load_checkpoint(folder / "checkpoint.pt")
         run.epoch = runs.load_weights(folder, config, run.model.eval(), run.guide.eval())
         say(f"{last['epoch']} epochs in {int(last['seconds'])} s of training; weights of epoch {run.epoch}")

@@ -26,6 +26,8 @@ from pyro_vae.lab.config import Config
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pyro_vae.lab import Run
+
 BASE = "squared error"
 SYSTEMS: dict[str, dict[str, Any]] = {
     BASE: {},
@@ -104,15 +106,11 @@ def sharpness(images: "Tensor", shape: tuple[int, ...]) -> float:
     return laplacian.flatten(1).var(1).median().item()
 
 
-def trained(setting: Setting, common: Common, *, progress: bool) -> Any:
+def trained(setting: Setting, common: Common, *, progress: bool) -> "Run":
     """Train, or go on with it, and return the run: its pair and its data."""
-    from pyro_vae.lab import train
-
     config = setting.config(common)
     dataset = study.load("frey_face", common, binarization=config.chosen_binarization)
-    folder = common.runs / "blur" / setting.name
-    resume = (folder / "config.json").exists()
-    return train(config, folder, resume=resume, dataset=dataset, test=False, progress=progress, say=str)
+    return study.trained(common.runs / "blur" / setting.name, config, dataset, progress=progress)
 
 
 def measure(setting: Setting, common: Common, *, progress: bool) -> str:

@@ -18,9 +18,12 @@ import tyro
 from study import Common
 
 from pyro_vae.lab import cli
+from pyro_vae.lab.config import Config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from pyro_vae.lab import Run
 
 KINDS = ("autoencoder", "VAE", "VAE without KL", "VQ-VAE")
 LATENTS = (2, 20)
@@ -72,42 +75,32 @@ def main() -> None:
 # ------------------------------------------------------------------------------------------- systems
 
 
-def build(setting: Setting) -> "tuple[nn.Module, nn.Module]":
-    """Build the pair, with initial weights from the seed."""
-    import pyro
-
-    from pyro_vae import autoencoder, vae, vq_vae
-
-    pyro.set_rng_seed(setting.seed)
-    if setting.kind == "autoencoder":
-        return autoencoder(784, setting.latent_dim, hidden=HIDDEN)
-    if setting.kind == "VQ-VAE":
-        length = setting.latent_dim // CODE_DIM
-        num_codes = NUM_CODES[setting.latent_dim]
-        return vq_vae(784, num_codes=num_codes, code_dim=CODE_DIM, length=length, hidden=HIDDEN)
-    return vae(784, setting.latent_dim, hidden=HIDDEN)
-
-
-def with_prior(setting: Setting, model: "nn.Module", guide: "nn.Module") -> None:
-    """Give a VQ-VAE a prior over its codes."""
-    from pyro_vae import CausalTransformer, CodePrior
-
-    length = setting.latent_dim // CODE_DIM
-    net = CausalTransformer(guide.codebook.num_codes, length)
-    model.prior = CodePrior(guide.codebook, length, net)
+def config(setting: Setting, common: Common, **others: Any) -> Config:
+    """Return its configuration; before a prior is fitted."""
+    of_kind = {
+        "autoencoder": {"prior": "flat"},
+        "VAE": {},
+        "VAE without KL": {"beta": 0.0},
+        "VQ-VAE": {"prior": "codes", "code_dim": CODE_DIM, "num_codes": NUM_CODES[setting.latent_dim]},
+    }
+    values = {
+        "data": "mnist",
+        "data_dir": common.data_dir,
+        "latent_dim": setting.latent_dim,
+        "hidden": HIDDEN,
+        "device": "cpu",
+        "seed": setting.seed,
+        **of_kind[setting.kind],
+    }
+    return Config(**values | others)
 
 
-def trained(
-    setting: Setting, common: Common, *, progress: bool
-) -> "tuple[nn.Module, nn.Module, list[dict[str, Any]]]":
-    """Train, and return the pair and the history."""
-    from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-
-    from pyro_vae import BetaELBO, Callback
+def trained(setting: Setting, common: Common, *, progress: bool) -> "Run":
+    """Train, and a VQ-VAE a second time for its prior; rows of a VAE's metrics have the variance of q."""
+    from pyro_vae import Callback
     from pyro_vae.latents import posterior_variance
 
     dataset = study.load("mnist", common, binarization="dynamic")
-    model, guide = build(setting)
     x = dataset.test.x[:1000]
 
     class Variance(Callback):
@@ -116,35 +109,16 @@ def trained(
             training.row["variance"] = variance.mean().item()
             training.row["variance_by_latent"] = variance.tolist()
 
-    objective = {
-        "autoencoder": Trace_ELBO,
-        "VAE": TraceMeanField_ELBO,
-        "VAE without KL": lambda: BetaELBO(0.0, TraceMeanField_ELBO()),
-        "VQ-VAE": Trace_ELBO,
-    }[setting.kind]()
     folder = common.runs / "latent_space" / setting.name
-    epochs = {"split": dataset.train, "seed": setting.seed, "progress": progress}
-    history = study.train(
-        folder,
-        (model, guide),
-        [*model.parameters(), *guide.parameters()],
-        num_epochs=common.epochs * ROWS_PER_EPOCH,
-        epoch_size=len(dataset.train) // ROWS_PER_EPOCH,
-        objective=objective,
-        callbacks=[Variance()] if setting.kind.startswith("VAE") else [],
-        **epochs,
+    rows = {"epochs": common.epochs * ROWS_PER_EPOCH, "epoch_size": len(dataset.train) // ROWS_PER_EPOCH}
+    callbacks = [Variance()] if setting.kind.startswith("VAE") else []
+    run = study.trained(
+        folder, config(setting, common, **rows), dataset, callbacks=callbacks, progress=progress
     )
-    guide.eval()
-    if setting.kind == "VQ-VAE":
-        with_prior(setting, model, guide)
-        study.train(
-            folder / "prior",
-            (model, guide),
-            [*model.prior.net.parameters()],
-            num_epochs=max(1, common.epochs // 3),
-            **epochs,
-        )
-    return model.eval(), guide, history
+    if setting.kind != "VQ-VAE":
+        return run
+    fitted = {"prior": "transformer", "refit_prior": folder, "epochs": max(1, common.epochs // 3)}
+    return study.trained(folder / "prior", config(setting, common, **fitted), dataset, progress=progress)
 
 
 # ------------------------------------------------------------------------------------------- measures
@@ -204,12 +178,13 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
         probe_accuracy,
     )
     from pyro_vae.traces import log_joint
+    from pyro_vae.training import read_metrics
 
     path = study.record_file(common, "latent_space", setting.name)
     if path.exists():
         return f"{setting.name}: measured before"
-    model, guide, history = trained(setting, common, progress=progress)
-    bits = study.load("mnist", common, binarization="dynamic")
+    run = trained(setting, common, progress=progress)
+    model, guide, bits = run.model, run.guide, run.dataset
     grey = study.load("mnist", common, binarization="none")
     judge = classifier.trained(common.runs, grey)
     pyro.set_rng_seed(setting.seed)
@@ -259,6 +234,7 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
     if setting.kind.startswith("VAE"):
         parts = aggregate_posterior(model, guide, x[:2000])
         found |= {name: part.mean for name, part in parts._asdict().items()}
+        history = read_metrics(run.folder)
         found["variance"] = [[row["samples"], row["variance"]] for row in history]
         found["variance_by_latent"] = history[-1]["variance_by_latent"]
     if setting.kind == "VQ-VAE":

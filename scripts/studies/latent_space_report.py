@@ -176,16 +176,16 @@ def write(records: Records, common: Common, trained: Callable[..., Any]) -> Path
     """Write latent_space.md; return its path."""
     import torch
 
-    pairs = {}
+    runs = {}
     for setting in records:
         if setting.seed == 0:
             torch.manual_seed(0)
-            pairs[setting.kind, setting.latent_dim] = trained(setting, common)[:2]
+            runs[setting.kind, setting.latent_dim] = trained(setting, common)
     drawn = {
-        "latent_space_plane": plane(pairs, common),
-        "latent_space_samples": samples(pairs, common),
+        "latent_space_plane": plane(runs),
+        "latent_space_samples": samples(runs),
         "latent_space_variance": variances(records),
-        "latent_space_walks": walks(pairs, common),
+        "latent_space_walks": walks(runs),
     }
     figures = {name: study.save_figure(figure, common, name) for name, figure in drawn.items()}
     made = next(iter(records.values()))["made_by"]
@@ -261,23 +261,20 @@ def others_table(records: Records) -> str:
 # ------------------------------------------------------------------------------------------- figures
 
 
-def plane(pairs: dict, common: Common) -> "Figure":
+def plane(runs: dict) -> "Figure":
     """Draw codes of test data in the plane, by class, and the images that the plane decodes to."""
     import torch
     from matplotlib.figure import Figure
 
-    from pyro_vae.latents import posterior_mean
-
-    test = study.load("mnist", common, binarization="dynamic").test
     figure = Figure(figsize=(16, 8.2), layout="constrained")
     for axes, kind in zip(figure.subplots(2, len(KINDS)).T, KINDS, strict=True):
-        model, guide = pairs[kind, 2]
-        with torch.no_grad():
-            codes = posterior_mean(guide, test.x[:5000])
-            low, high = codes.quantile(0.005, 0), codes.quantile(0.995, 0)
-            grid = [torch.linspace(float(a), float(b), 20) for a, b in zip(low, high, strict=True)]
-            z = torch.cartesian_prod(grid[1].flip(0), grid[0]).flip(1)
-            images = model.likelihood(z).mean.reshape(20, 20, 28, 28)
+        run = runs[kind, 2]
+        test = run.dataset.test
+        codes = run.encode(test.x[:5000])
+        low, high = codes.quantile(0.005, 0), codes.quantile(0.995, 0)
+        grid = [torch.linspace(float(a), float(b), 20) for a, b in zip(low, high, strict=True)]
+        z = torch.cartesian_prod(grid[1].flip(0), grid[0]).flip(1)
+        images = run.decode(z).reshape(20, 20, 28, 28)
         axes[0].scatter(*codes.T.numpy(), c=test.labels[:5000].numpy(), s=3, cmap="tab10")
         (left, bottom), (right, top) = low.tolist(), high.tolist()
         axes[0].set(title=kind, xlim=(left, right), ylim=(bottom, top))
@@ -286,22 +283,20 @@ def plane(pairs: dict, common: Common) -> "Figure":
     return figure
 
 
-def samples(pairs: dict, common: Common) -> "Figure":
+def samples(runs: dict) -> "Figure":
     """Draw samples of each system, with 20 latents."""
     import torch
     from latent_space import samplers
 
     from pyro_vae.lab import plots
-    from pyro_vae.latents import posterior_mean
 
-    x = study.load("mnist", common, binarization="dynamic").train.x[:10_000]
     drawn, titles = [], []
     for kind in KINDS:
-        model, guide = pairs[kind, 20]
+        run = runs[kind, 20]
+        codes = run.encode(run.dataset.train.x[:10_000])
         with torch.no_grad():
-            codes = posterior_mean(guide, x)
-            for name, density in samplers(kind, model, codes).items():
-                drawn.append(model.likelihood(density.sample((16,))).mean)
+            for name, density in samplers(kind, run.model, codes).items():
+                drawn.append(run.decode(density.sample((16,))))
                 titles.append(f"{kind}: {name}")
     return plots.image_grid(drawn, (28, 28), titles)
 
@@ -330,25 +325,21 @@ def variances(records: Records) -> "Figure":
     return figure
 
 
-def walks(pairs: dict, common: Common) -> "Figure":
+def walks(runs: dict) -> "Figure":
     """Draw walks from one test digit to another, with 20 latents; those of the VQ-VAE by its codes."""
-    import torch
-
     from pyro_vae.lab import plots
-    from pyro_vae.latents import along, posterior_mean, straight
+    from pyro_vae.latents import along, straight
 
-    x = study.load("mnist", common, binarization="dynamic").test.x
     drawn, titles = [], []
     for kind in KINDS:
-        model, guide = pairs[kind, 20]
-        with torch.no_grad():
-            codes = posterior_mean(guide, x[:10])
-            for first, second in ((0, 1), (4, 8)):
-                z = along(straight, codes[first : first + 1], codes[second : second + 1], 16).squeeze(1)
-                if kind == "VQ-VAE":
-                    z = guide.codebook(guide.codebook.nearest(z))
-                drawn.append(model.likelihood(z).mean)
-                titles.append(kind if first == 0 else "")
+        run = runs[kind, 20]
+        codes = run.encode(run.dataset.test.x[:10])
+        for first, second in ((0, 1), (4, 8)):
+            z = along(straight, codes[first : first + 1], codes[second : second + 1], 16).squeeze(1)
+            if kind == "VQ-VAE":
+                z = run.guide.codebook(run.guide.codebook.nearest(z))
+            drawn.append(run.decode(z))
+            titles.append(kind if first == 0 else "")
     return plots.image_grid(drawn, (28, 28), titles)
 
 

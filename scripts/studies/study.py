@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from pyro_vae.data import Split
+    from pyro_vae.data import Dataset, Split
+    from pyro_vae.lab import Config, Run
+    from pyro_vae.training import Callback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,31 +69,27 @@ def load(name: str, common: Common, **options: Any) -> Any:
     return dataclasses.replace(dataset, **parts)
 
 
-def train(
+def trained(
     folder: Path,
-    pair: "tuple[nn.Module, nn.Module]",
-    parameters: "Sequence[torch.Tensor]",
-    split: "Split",
+    config: "Config",
+    dataset: "Dataset",
     *,
-    num_epochs: int,
-    epoch_size: int | None = None,
-    objective: Any = None,
-    callbacks: Sequence[Any] = (),
-    seed: int = 0,
-    progress: bool = True,
-) -> list[dict[str, Any]]:
-    """Train by SVI with Adam on minibatches of 100, from the folder's checkpoint if there is one.
+    callbacks: "Sequence[Callback]" = (),
+    progress: bool,
+) -> "Run":
+    """Train, or go on with it, to the last epoch: there are no validation data to choose another by."""
+    from pyro_vae.lab import train
 
-    With an ``epoch_size``, so many data are drawn with replacement between two rows of the history.
-    """
-    import torch
-
-    from pyro_vae import SVI, Checkpoint, batches, fit
-
-    algorithm = SVI(*pair, torch.optim.Adam(parameters, lr=1e-3), objective)
-    checkpoint = Checkpoint(folder, resume=True, every=5 if epoch_size is None else 50)
-    minibatches = batches(split, seed=seed, epoch_size=epoch_size)
-    return fit(algorithm, minibatches, num_epochs, [*callbacks, checkpoint], progress=progress)
+    return train(
+        config,
+        folder,
+        resume=(folder / "config.json").exists(),
+        dataset=dataclasses.replace(dataset, valid=None),
+        callbacks=callbacks,
+        test=False,
+        progress=progress,
+        say=str,
+    )
 
 
 def train_network(

@@ -20,10 +20,13 @@ import tyro
 from study import Common, cell
 
 from pyro_vae.lab import cli
+from pyro_vae.lab.config import Config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
+
+    from pyro_vae.lab import Run
 
 NOISE = {"mnist": 0.5, "frey_face": 0.2}  # scale of the noise for denoising
 FINE_NOISE = 0.02  # the same for super-resolution
@@ -56,30 +59,23 @@ def main() -> None:
     print(f"report in {report(records, drawn, arguments)}")
 
 
-def trained_pair(name: str, dataset: Any, common: Common) -> "tuple[nn.Module, nn.Module]":
+def trained_run(name: str, common: Common) -> "Run":
     """Train the VAE of the study of the latent space, or one of Frey Face as in the paper."""
     import latent_space
-    import pyro
-    from pyro.infer import TraceMeanField_ELBO
-
-    from pyro_vae import DiagNormal, vae
 
     if name == "mnist":
-        model, guide, _ = latent_space.trained(latent_space.Setting("VAE", 20, 0), common, progress=True)
-        return model, guide.eval()
-    pyro.set_rng_seed(0)
-    model, guide = vae(
-        dataset.data_dim, 10, hidden=(200,), family=DiagNormal(squash_loc=True, min_scale=0.01)
+        return latent_space.trained(latent_space.Setting("VAE", 20, 0), common, progress=True)
+    config = Config(
+        data=name,
+        data_dir=common.data_dir,
+        family="sigmoid_normal",
+        latent_dim=10,
+        hidden=(200,),
+        epochs=FREY_EPOCHS * common.epochs,
+        device="cpu",
     )
-    study.train(
-        common.runs / "tasks" / name,
-        (model, guide),
-        [*model.parameters(), *guide.parameters()],
-        dataset.train,
-        num_epochs=FREY_EPOCHS * common.epochs,
-        objective=TraceMeanField_ELBO(),
-    )
-    return model.eval(), guide.eval()
+    dataset = study.load(name, common, binarization="none")
+    return study.trained(common.runs / "tasks" / name, config, dataset, progress=True)
 
 
 def trained_autoencoder(
@@ -115,9 +111,8 @@ def restore_all(name: str, arguments: Arguments) -> tuple[dict[str, Any], dict[s
     from pyro_vae.tasks import Linear, Mask, annealed, degraded, pooling, restore
 
     common = arguments.common
-    binarization = "dynamic" if name == "mnist" else "none"
-    dataset = study.load(name, common, binarization=binarization)
-    model, guide = trained_pair(name, dataset, common)
+    run = trained_run(name, common)
+    model, guide, dataset = run.model, run.guide, run.dataset
     pyro.set_rng_seed(0)
     chosen = torch.randperm(len(dataset.test))[: arguments.num_images]
     x, train = dataset.test.x[chosen], dataset.train.x

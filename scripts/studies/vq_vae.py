@@ -16,13 +16,17 @@ import tyro
 from study import Common, cell
 
 from pyro_vae.lab import cli
+from pyro_vae.lab.config import Config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
+    from pyro_vae.lab import Run
+
 KINDS = ("VAE", "VQ-VAE")
 LATENT_DIM = 32
+PLACES = 7 * 7
 NUM_CODES, CODE_DIM = 64, 8
 COMPONENTS = 100
 NUM_SAMPLES = 1000
@@ -68,49 +72,34 @@ def main() -> None:
     print(f"report in {report(records, common)}")
 
 
-def build(setting: Setting) -> "tuple[nn.Module, nn.Module]":
-    """Build the pair, with initial weights from the seed."""
-    import pyro
-
-    from pyro_vae import ConvDecoder, ConvEncoder, GridDecoder, GridEncoder, vae, vq_vae
-
-    pyro.set_rng_seed(setting.seed)
-    shape = (28, 28)
-    if not setting.is_vq:
-        encoder, decoder = ConvEncoder(shape, 2 * LATENT_DIM), ConvDecoder(LATENT_DIM, shape)
-        return vae(784, LATENT_DIM, encoder=encoder, decoder=decoder)
-    encoder, decoder = GridEncoder(shape, CODE_DIM), GridDecoder(CODE_DIM, shape)
-    sizes = {"num_codes": NUM_CODES, "code_dim": CODE_DIM, "length": encoder.places}
-    return vq_vae(784, encoder=encoder, decoder=decoder, **sizes)
-
-
-def prior_for(setting: Setting, guide: "nn.Module", length: int) -> "nn.Module":
-    """Return a prior to fit to the codes: a mixture of normals, or a transformer."""
-    from pyro_vae import CausalTransformer, CodePrior, MixtureOfNormals
-
-    if not setting.is_vq:
-        return MixtureOfNormals(LATENT_DIM, COMPONENTS)
-    return CodePrior(guide.codebook, length, CausalTransformer(NUM_CODES, length))
+def config(setting: Setting, common: Common, **others: Any) -> Config:
+    """Return its configuration; before a prior is fitted."""
+    own = {"prior": "codes", "latent_dim": PLACES * CODE_DIM, "num_codes": NUM_CODES, "code_dim": CODE_DIM}
+    values = {
+        "data": "mnist",
+        "data_dir": common.data_dir,
+        "net": "conv",
+        "epochs": common.epochs,
+        "device": "cpu",
+        "seed": setting.seed,
+        **(own if setting.is_vq else {"latent_dim": LATENT_DIM}),
+    }
+    return Config(**values | others)
 
 
-def trained(
-    setting: Setting, common: Common, *, progress: bool
-) -> "tuple[nn.Module, nn.Module, dict[str, nn.Module]]":
-    """Train; return the pair and its priors: that of the training, and one that was fitted afterwards."""
-    from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-
-    split = study.load("mnist", common, binarization="dynamic").train
-    model, guide = build(setting)
+def trained(setting: Setting, common: Common, *, progress: bool) -> "tuple[Run, dict[str, nn.Module]]":
+    """Train; return the run and its priors: that of the training, and one that was fitted afterwards."""
+    dataset = study.load("mnist", common, binarization="dynamic")
     folder = common.runs / "vq_vae" / setting.name
-    epochs = {"num_epochs": common.epochs, "seed": setting.seed, "progress": progress}
-    objective = Trace_ELBO() if setting.is_vq else TraceMeanField_ELBO()
-    parameters = [*model.parameters(), *guide.parameters()]
-    study.train(folder, (model, guide), parameters, split, objective=objective, **epochs)
-    guide.eval()
-    first = model.prior
-    model.prior = prior_for(setting, guide, getattr(first, "length", 1))
-    study.train(folder / "prior", (model, guide), [*model.prior.parameters()], split, **epochs)
-    return model.eval(), guide, {"of the training": first, "fitted afterwards": model.prior}
+    run = study.trained(folder, config(setting, common), dataset, progress=progress)
+    fitted = (
+        {"prior": "transformer"}
+        if setting.is_vq
+        else {"prior": "mixture_of_normals", "components": COMPONENTS}
+    )
+    refit = config(setting, common, refit_prior=folder, **fitted)
+    then = study.trained(folder / "prior", refit, dataset, progress=progress)
+    return run, {"of the training": run.model.prior, "fitted afterwards": then.model.prior}
 
 
 def measure(setting: Setting, common: Common, *, progress: bool) -> str:
@@ -126,15 +115,15 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
     path = study.record_file(common, "vq_vae", setting.name)
     if path.exists():
         return f"{setting.name}: measured before"
-    model, guide, priors = trained(setting, common, progress=progress)
-    bits = study.load("mnist", common, binarization="dynamic")
+    run, priors = trained(setting, common, progress=progress)
+    model, guide = run.model, run.guide
     grey = study.load("mnist", common, binarization="none")
     judge = classifier.trained(common.runs, grey)
     limit = nearest_distances(grey.test.x[:2000], grey.train.x).quantile(0.95).item()
     pyro.set_rng_seed(setting.seed)
-    x = bits.test.x
+    x = run.dataset.test.x
     parts = {"encoder": guide.encoder if setting.is_vq else guide.posterior, "decoder": model.likelihood}
-    parts["fitted prior"] = model.prior
+    parts["fitted prior"] = priors["fitted afterwards"]
     found: dict[str, Any] = code_usage(guide, x)._asdict() if setting.is_vq else {}
     found["parameters"] = {name: sum(p.numel() for p in net.parameters()) for name, net in parts.items()}
     with torch.no_grad():
@@ -203,16 +192,15 @@ def figure_of(common: Common) -> "Figure":
     import torch
 
     from pyro_vae.lab import plots
-    from pyro_vae.latents import posterior_mean
 
     x = study.load("mnist", common, binarization="dynamic").test.x[:16]
     drawn, titles = [x], ["test images"]
     for kind in KINDS:
-        model, guide, priors = trained(Setting(kind, 0), common, progress=False)
+        run, priors = trained(Setting(kind, 0), common, progress=False)
         torch.manual_seed(0)
         with torch.no_grad():
-            drawn.append(model.likelihood(posterior_mean(guide, x)).mean)
-            drawn += [model.likelihood(prior().sample((16,))).mean for prior in priors.values()]
+            drawn.append(run.decode(run.encode(x)))
+            drawn += [run.model.likelihood(prior().sample((16,))).mean for prior in priors.values()]
         titles += [f"{kind}: reconstructions", *(f"samples, {PRIORS[kind][name]}" for name in priors)]
     return plots.image_grid(drawn, (28, 28), titles)
 
