@@ -12,10 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import pyro
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -30,13 +30,23 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Annotations are checked with --all, at twice the time of all else in loops of thousands.
+    """Annotations of shapes are checked with --all; those of `compiled` are not.
 
-    But not in `compiled`: what walks through all objects takes tens of times as long.
+    What walks through all objects takes tens of times as long. And with what has no shapes in its annotations
+    loops of thousands take twice as long: the hook puts its decorator around everything.
     """
+
+    def with_shapes(*, typechecker):
+        def decorate(thing):
+            has_shapes = isinstance(thing, type) or "jaxtyping" in str(thing.__annotations__)
+            return check(thing, typechecker=typechecker) if has_shapes else thing
+
+        return decorate
+
     if config.getoption("--all"):
+        check, jaxtyping.jaxtyped = jaxtyping.jaxtyped, with_shapes
         rooms = [path.stem for path in (ROOT / "pyro_vae").iterdir() if path.stem != "compiled"]
-        install_import_hook([f"pyro_vae.{room}" for room in rooms], "beartype.beartype")
+        jaxtyping.install_import_hook([f"pyro_vae.{room}" for room in rooms], "beartype.beartype")
 
 
 def pytest_collection_modifyitems(config, items):
