@@ -82,9 +82,8 @@ def main() -> None:
             )
             seconds += history[-1]["seconds"]
         pyro.set_rng_seed(arguments.seed)
-        batches = [
-            (dataset.train.x[index],) for index in torch.randperm(len(dataset.train))[:5000].split(100)
-        ]
+        x = dataset.train.x
+        batches = [(x[index],) for index in torch.randperm(len(x))[:5000].split(100)]
         count = len(ESTIMATORS) * len(arguments.num_samples) * arguments.repetitions
         samples, most = epochs * setting.epoch[1], max(arguments.num_samples)
         with progress_bar(count, f"gradients after {samples:,}", "gradient") as bar:

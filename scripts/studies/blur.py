@@ -48,6 +48,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 FREY_EPOCHS = 20  # for each of the command's
 NUM_IMAGES = 100  # whose log p(x) is estimated
 NUM_SAMPLES = 1000
+NUM_TEMPERATURES = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
     pyro.set_rng_seed(setting.seed)
     test, shape = run.dataset.test, run.dataset.shape
     (x,) = run.arguments(test, NUM_IMAGES)
-    estimate = annealed(run.model, run.guide, x, progress=progress)
+    estimate = annealed(run.model, run.guide, x, num_temperatures=NUM_TEMPERATURES, progress=progress)
     sampled = importance_sampling(run.model, run.guide, x, num_samples=1000, progress=progress)
     width = 1.0 if FAMILIES[run.config.family].values == "levels" else test.bin_width
     with torch.no_grad():
@@ -221,6 +222,7 @@ def report(records: dict[Setting, dict[str, Any]], common: Common) -> Path:
             epochs=FREY_EPOCHS * common.epochs,
             seeds=common.seeds,
             num_images=NUM_IMAGES,
+            num_temperatures=NUM_TEMPERATURES,
             error=max(r["monte_carlo_error"] for r in records.values()),
             unreliable=f"{100 * statistics.mean(r['unreliable_share'] for r in records.values()):.0f}",
             claims=study.table(["explanation", "verdict"], claims),
@@ -260,7 +262,7 @@ Made by
 ({machine}; commit {commits}): Frey Face, 10 latents, 200 hidden units, {epochs} epochs, {seeds} seeds;
 means over seeds ± standard error, and a claim holds where the difference is above two of them. The base
 has a normal p(x | z) of fixed scale 0.1 (a squared error), a diagonal normal q(z | x) and the ELBO. log p(x)
-of {num_images} test images is by annealed importance sampling from the guide with 200 temperatures (Monte
+of {num_images} test images is by annealed importance sampling from the guide with {num_temperatures} temperatures (Monte
 Carlo error at most {error:.2f} nats): importance sampling of 1,000 draws is too low here, as its k-hat warns
 for {unreliable} % of the images. Bits per dimension are of dequantised bytes for densities and of bytes for
 mixtures of logistics, so that they compare. *Sharpness* is the variance of

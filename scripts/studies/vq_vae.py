@@ -30,6 +30,7 @@ PLACES = 7 * 7
 NUM_CODES, CODE_DIM = 64, 8
 COMPONENTS = 100
 NUM_SAMPLES = 1000
+NUM_DRAWS = 500  # of importance sampling
 PRIORS = {
     "VAE": {"of the training": "N(0, I)", "fitted afterwards": "mixture"},
     "VQ-VAE": {"of the training": "even", "fitted afterwards": "transformer"},
@@ -137,7 +138,9 @@ def measure(setting: Setting, common: Common, *, progress: bool) -> str:
             found[name] = completeness(decoded, judge, grey.train.x, limit)._asdict()
             found[name]["elbo"] = elbo(model, guide, x).elbo.mean().item()
             if not setting.is_vq:
-                sampled = importance_sampling(model, guide, x[:1000], num_samples=500, progress=progress)
+                sampled = importance_sampling(
+                    model, guide, x[:1000], num_samples=NUM_DRAWS, progress=progress
+                )
                 bound = elbo(model, guide, x[:1000], num_samples=10).elbo.mean().item()
                 found[name]["gap"] = sampled.mean - bound
     study.keep(path, setting=dataclasses.asdict(setting), **found)
@@ -177,6 +180,7 @@ def report(records: dict[Setting, dict[str, Any]], common: Common) -> Path:
             ),
             usage=cell([100 * r["share"] for r in usage], 1),
             perplexity=cell([r["perplexity"] for r in usage], 1),
+            draws=NUM_DRAWS,
             gap=cell([r["fitted afterwards"]["gap"] for r in of["VAE"]]),
             table=study.table(
                 ["system", "prior", "bound on log p(x), nats", "samples sure", "close", "both"], lines
@@ -222,7 +226,7 @@ mixture of 100 normals. Parameters:
 The VQ-VAE uses {usage} % of its codebook, with a perplexity of {perplexity} of 64.
 At the code, log p(x given z) is {at_code} nats.
 The code that the VQ-VAE's encoder gives makes a lower bound on log p(x), as the ELBO of the VAE is one; that
-of the VAE with its mixture is {gap} nats below importance sampling's estimate of log p(x) (500 draws,
+of the VAE with its mixture is {gap} nats below importance sampling's estimate of log p(x) ({draws} draws,
 1,000 test images).
 
 {table}
