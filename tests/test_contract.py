@@ -347,6 +347,7 @@ def test_full_variational_bayes_trains_it(pair):
     if has_codes(ordinary) and of_latents.codebook.decay is None:
         pytest.skip("the guide looks codes up in a codebook that would be random")
     model, guide = pv.bayesian(ordinary, of_latents, num_data=20)
+    assert list(guide.names) == [name for name, _ in ordinary.named_parameters()]
     svi = pv.SVI(model, guide, torch.optim.Adam(guide.parameters(), lr=1e-3), Trace_ELBO())
     moves(svi, (guide,), *batch)
     drawn = pv.draw(model, guide)
