@@ -208,11 +208,9 @@ def test_omniglot(tmp_path, monkeypatch, serve):
 
 def test_static_mnist_from_text_files(tmp_path):
     rows = np.random.default_rng(0).integers(0, 2, (4, 784))
-    text = "".join(" ".join(map(str, row)) + " \n" for row in rows)
-    paths = []
-    for part in ("train", "valid", "test"):
-        paths.append(tmp_path / f"{part}.amat")
-        paths[-1].write_text(text.replace(" \n", "\n"))
+    paths = [tmp_path / f"{part}.amat" for part in ("train", "valid", "test")]
+    for path in paths:
+        np.savetxt(path, rows, fmt="%d")
     splits, shape = files._read_static_mnist(paths)
     assert shape == (28, 28)
     for x, labels in splits.values():
