@@ -26,15 +26,17 @@ relaxed = settings(
 # ------------------------------------------------------------------------------- published data sets
 
 
+DIGITS = load("digits", binarization="none")
+
+
 def test_digits():
-    digits = load("digits", binarization="none")
-    assert (len(digits.train), len(digits.valid), len(digits.test)) == (1297, 200, 300)
-    assert digits.shape == (8, 8)
-    assert digits.data_dim == 64
-    assert digits.train.stored.dtype == torch.uint8
-    assert digits.train.x.dtype == torch.float32
-    assert set(digits.train.x.unique().tolist()) == {level / 16 for level in range(17)}
-    assert digits.train.labels.unique().tolist() == list(range(10))
+    assert (len(DIGITS.train), len(DIGITS.valid), len(DIGITS.test)) == (1297, 200, 300)
+    assert DIGITS.shape == (8, 8)
+    assert DIGITS.data_dim == 64
+    assert DIGITS.train.stored.dtype == torch.uint8
+    assert DIGITS.train.x.dtype == torch.float32
+    assert set(DIGITS.train.x.unique().tolist()) == {level / 16 for level in range(17)}
+    assert DIGITS.train.labels.unique().tolist() == list(range(10))
 
 
 @pytest.mark.parametrize(
@@ -71,10 +73,9 @@ def test_frey_face_is_a_seeded_shuffle_of_upright_faces(shared_data):
 
 
 def test_silhouettes_are_upright(shared_data):
-    x = load("caltech_silhouettes", binarization="none", data_dir=shared_data).train.x.reshape(-1, 28, 28)
+    train = load("caltech_silhouettes", binarization="none", data_dir=shared_data).train
     # Faces (labels 1, 2) are taller than wide: their dark columns are narrower than their rows are high.
-    labels = load("caltech_silhouettes", binarization="none", data_dir=shared_data).train.labels
-    faces = 1 - x[labels == 2]
+    faces = 1 - train.x.reshape(-1, 28, 28)[train.labels == 2]
     assert faces.amax(2).sum(1).mean() > faces.amax(1).sum(1).mean()
 
 
@@ -138,8 +139,7 @@ def test_what_is_missing_is_downloaded_once(small_mnist):
     dataset = load("mnist", binarization="none", data_dir=small_mnist / "cache")
     assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (5, 1, 2)
     assert dataset.valid.labels.tolist() == [5]
-    for path in (small_mnist / "publisher").iterdir():
-        path.unlink()
+    without_a_publisher(small_mnist)
     again = load("mnist", binarization="none", data_dir=small_mnist / "cache")
     assert again.checksum == dataset.checksum
 
@@ -153,17 +153,27 @@ def test_a_damaged_download_leaves_nothing_behind(small_mnist):
     assert names == {"train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"}
 
 
-def test_an_unreachable_publisher_is_explained(small_mnist):
-    for path in (small_mnist / "publisher").iterdir():
+def without_a_publisher(folder):
+    for path in (folder / "publisher").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"(?s)downloading it failed.*put it at"):
+
+
+@pytest.mark.parametrize(
+    ("words", "prepare"),
+    [
+        (r"(?s)downloading it failed.*put it at", without_a_publisher),
+        ("cannot be downloaded into it", lambda folder: (folder / "cache").write_text("")),
+        pytest.param(
+            "one that can be written",
+            lambda folder: (folder / "cache").mkdir(mode=0o500),
+            marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere"),
+        ),
+    ],
+)
+def test_a_download_that_fails_is_explained(small_mnist, words, prepare):
+    prepare(small_mnist)
+    with pytest.raises(DataError, match=words):
         load("mnist", binarization="none", data_dir=small_mnist / "cache")
-
-
-def test_a_folder_that_cannot_be_made_is_explained(small_mnist):
-    (small_mnist / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be downloaded into it"):
-        load("mnist", binarization="none", data_dir=small_mnist / "file")
 
 
 @pytest.mark.parametrize("damage", [b"", b"not gzip", None])
@@ -198,11 +208,9 @@ def test_omniglot(tmp_path, monkeypatch, serve):
 
 def test_static_mnist_from_text_files(tmp_path):
     rows = np.random.default_rng(0).integers(0, 2, (4, 784))
-    text = "".join(" ".join(map(str, row)) + " \n" for row in rows)
-    paths = []
-    for part in ("train", "valid", "test"):
-        paths.append(tmp_path / f"{part}.amat")
-        paths[-1].write_text(text.replace(" \n", "\n"))
+    paths = [tmp_path / f"{part}.amat" for part in ("train", "valid", "test")]
+    for path in paths:
+        np.savetxt(path, rows, fmt="%d")
     splits, shape = files._read_static_mnist(paths)
     assert shape == (28, 28)
     for x, labels in splits.values():
@@ -265,11 +273,6 @@ def test_bits_stay_bits():
 def test_every_description_says_how_it_was_binarised():
     for binarization in BINARIZATIONS:
         assert f"binarization {binarization}" in load("digits", binarization=binarization).test.description
-
-
-def test_only_grey_values_can_be_binarised():
-    with pytest.raises(DataError, match=r"from -1 to 7: divide"):
-        from_array(np.array([[-1.0, 7.0]] * 5), binarization="dynamic")
 
 
 # ------------------------------------------------------------------------------------- your own data
@@ -361,68 +364,35 @@ def of_two_sizes(folder):
     save_images(folder / "z", 1, size=(9, 9))
 
 
-@pytest.mark.parametrize(
-    ("save", "message"),
-    [
-        (without_a_test_set, "at least train and test"),
-        (of_sixteen_bits, r"deep.png.*more than 8 bits"),
-        (of_two_sizes, r"z/000.png is \(9, 9\)"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(tmp_path, save, message):
-    save(tmp_path)
-    with pytest.raises(DataError, match=message):
-        load(tmp_path, binarization="none")
-
-
-def test_splits_in_two_units_are_refused(tmp_path):
+def in_two_units(folder):
     grey = np.arange(24, dtype=np.uint8).reshape(6, 4)
-    np.savez(tmp_path / "x.npz", train=grey, test=grey / 255)
-    with pytest.raises(DataError, match="all in one unit"):
-        load(tmp_path / "x.npz", binarization="none")
+    np.savez(folder / "x.npz", train=grey, test=grey / 255)
+
+
+def of_pickles(folder):
+    np.savez(folder / "x.npz", x=np.array([{"a": 1}], dtype=object))
+    assert zipfile.is_zipfile(folder / "x.npz")
 
 
 @pytest.mark.parametrize(
-    ("x", "message"),
+    ("words", "save"),
     [
-        (np.zeros((0, 3)), "none of them empty"),
-        (np.zeros((5, 0)), "none of them empty"),
-        (np.zeros(5), "at least two axes"),
-        (np.zeros((2, 3)), "2 data: too few"),
-        (np.array([["a", "b"]] * 5), "not numbers"),
-        (np.array([[1j, 0]] * 5), "not numbers"),
-        ([[1, 2], [3]], "differ in length"),
-        (np.array([[0.0, 1.0], [2.0, np.nan], [3.0, 4.0]]), r"\[1, 1\] is nan"),
-        (np.array([[0.0, 1.0], [2.0, 5.0], [-np.inf, 4.0]]), r"\[2, 0\] is -inf"),
-        (np.array([[0.0, np.inf], [2.0, 3.0]] * 2, np.float16), r"\[0, 1\] is inf"),
-        (np.array([[1e300, 1.0]] * 4), r"\[0, 0\] is inf as a 32-bit float"),
+        ("at least train and test", without_a_test_set),
+        (r"deep.png.*more than 8 bits", of_sixteen_bits),
+        (r"z/000.png is \(9, 9\)", of_two_sizes),
+        ("all in one unit", in_two_units),
+        ("without pickled objects", of_pickles),  # which are not executed
     ],
 )
-def test_useless_arrays_are_refused(x, message):
-    with pytest.raises(DataError, match=message):
-        from_array(x)
-
-
-def test_labels_must_fit():
-    with pytest.raises(DataError, match="10 data but 9 labels"):
-        from_array(np.ones((10, 2)) * 0.5, np.arange(9))
-    with pytest.raises(DataError, match="whole numbers"):
-        from_array(np.ones((10, 2)) * 0.5, np.linspace(0, 1, 10))
-    with pytest.raises(DataError, match="hold -1: number the classes from 0"):
-        from_array(np.ones((10, 2)) * 0.5, np.arange(10) - 1)
+def test_files_that_do_not_fit_are_refused(tmp_path, words, save):
+    save(tmp_path)
+    archive = tmp_path / "x.npz"
+    with pytest.raises(DataError, match=words):
+        load(archive if archive.exists() else tmp_path, binarization="none")
 
 
 def test_tensors_of_sixteen_bits_are_numbers():
     assert from_array(torch.linspace(0, 1, 20, dtype=torch.bfloat16).reshape(10, 2)).train.x.max() == 1.0
-
-
-def test_unknown_names_suggest_the_nearest():
-    with pytest.raises(DataError, match="Did you mean 'fashion_mnist'"):
-        load("fashon_mnist", binarization="none")
-    with pytest.raises(DataError, match="Did you mean 'dynamic'"):
-        load("digits", binarization="dinamic")
-    with pytest.raises(DataError, match="no file or folder"):
-        load("nowhere/x.npy", binarization="none")
 
 
 @relaxed
@@ -489,13 +459,6 @@ def test_any_array_gives_data_or_one_message(x, binarization):
         assert ((dataset.train.x == 0) | (dataset.train.x == 1)).all()
 
 
-def test_zip_of_pickles_is_not_executed(tmp_path):
-    np.savez(tmp_path / "evil.npz", x=np.array([{"a": 1}], dtype=object))
-    assert zipfile.is_zipfile(tmp_path / "evil.npz")
-    with pytest.raises(DataError, match="without pickled objects"):
-        load(tmp_path / "evil.npz", binarization="none")
-
-
 # ------------------------------------------------------------------------------------------ batches
 
 
@@ -523,27 +486,29 @@ def test_batches_go_on_from_their_state():
     assert not torch.equal(torch.cat([x for (x,) in batches(split, 100, seed=7)]), expected)
 
 
-def test_batches_are_of_a_split():
-    for other in (torch.zeros(3, 2), load("digits", binarization="none")):
-        with pytest.raises(TypeError, match=r"from_array\(x\).train"):
-            batches(other)
-
-
-def test_sizes_must_be_positive():
-    split = load("digits", binarization="none").train
-    with pytest.raises(ValueError, match="batch_size"):
-        batches(split, 0)
-    with pytest.raises(ValueError, match="epoch_size"):
-        batches(split, epoch_size=0)
+@pytest.mark.parametrize(
+    ("error", "words", "make"),
+    [
+        (TypeError, r"from_array\(x\).train", lambda: batches(torch.zeros(3, 2))),
+        (TypeError, r"from_array\(x\).train", lambda: batches(DIGITS)),
+        (
+            *(ValueError, r"context is a tensor of shape \(5, 10\), but must have a row"),
+            lambda: batches(DIGITS.train, 100, context=torch.zeros(5, 10)),
+        ),
+        (ValueError, "there would be no batch", lambda: batches(DIGITS.valid, 201, drop_last=True)),
+    ],
+)
+def test_batches_that_cannot_be_made_are_refused(error, words, make):
+    with pytest.raises(error, match=words):
+        make()
 
 
 def test_epochs_of_any_size_are_drawn_with_replacement():
-    split = load("digits", binarization="none").train
-    epochs = batches(split, 100, epoch_size=5250)
+    epochs = batches(DIGITS.train, 100, epoch_size=5250)
     assert len(epochs) == 53
     index = torch.cat(epochs.indices())
     assert len(index) == 5250
-    counts = index.bincount(minlength=len(split)).double()
+    counts = index.bincount(minlength=len(DIGITS.train)).double()
     # Poisson but for the fixed sum: mean and variance are 5250 / 1297.
     assert counts.var() == pytest.approx(counts.mean().item(), rel=0.2)
     assert [len(x) for (x,) in epochs][-1] == 50
@@ -557,18 +522,9 @@ def test_batches_are_drawn_on_the_device():
     assert split.stored.dtype == torch.uint8
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_explained(small_mnist):
-    folder = small_mnist / "readonly"
-    folder.mkdir(mode=0o500)
-    with pytest.raises(DataError, match="one that can be written"):
-        load("mnist", binarization="none", data_dir=folder)
-
-
 def test_dequantised_levels_are_spread_over_their_bins():
     digits = load("digits", binarization="dequantize")
-    levels = load("digits", binarization="none").test
-    x = digits.test.x
+    levels, x = DIGITS.test, digits.test.x
     assert digits.test.bin_width == 1 / 17
     assert torch.equal((x * 17).floor(), levels.stored.float())
     assert torch.equal(x, load("digits", binarization="dequantize").test.x)
@@ -581,15 +537,8 @@ def test_dequantised_levels_are_spread_over_their_bins():
     assert "binarization dequantize (one draw" in digits.test.description
 
 
-def test_what_has_no_levels_is_not_dequantised():
-    with pytest.raises(DataError, match="real numbers"):
-        from_array(torch.randn(10, 3), binarization="dequantize")
-    with pytest.raises(DataError, match="holds bits"):
-        from_array(torch.zeros(10, 3), binarization="dequantize")
-
-
 def test_batches_come_with_their_context():
-    digits = load("digits", binarization="none").train
+    digits = DIGITS.train
     context = torch.nn.functional.one_hot(digits.labels, 10).float()
     seen = 0
     for x, c in batches(digits, 100, context=context):
@@ -599,22 +548,14 @@ def test_batches_come_with_their_context():
             place = (digits.x == datum).all(1).nonzero()[0, 0]
             assert torch.equal(context[place], labels)
     assert seen == len(digits)
-    with pytest.raises(ValueError, match=r"context is a tensor of shape \(5, 10\), but must have a row"):
-        batches(digits, 100, context=context[:5])
 
 
 def test_missing_numbers_are_kept_where_they_are_announced():
     x = np.random.RandomState(0).randn(20, 3)
     x[3, 1] = np.nan
-    with pytest.raises(DataError, match="missing=True"):
-        from_array(x)
     dataset = from_array(x, missing=True)
     parts = (dataset.train, dataset.valid, dataset.test)
     assert sum(int(part.x.isnan().sum()) for part in parts) == 1
-    with pytest.raises(DataError, match="inf"):
-        from_array(np.where(np.isnan(x), np.inf, x), missing=True)
-    with pytest.raises(DataError, match="taken as they are"):
-        from_array(x, missing=True, binarization="dynamic")
 
 
 # --------------------------------------------------------------- what says that a number is missing
@@ -676,44 +617,9 @@ def test_null_of_polars_and_arrow_is_missing():
         torch.testing.assert_close(from_array(x, missing=True).train.x, expected, equal_nan=True)
 
 
-def test_bits_may_be_missing_and_bytes_may_not():
+def test_bits_may_be_missing():
     masked = np.ma.array(NUMBERS > 100, mask=GAPS)
     assert from_array(masked, missing=True).train.x.nan_to_num(7).unique().tolist() == [0, 1, 7]
-    with pytest.raises(DataError, match="grey values k / 255"):
-        from_array(np.ma.array(NUMBERS.clip(0, 255).astype(np.uint8), mask=GAPS), missing=True)
-    with pytest.raises(DataError, match="all 90 numbers of array are missing"):
-        from_array(np.ma.masked_all((30, 3)), missing=True)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (np.ma.array([0, 1, 2] * 10, mask=[0, 0, 1] * 10), "10 of 30 labels .* are missing"),
-        ([0, None, 1] * 10, "10 of 30 labels .* are missing"),
-        (["a", "b", "c"] * 10, "text, such as 'a'"),
-    ],
-)
-def test_labels_that_are_missing_are_counted(labels, message):
-    with pytest.raises(DataError, match=message):
-        from_array(NUMBERS, labels)
-
-
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (np.array([[1, 2, "red"]] * 9, dtype=object), r"column 2 \('red'\)"),
-        (np.array([[1, "blue", "3"]] * 9), r"column 1 \('blue'\)"),
-        (np.array([["1", "2"]] * 9), r"x\.astype\(float\)"),
-        ({"size": [1.0] * 9, "colour": ["red"] * 9}, r"array\['colour'\] holds text, such as 'red'"),
-        (np.array([["2020-01-01"] * 2] * 9, dtype="datetime64[D]"), "dates as numbers"),
-        (torch.eye(9).to_sparse(), "x.to_dense"),
-        ([[1, len]] * 9, r"array\[0\]\[1\] is .* not a number"),
-        (None, "at least two axes"),
-    ],
-)
-def test_what_is_no_number_is_named(x, message):
-    with pytest.raises(DataError, match=message):
-        from_array(x)
 
 
 # -------------------------------------------------------------------------- types and whole numbers
@@ -742,10 +648,7 @@ def test_whole_numbers_are_not_rounded(x):
     assert next(iter(batches(kept.train)))[0][0, 0] == LARGE
 
 
-def test_what_no_float_holds_is_refused():
-    for x in ([[2**53 + 1, 0]] * 9, np.array([[2**63 + 1, 0]] * 9, np.uint64), [[2**53 + 1, 0.5]] * 9):
-        with pytest.raises(DataError, match="64-bit float rounds"):
-            from_array(x, dtype=torch.float64)
+def test_what_a_float_holds_is_taken():
     assert from_array([[2**24, 3]] * 9).train.x.max() == 2**24
     reals = np.random.RandomState(0).randn(9, 2) * 1e20  # of which each is a whole number
     assert from_array(reals).train.x.dtype == torch.float32
@@ -769,8 +672,6 @@ def test_the_last_smaller_batch_can_be_dropped():
     assert [len(x) for (x,) in kept] == [30, 30, 20]
     assert [len(x) for (x,) in dropped] == [30, 30] == [30] * len(batches(split, 30, drop_last=True))
     assert all(torch.equal(a, b) for (a,), (b,) in zip(kept, dropped, strict=False))
-    with pytest.raises(ValueError, match="there would be no batch"):
-        batches(split, 81, drop_last=True)
 
 
 def test_numbers_that_differ_by_less_than_a_float_tells_are_not_rounded():
@@ -791,6 +692,70 @@ def test_yes_and_no_beside_bytes_are_no_grey_values():
     assert from_array({"grey": table["age"]}).train.x.max() == torch.tensor(57 / 255)
 
 
-def test_a_table_without_rows_is_named():
-    with pytest.raises(DataError, match="array"):
-        from_array({"a": np.zeros(0), "b": np.zeros(0)})
+# ---------------------------------------------------------------------------------- what is refused
+
+HALVES = np.full((10, 2), 0.5)
+WITH_NAN = np.where(GAPS, np.nan, NUMBERS)
+BITS = torch.zeros(10, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "take"),
+    [
+        ("none of them empty", lambda: from_array(np.zeros((0, 3)))),
+        ("none of them empty", lambda: from_array(np.zeros((5, 0)))),
+        ("at least two axes", lambda: from_array(np.zeros(5))),
+        ("at least two axes", lambda: from_array(None)),
+        ("array", lambda: from_array({"a": np.zeros(0), "b": np.zeros(0)})),
+        ("2 data: too few", lambda: from_array(np.zeros((2, 3)))),
+        ("not numbers", lambda: from_array(np.array([["a", "b"]] * 5))),
+        ("not numbers", lambda: from_array(np.array([[1j, 0]] * 5))),
+        ("differ in length", lambda: from_array([[1, 2], [3]])),
+        (r"\[1, 1\] is nan", lambda: from_array(np.array([[0.0, 1.0], [2.0, np.nan], [3.0, 4.0]]))),
+        (r"\[2, 0\] is -inf", lambda: from_array(np.array([[0.0, 1.0], [2.0, 5.0], [-np.inf, 4.0]]))),
+        (r"\[0, 1\] is inf", lambda: from_array(np.array([[0.0, np.inf], [2.0, 3.0]] * 2, np.float16))),
+        (r"\[0, 0\] is inf as a 32-bit float", lambda: from_array(np.array([[1e300, 1.0]] * 4))),
+        (r"column 2 \('red'\)", lambda: from_array(np.array([[1, 2, "red"]] * 9, dtype=object))),
+        (r"column 1 \('blue'\)", lambda: from_array(np.array([[1, "blue", "3"]] * 9))),
+        (r"x\.astype\(float\)", lambda: from_array(np.array([["1", "2"]] * 9))),
+        (
+            r"array\['colour'\] holds text, such as 'red'",
+            lambda: from_array({"size": [1.0] * 9, "colour": ["red"] * 9}),
+        ),
+        ("dates as numbers", lambda: from_array(np.array([["2020-01-01"] * 2] * 9, dtype="datetime64[D]"))),
+        ("x.to_dense", lambda: from_array(torch.eye(9).to_sparse())),
+        (r"array\[0\]\[1\] is .* not a number", lambda: from_array([[1, len]] * 9)),
+        ("64-bit float rounds", lambda: from_array([[2**53 + 1, 0]] * 9, dtype=torch.float64)),
+        ("64-bit float rounds", lambda: from_array([[2**53 + 1, 0.5]] * 9, dtype=torch.float64)),
+        (
+            "64-bit float rounds",
+            lambda: from_array(np.array([[2**63 + 1, 0]] * 9, np.uint64), dtype=torch.float64),
+        ),
+        ("missing=True", lambda: from_array(WITH_NAN)),
+        ("inf", lambda: from_array(np.where(GAPS, np.inf, NUMBERS), missing=True)),
+        ("taken as they are", lambda: from_array(WITH_NAN, missing=True, binarization="dynamic")),
+        (
+            "grey values k / 255",
+            lambda: from_array(np.ma.array(NUMBERS.clip(0, 255).astype(np.uint8), mask=GAPS), missing=True),
+        ),
+        ("all 90 numbers of array are missing", lambda: from_array(np.ma.masked_all((30, 3)), missing=True)),
+        (
+            "10 of 30 labels .* are missing",
+            lambda: from_array(NUMBERS, np.ma.array([0, 1, 2] * 10, mask=[0, 0, 1] * 10)),
+        ),
+        ("10 of 30 labels .* are missing", lambda: from_array(NUMBERS, [0, None, 1] * 10)),
+        ("text, such as 'a'", lambda: from_array(NUMBERS, ["a", "b", "c"] * 10)),
+        ("10 data but 9 labels", lambda: from_array(HALVES, np.arange(9))),
+        ("whole numbers", lambda: from_array(HALVES, np.linspace(0, 1, 10))),
+        ("hold -1: number the classes from 0", lambda: from_array(HALVES, np.arange(10) - 1)),
+        (r"from -1 to 7: divide", lambda: from_array(np.array([[-1.0, 7.0]] * 5), binarization="dynamic")),
+        ("real numbers", lambda: from_array(torch.randn(10, 3), binarization="dequantize")),
+        ("holds bits", lambda: from_array(BITS, binarization="dequantize")),
+        ("Did you mean 'fashion_mnist'", lambda: load("fashon_mnist", binarization="none")),
+        ("Did you mean 'dynamic'", lambda: load("digits", binarization="dinamic")),
+        ("no file or folder", lambda: load("nowhere/x.npy", binarization="none")),
+    ],
+)
+def test_useless_data_and_unknown_names_are_refused(words, take):
+    with pytest.raises(DataError, match=words):
+        take()

@@ -7,9 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from toys import hmc, sample_posterior
 
-from pyro_vae import sample_posterior
-from pyro_vae.marginal_likelihood import hmc
 from pyro_vae.mcmc.diagnostics import arviz, rhat
 from pyro_vae.mcmc.hmc import Evaluation, init, jittered, step, tune
 from pyro_vae.mcmc.tempering import TemperedDensity, schedule, tempered
@@ -17,9 +16,8 @@ from pyro_vae.oracles import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("double")
 
-SCALES = torch.tensor(
-    [[1.0, 0.1], [3.0, 0.5], [0.2, 2.0]], dtype=torch.float64
-)  # of three data, two coordinates
+# Of three data, two coordinates.
+SCALES = torch.tensor([[1.0, 0.1], [3.0, 0.5], [0.2, 2.0]], dtype=torch.float64)
 
 
 def normals(position):
@@ -35,9 +33,8 @@ def start(chains):
 
 def test_a_step_leaves_the_target_as_it_is():
     """Started in equilibrium, 4,000 chains stay there, at step sizes so large that many are rejected."""
-    state = init(
-        normals, {"a": torch.randn(4000, 3) * SCALES[:, 0], "b": torch.randn(4000, 3, 1) * SCALES[:, 1:]}
-    )
+    at = {"a": torch.randn(4000, 3) * SCALES[:, 0], "b": torch.randn(4000, 3, 1) * SCALES[:, 1:]}
+    state = init(normals, at)
     step_size = 1.3 * SCALES.min(1).values.expand(4000, 3)
     for _ in range(30):
         state, info = step(normals, state, step_size, 4)
@@ -94,7 +91,7 @@ def test_tuning_reaches_the_target_and_finds_the_scales():
 def test_posterior_of_the_linear_gaussian_model():
     oracle = LinearGaussian.random(6, 3)
     x = oracle.sample(10)
-    draws = sample_posterior(oracle.pair()[0], x, num_chains=16, num_samples=125, progress=False)
+    draws = sample_posterior(oracle.pair()[0], x, num_chains=16, num_samples=125)
     z = draws.latents["z"]
     assert z.shape == (16, 125, 10, 3)
     posterior = oracle.posterior(x)
@@ -134,7 +131,7 @@ def gamma_normal_moments(x):
 
 def test_constrained_and_dependent_latents_have_their_moments():
     x = torch.tensor([0.5, 2.5])
-    draws = sample_posterior(gamma_normal, x, num_chains=16, num_samples=300, progress=False)
+    draws = sample_posterior(gamma_normal, x, num_chains=16, num_samples=300)
     assert draws.rhat.max() < 1.02
     for i in range(2):
         for name, (mean, std) in gamma_normal_moments(x[i]).items():
@@ -154,9 +151,7 @@ def test_modes_get_the_share_that_they_have():
             pyro.factor("likelihood", dist.Normal(1.5, 0.05).log_prob(z.abs()) + log_share)
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
-    draws = sample_posterior(
-        model, torch.zeros(100), num_chains=32, num_samples=20, num_warmup=120, progress=False
-    )
+    draws = sample_posterior(model, torch.zeros(100), num_chains=32, num_samples=20, num_warmup=120)
     share = (draws.latents["z"] > 0).double().mean().item()
     assert share == pytest.approx(0.8, abs=0.05)
 
@@ -164,13 +159,7 @@ def test_modes_get_the_share_that_they_have():
 def test_arviz_gets_dimensions_and_coordinates():
     oracle = LinearGaussian.random(4, 2)
     draws = sample_posterior(
-        oracle.pair()[0],
-        oracle.sample(3),
-        num_chains=2,
-        num_samples=40,
-        num_warmup=40,
-        num_leapfrog=2,
-        progress=False,
+        oracle.pair()[0], oracle.sample(3), num_chains=2, num_samples=40, num_warmup=40, num_leapfrog=2
     )
     data = draws.to_arviz(datum=["a", "b", "c"])
     z = data["posterior"]["z"]
@@ -215,7 +204,7 @@ def test_chains_that_cannot_be_judged():
     oracle = LinearGaussian.random(3, 2)
     model, x = oracle.pair()[0], oracle.sample(3)
     with pytest.raises(ValueError, match="num_samples must be at least 4"):
-        sample_posterior(model, x, num_samples=3, progress=False)
+        sample_posterior(model, x, num_samples=3)
     few = {"num_samples": 20, "num_warmup": 20, "num_leapfrog": 2, "progress": False}
     draws = sample_posterior(model, x, num_chains=1, **few)
     assert draws.rhat.isnan().all()

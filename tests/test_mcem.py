@@ -5,18 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from toys import distance_to_maximum_likelihood, fit, parameters, train
 
-from pyro_vae import (
-    MCEM,
-    MLP,
-    Checkpoint,
-    FixedScaleNormal,
-    NonFiniteError,
-    batches,
-    fit,
-    from_array,
-    vae,
-)
+from pyro_vae import MCEM, MLP, Checkpoint, FixedScaleNormal, NonFiniteError, batches, from_array, vae
 from pyro_vae.oracles import LinearGaussian
 
 
@@ -42,17 +33,10 @@ def test_chains_draw_from_the_posterior_at_the_target_acceptance():
 def test_training_reaches_the_maximum_likelihood():
     torch.manual_seed(0)
     x = LinearGaussian.random(6, 2).sample(400)
-    best = LinearGaussian.maximum_likelihood(x, latent_dim=2, scale=0.5)
     model, _ = vae(6, 2, family=FixedScaleNormal(0.5), decoder=MLP(2, 6, ()))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
-    mcem = MCEM(model, optimizer, len(x))
-    for _ in range(400):
-        mcem.step(x, torch.arange(len(x)))
-        scheduler.step()
-    decoder = model.likelihood.net.layers[0]
-    learned = LinearGaussian(decoder.weight.detach(), decoder.bias.detach(), 0.5)
-    gap = (best.log_prob(x).mean() - learned.log_prob(x).mean()).item()
+    mcem = MCEM(model, torch.optim.Adam(model.parameters(), lr=0.02), len(x))
+    train(mcem, 400, lambda: (x, torch.arange(len(x))))
+    gap, _ = distance_to_maximum_likelihood(model, x, latent_dim=2, scale=0.5)
     assert -1e-4 < gap < 0.05
 
 
@@ -112,9 +96,7 @@ def test_a_compiled_iteration_is_the_eager_one():
         mcem = MCEM(model, torch.optim.Adagrad(model.parameters(), lr=0.05), 40, compile=mode)
         x = (torch.rand(40, 8) < 0.7).float()
         metrics = [mcem.step(x[i : i + 20], torch.arange(i, i + 20)) for i in (0, 20, 0, 20, 0)]
-        results.append(
-            ([m["log_joint"] for m in metrics], mcem.chains["z"], [p.detach() for p in model.parameters()])
-        )
+        results.append(([m["log_joint"] for m in metrics], mcem.chains["z"], parameters(model)))
     assert mcem._graph.is_compiled
     assert mcem._updates._compiled.function.is_compiled
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
@@ -130,7 +112,7 @@ def test_it_is_an_algorithm_that_fit_runs_and_resumes(tmp_path):
             mcem = MCEM(model, torch.optim.Adam(model.parameters()), len(data))
             minibatches = batches(data, 12, context=torch.arange(len(data)))
             callbacks = [Checkpoint(folder, resume=True)]
-            history = fit(mcem, minibatches, num_epochs, callbacks, progress=False)
+            history = fit(mcem, minibatches, num_epochs, callbacks)
         return [(row["train/log_joint"], row["train/acceptance"]) for row in history]
 
     assert run(tmp_path / "a", 4) == run(tmp_path / "b", 2, 4)
@@ -142,32 +124,26 @@ def test_what_becomes_nan_is_said():
     model, _ = vae(5, 2, hidden=(4,))
     mcem = MCEM(model, torch.optim.SGD(model.parameters(), lr=math.inf), len(data))
     with pytest.raises(NonFiniteError, match=r"log_joint became nan at step 2 of epoch 1; try a smaller"):
-        fit(mcem, batches(data, 12, context=torch.arange(len(data))), 2, progress=False)
+        fit(mcem, batches(data, 12, context=torch.arange(len(data))), 2)
+
+
+def em(**settings):
+    model, _ = vae(5, 2)
+    return MCEM(model, torch.optim.Adam(model.parameters()), 10, **settings)
 
 
 @pytest.mark.parametrize(
-    ("index", "message"),
+    ("words", "take"),
     [
-        (torch.arange(3), "one whole number each"),
-        (torch.rand(4), "one whole number each"),
-        (torch.tensor([0, 1, 2, 10]), "from 0 to 10, but num_data=10"),
+        ("one whole number each", lambda: em().step(torch.ones(4, 5), torch.arange(3))),
+        ("one whole number each", lambda: em().step(torch.ones(4, 5), torch.rand(4))),
+        ("one whole number each", lambda: em().step(torch.ones(4, 5))),
+        ("from 0 to 10, but num_data=10", lambda: em().step(torch.ones(4, 5), torch.tensor([0, 1, 2, 10]))),
+        ("num_updates must be at least 1", lambda: em(num_updates=0)),
+        ("between 0 and 1", lambda: em(target_acceptance=1.0)),
+        ("Bernoulli", lambda: em().step(torch.full((4, 5), 0.5), torch.arange(4))),
     ],
 )
-def test_positions_are_checked(index, message):
-    model, _ = vae(5, 2)
-    mcem = MCEM(model, torch.optim.Adam(model.parameters()), 10)
-    with pytest.raises(ValueError, match=message):
-        mcem.step(torch.ones(4, 5), index)
-
-
-def test_arguments_are_checked():
-    model, _ = vae(5, 2)
-    optimizer = torch.optim.Adam(model.parameters())
-    with pytest.raises(ValueError, match="num_updates must be at least 1"):
-        MCEM(model, optimizer, 10, num_updates=0)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        MCEM(model, optimizer, 10, target_acceptance=1.0)
-    with pytest.raises(ValueError, match="one whole number each"):
-        MCEM(model, optimizer, 10).step(torch.ones(4, 5))
-    with pytest.raises(ValueError, match="Bernoulli"):
-        MCEM(model, optimizer, 10).step(torch.full((4, 5), 0.5), torch.arange(4))
+def test_positions_and_arguments_are_checked(words, take):
+    with pytest.raises(ValueError, match=words):
+        take()

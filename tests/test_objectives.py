@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
+from toys import parameters
 
 from pyro_vae import (
     MAP,
@@ -77,11 +78,10 @@ def test_beta_multiplies_scales_that_are_there(oracle):
 def test_map_adds_the_log_prior_of_the_weights_once_an_epoch(oracle):
     model, guide = oracle.pair()
     x = oracle.sample(10)
-    num_data = len(x)
     exact = -oracle.log_prob(x).sum()  # the guide is the posterior: no Monte Carlo error
     weights = torch.cat([oracle.weight.flatten(), oracle.gain.flatten()])
     log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(weights).sum()
-    objective = MAP(num_data)
+    objective = MAP(10)
     total = sum(objective.differentiable_loss(model, guide, part) for part in x.split(4))
     torch.testing.assert_close(total, exact - log_prior)
     _, metrics = loss_and_metrics(objective, model, guide, x)
@@ -143,14 +143,12 @@ def test_a_step_of_ours_is_a_step_of_pyros(objective):
         pyro.set_rng_seed(0)
         model, guide = vae(4, 2, hidden=(3,))
         if ours:
-            parameters = [*model.parameters(), *guide.parameters()]
-            svi = SVI(model, guide, torch.optim.SGD(parameters, lr=0.01), objective)
+            svi = SVI(model, guide, torch.optim.SGD(parameters(model, guide), lr=0.01), objective)
         else:
             svi = pyro.infer.SVI(model, guide, pyro.optim.SGD({"lr": 0.01}), objective)
         svi.step(x)
-        updated.append([*model.parameters(), *guide.parameters()])
-    for first, second in zip(*updated, strict=True):
-        torch.testing.assert_close(first, second)
+        updated.append(parameters(model, guide))
+    torch.testing.assert_close(*updated)
 
 
 # ----------------------------------------------------------------------------------- several draws
@@ -217,18 +215,18 @@ def test_one_draw_along_the_path_is_the_gradient_of_the_elbo(oracle, gradient):
     torch.testing.assert_close(by_phi, -len(x) * torch.linalg.solve(oracle.covariance, shift))
 
 
+def mean_and_error(take, count):
+    taken = torch.stack([take() for _ in range(count)])
+    return taken.mean(0), taken.std(0) / count**0.5
+
+
 def mean_gradient(oracle, gradient, num_particles, replicates=60_000):
     """By the encoder's bias of one datum, and its standard error, from many draws."""
     torch.manual_seed(1)
     model, guide = shifted(oracle, 0.7 * oracle.covariance.diagonal().sqrt(), widening=1.5)
-    x = oracle.sample(1)
-    means = []
-    for _ in range(30):
-        objective = ImportanceWeightedELBO(num_particles, gradient)
-        _, by_phi = gradients(objective, model, guide, x.expand(replicates // 30, -1))
-        means.append(by_phi / (replicates // 30))
-    means = torch.stack(means)
-    return means.mean(0), means.std(0) / 30**0.5
+    x = oracle.sample(1).expand(replicates // 30, -1)
+    objective = ImportanceWeightedELBO(num_particles, gradient)
+    return mean_and_error(lambda: gradients(objective, model, guide, x)[1] / len(x), 30)
 
 
 def test_the_doubly_reparameterised_gradient_is_that_of_the_bound_and_stl_is_not(oracle):
@@ -296,16 +294,13 @@ def test_the_path_is_followed_once_through_several_sites():
                 pyro.sample("z2", dist.Normal(self.loc[1] + self.loc[2] * z1, 0.9).to_event(1))
 
     model, guide, x = Model(), Guide(), torch.tensor([[0.8]]).expand(20_000, 1)
-    results = {}
-    for gradient in ("plain", "dreg"):
-        taken = []
-        for _ in range(40):
-            guide.zero_grad()
-            ImportanceWeightedELBO(3, gradient).differentiable_loss(model, guide, x).backward()
-            taken.append(guide.loc.grad / len(x))
-        taken = torch.stack(taken)
-        results[gradient] = taken.mean(0), taken.std(0) / 40**0.5
-    (plain, error), (dreg, error_of_dreg) = results.values()
+
+    def take(gradient):
+        loss = ImportanceWeightedELBO(3, gradient).differentiable_loss(model, guide, x)
+        return torch.autograd.grad(loss, guide.loc)[0] / len(x)
+
+    plain, error = mean_and_error(lambda: take("plain"), 40)
+    dreg, error_of_dreg = mean_and_error(lambda: take("dreg"), 40)
     assert ((dreg - plain).abs() < 4 * (error**2 + error_of_dreg**2).sqrt()).all()
     assert plain.abs().max() > 40 * error.max()
 
@@ -325,12 +320,7 @@ def test_the_renyi_bound_has_its_closed_form(oracle, alpha):
 def test_renyi_bounds_join_the_elbo_and_the_importance_weighted_bound(oracle):
     x = oracle.sample(6)
     values = []
-    for objective in (
-        RenyiELBO(0.0, 7),
-        ImportanceWeightedELBO(7),
-        RenyiELBO(1.0, 7),
-        RenyiELBO(1 + 1e-9, 7),
-    ):
+    for objective in RenyiELBO(0.0, 7), ImportanceWeightedELBO(7), RenyiELBO(1.0, 7), RenyiELBO(1 + 1e-9, 7):
         torch.manual_seed(0)
         values.append(objective.differentiable_loss(*oracle.pair(WIDENING), x))
     torch.testing.assert_close(values[0], values[1])
@@ -401,17 +391,16 @@ class CoinGuide(nn.Module):
 def test_reweighted_wake_sleep_takes_discrete_latents():
     model, guide, x = Coin(), CoinGuide(), torch.tensor([[0.7], [-2.0], [0.1]])
     ReweightedWakeSleep(200_000).differentiable_loss(model, guide, x).backward()
-    found = [-p.grad for p in (*model.parameters(), *guide.parameters())]
+    found = [-p.grad for p in parameters(model, guide)]
     for module in (model, guide):
         module.zero_grad()
     joint = torch.stack([sum(log_joint(model, {"y": torch.full((1, 3), y)}, x))[0] for y in (0.0, 1.0)])
     joint.logsumexp(0).sum().backward()
     posterior = joint.detach().softmax(0)[1]
     log_q = dist.Bernoulli(logits=guide.weight * x[:, 0])
-    (
-        posterior * log_q.log_prob(torch.ones(3)) + (1 - posterior) * log_q.log_prob(torch.zeros(3))
-    ).sum().backward()
-    for ours, parameter in zip(found, (*model.parameters(), *guide.parameters()), strict=True):
+    expected = posterior * log_q.log_prob(torch.ones(3)) + (1 - posterior) * log_q.log_prob(torch.zeros(3))
+    expected.sum().backward()
+    for ours, parameter in zip(found, parameters(model, guide), strict=True):
         torch.testing.assert_close(ours, parameter.grad, atol=0.02, rtol=0.02)
 
 

@@ -7,17 +7,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from toys import ais, bidirectional, hmc, importance_sampling, quadrature, sample_posterior
 
-from pyro_vae import LogMarginal, ais, compare, importance_sampling, quadrature, sample_posterior
-from pyro_vae.marginal_likelihood import (
-    EstimatesError,
-    average,
-    best_estimate,
-    bidirectional,
-    hmc,
-    table,
-    verdict,
-)
+from pyro_vae import LogMarginal, compare
+from pyro_vae.marginal_likelihood import EstimatesError, average, best_estimate, table, verdict
 from pyro_vae.mcmc.diagnostics import arviz
 from pyro_vae.oracles import LinearGaussian
 from pyro_vae.traces.blocks import ResumeError
@@ -34,15 +27,9 @@ def estimates(
     simulated=False,
     **diagnostics,
 ):
-    return LogMarginal(
-        values,
-        torch.full_like(values, error),
-        method,
-        bound,
-        {"effort": "", "data": "toy", "data_checksum": data, "model_checksum": "m"},
-        diagnostics,
-        is_simulated=simulated,
-    )
+    errors = torch.full_like(values, error)
+    known = {"effort": "", "data": "toy", "data_checksum": data, "model_checksum": "m"}
+    return LogMarginal(values, errors, method, bound, known, diagnostics, is_simulated=simulated)
 
 
 # ------------------------------------------------------------------------------------ resuming
@@ -52,21 +39,17 @@ class InterruptionError(Exception):
     """Stands for Ctrl-C."""
 
 
+TEMPERED = {"num_chains": 8, "num_temperatures": 5, "num_leapfrog": 1}
+CHAINS = {"num_samples": 10, "num_warmup": 12, "num_leapfrog": 1}
 RESUMABLE = {
     "importance_sampling": lambda model, guide, x, **kw: importance_sampling(
         model, guide, x, num_samples=40, **kw
     ),
-    "ais": lambda model, guide, x, **kw: ais(
-        model, x, guide=guide, num_chains=8, num_temperatures=5, num_leapfrog=1, **kw
-    ),
-    "bidirectional": lambda model, _, x, **kw: bidirectional(
-        model, x, num_chains=8, num_temperatures=5, num_leapfrog=1, **kw
-    ),
-    "hmc": lambda model, _, x, **kw: hmc(model, x, num_samples=10, num_warmup=12, num_leapfrog=1, **kw),
+    "ais": lambda model, guide, x, **kw: ais(model, x, guide=guide, **TEMPERED, **kw),
+    "bidirectional": lambda model, _, x, **kw: bidirectional(model, x, **TEMPERED, **kw),
+    "hmc": lambda model, _, x, **kw: hmc(model, x, **CHAINS, **kw),
     "quadrature": lambda model, _, x, **kw: quadrature(model, x, **kw),
-    "sample_posterior": lambda model, _, x, **kw: sample_posterior(
-        model, x, num_samples=10, num_warmup=12, num_leapfrog=1, **kw
-    ),
+    "sample_posterior": lambda model, _, x, **kw: sample_posterior(model, x, **CHAINS, **kw),
 }
 
 
@@ -89,13 +72,13 @@ def test_interrupted_work_goes_on_with_the_same_result(name, tmp_path, monkeypat
 
     monkeypatch.setattr(type(model), "forward", counted)
     torch.manual_seed(1)
-    whole = RESUMABLE[name](model, guide, x, progress=False)
+    whole = RESUMABLE[name](model, guide, x)
     needed, interruptions = calls, 0
     torch.manual_seed(1)
     while True:
         left = max(4, needed // 3)
         try:
-            parts = RESUMABLE[name](model, guide, x, progress=False, checkpoint=tmp_path / "unfinished")
+            parts = RESUMABLE[name](model, guide, x, checkpoint=tmp_path / "unfinished")
             break
         except InterruptionError:
             interruptions += 1
@@ -106,12 +89,11 @@ def test_interrupted_work_goes_on_with_the_same_result(name, tmp_path, monkeypat
     left = 0
     assert interruptions >= 2
     for field in dataclasses.fields(whole):
-        a, b = getattr(whole, field.name), getattr(parts, field.name)
-        for first, second in zip(_tensors(a), _tensors(b), strict=True):
-            torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+        a, b = _tensors(getattr(whole, field.name)), _tensors(getattr(parts, field.name))
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     # Done already: nothing is computed but what describes the result.
     calls = 0
-    RESUMABLE[name](model, guide, x, progress=False, checkpoint=tmp_path / "unfinished")
+    RESUMABLE[name](model, guide, x, checkpoint=tmp_path / "unfinished")
     assert calls <= 2
 
 
@@ -129,23 +111,23 @@ def test_unfinished_work_of_something_else_is_refused(tmp_path):
     oracle = LinearGaussian.random(4, 2)
     x, pair = oracle.sample(10), oracle.pair(1.2)
     path = tmp_path / "unfinished"
-    importance_sampling(*pair, x, num_samples=30, progress=False, checkpoint=path)
+    importance_sampling(*pair, x, num_samples=30, checkpoint=path)
     other = LinearGaussian.random(4, 2).pair(1.2)
     for programs, data, count in ((other, x, 30), (pair, x + 1, 30), (pair, x, 40)):
         with pytest.raises(ResumeError, match="other data, weights or settings"):
-            importance_sampling(*programs, data, num_samples=count, progress=False, checkpoint=path)
+            importance_sampling(*programs, data, num_samples=count, checkpoint=path)
     # Programs that are no modules are told apart by what they do.
     path.unlink()
-    importance_sampling(*map(_function, pair), x, num_samples=30, progress=False, checkpoint=path)
+    importance_sampling(*map(_function, pair), x, num_samples=30, checkpoint=path)
     with pytest.raises(ResumeError, match="other data, weights or settings"):
-        importance_sampling(*map(_function, other), x, num_samples=30, progress=False, checkpoint=path)
+        importance_sampling(*map(_function, other), x, num_samples=30, checkpoint=path)
     path.unlink()
-    ais(pair[0], x, num_temperatures=5, progress=False, checkpoint=path)
+    ais(pair[0], x, num_temperatures=5, checkpoint=path)
     with pytest.raises(ResumeError, match="other data, weights or settings"):
-        ais(pair[0], x, guide=pair[1], num_temperatures=5, progress=False, checkpoint=path)
+        ais(pair[0], x, guide=pair[1], num_temperatures=5, checkpoint=path)
     path.write_bytes(b"something else")
     with pytest.raises(ResumeError, match="no file of unfinished estimates"):
-        importance_sampling(*pair, x, num_samples=30, progress=False, checkpoint=path)
+        importance_sampling(*pair, x, num_samples=30, checkpoint=path)
 
 
 # ------------------------------------------------------------------------------------ comparing
@@ -164,11 +146,8 @@ def test_paired_differences_vary_far_less_than_the_values():
     assert second.interval[0] == pytest.approx(second.difference - 1.96 * second.data_error, abs=0.01)
     assert second.monte_carlo_error == pytest.approx(math.hypot(0.1, 0.2) / math.sqrt(500))
     assert third.data_error == pytest.approx(0, abs=1e-12)
-    assert str(comparison).splitlines()[2].split()[:3] == [
-        "b",
-        f"{second.mean:.2f}",
-        f"{second.difference:.2f}",
-    ]
+    row = ["b", f"{second.mean:.2f}", f"{second.difference:.2f}"]
+    assert str(comparison).splitlines()[2].split()[:3] == row
 
 
 @pytest.mark.parametrize(
@@ -211,7 +190,7 @@ def test_estimates_of_one_model_are_known_to_be():
     other, _ = LinearGaussian.random(4, 2).pair()
 
     def found(one, proposal):
-        return importance_sampling(one, proposal, x, num_samples=30, progress=False)
+        return importance_sampling(one, proposal, x, num_samples=30)
 
     # Also of functions, which have no weights that could tell.
     results = {
@@ -226,25 +205,23 @@ def test_estimates_of_one_model_are_known_to_be():
 
 def test_what_cannot_be_compared():
     values = torch.randn(10)
-    with pytest.raises(EstimatesError, match="at least two"):
-        compare({"a": estimates(values)})
-    with pytest.raises(EstimatesError, match="data checksum differ"):
-        compare({"a": estimates(values), "b": estimates(values, data="others")})
-    with pytest.raises(EstimatesError, match="simulated from a model"):
-        compare({name: estimates(values, simulated=True) for name in "ab"})
-    other = dataclasses.replace(estimates(values), is_density=False)
-    with pytest.raises(EstimatesError, match="scores differ"):
-        compare({"a": estimates(values), "b": other})
-    assert "estimated in different ways" in str(
-        compare({"a": estimates(values), "b": estimates(values - 1, method="ais")})
-    )
+    one = estimates(values)
+    for words, results in (
+        ("at least two", {"a": one}),
+        ("data checksum differ", {"a": one, "b": estimates(values, data="others")}),
+        ("simulated from a model", {name: estimates(values, simulated=True) for name in "ab"}),
+        ("scores differ", {"a": one, "b": dataclasses.replace(one, is_density=False)}),
+    ):
+        with pytest.raises(EstimatesError, match=words):
+            compare(results)
+    assert "estimated in different ways" in str(compare({"a": one, "b": estimates(values - 1, method="ais")}))
 
 
 def test_real_estimates_know_their_data():
     oracle = LinearGaussian.random(4, 2)
     x = oracle.sample(30)
-    right = importance_sampling(*oracle.pair(), x, num_samples=50, progress=False)
-    wrong = importance_sampling(*LinearGaussian.random(4, 2).pair(), x, num_samples=50, progress=False)
+    right = importance_sampling(*oracle.pair(), x, num_samples=50)
+    wrong = importance_sampling(*LinearGaussian.random(4, 2).pair(), x, num_samples=50)
     assert [row.name for row in compare({"wrong": wrong, "right": right}).rows] == ["right", "wrong"]
     assert right.settings["model_checksum"] != wrong.settings["model_checksum"]
 
@@ -284,12 +261,8 @@ def test_the_verdict_says_what_to_rely_on():
     assert "k-hat above 0.7 for 1.2 % of the data" in text
     assert "estimate with ais" in text
 
-    everything = {
-        "importance_sampling": sampled,
-        "ais": annealed,
-        "quadrature": exact,
-        "bidirectional": simulated,
-    }
+    everything = {"importance_sampling": sampled, "ais": annealed, "quadrature": exact}
+    everything["bidirectional"] = simulated
     assert best_estimate(everything) is exact
     text = verdict(everything)
     assert text.startswith("log p(x) = -95.00 ")
@@ -319,12 +292,8 @@ def test_the_verdict_says_what_to_rely_on():
         verdict({})
 
     lines = table({"importance_sampling": sampled, "bidirectional": simulated}).splitlines()
-    assert [line.split()[0] for line in lines] == [
-        "method",
-        "importance_sampling",
-        "bidirectional",
-        "-94.700",
-    ]
+    names = [line.split()[0] for line in lines]
+    assert names == ["method", "importance_sampling", "bidirectional", "-94.700"]
     assert "k-hat > 0.7: 1.2 %" in lines[1]
     assert "(simulated data)" in lines[2]
     assert "upper bound" in lines[3]
