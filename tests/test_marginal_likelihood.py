@@ -266,7 +266,7 @@ def test_impossible_requests_are_refused(error, arguments, settings, message):
 
 
 def test_memory_stays_bounded():
-    """Ten times the samples of 2,000 images take (almost) no more memory."""
+    """2,000 images take (almost) no more memory than 256."""
     program = """
 import resource, torch
 from pyro_vae import importance_sampling, vae
