@@ -14,7 +14,7 @@ from pyro_vae import MAP, BetaELBO, fit, importance_sampling, log_weights, train
 from pyro_vae.data import BINARIZATIONS, SOURCES
 from pyro_vae.distributions import MixtureOfNormals, SupportError
 from pyro_vae.errors import UserError
-from pyro_vae.lab import Config, ConfigError, Facts, choices, load_config, load_run
+from pyro_vae.lab import Config, ConfigError, Facts, choices, load_config, load_run, train
 from pyro_vae.lab.build import (
     arguments,
     build_objective,
@@ -26,10 +26,18 @@ from pyro_vae.lab.build import (
 from pyro_vae.lab.build import device as choose_device
 from pyro_vae.lab.build import family as build_family
 from pyro_vae.lab.choices import DATA, INITS, OPTIMIZERS, SCHEDULES
-from pyro_vae.lab.runs import check_continuation, continue_run, free_folder, start_run
+from pyro_vae.lab.runs import (
+    check_continuation,
+    continue_run,
+    differences,
+    free_folder,
+    identity,
+    start_run,
+)
 from pyro_vae.lab.systems import SYSTEMS
 from pyro_vae.latents import posterior_mean
 from pyro_vae.objectives import WakeSleepPhases
+from pyro_vae.training import Callback
 
 SMALL = Config(latent_dim=2, hidden=(8,), epochs=1, test_samples=10, components=3)
 
@@ -85,6 +93,40 @@ def test_names_choose_what_they_say():
     torch.testing.assert_close(
         start.detach(), dataset.train.x.mean(0).clamp(1e-3, 1 - 1e-3), rtol=1e-4, atol=1e-4
     )
+
+
+def test_scales_of_computed_normals_have_the_lower_bound_that_was_asked_for():
+    for name in (
+        "diag_normal",
+        "sigmoid_normal",
+        "shared_scale_normal",
+        "low_rank_normal",
+        "laplace",
+        "student_t",
+    ):
+        config = dataclasses.replace(SMALL, family=name, min_scale=0.25)
+        family = build_family(config, Facts.of(config, load_data(config)))
+        assert family.scale(torch.tensor(-50.0)).item() == pytest.approx(0.25), name
+
+
+def test_runs_of_older_versions_are_known_by_settings_that_they_had(tmp_path):
+    assert not {"model", "min_scale", "epoch_size"} & set(SMALL.to_dict())
+    assert identity(SMALL) == identity(Config.from_dict(SMALL.to_dict()))
+    other = dataclasses.replace(SMALL, epoch_size=50, min_scale=0.1)
+    assert identity(other) != identity(SMALL)
+    assert "min_scale was 0.001 and now is 0.1, epoch_size was 0 and now is 50" in differences(SMALL, other)
+
+
+def test_an_epoch_may_be_so_many_draws_of_data(tmp_path):
+    config = dataclasses.replace(SMALL, epochs=3, epoch_size=50, batch_size=20)
+    seen = []
+
+    class Watch(Callback):
+        def epoch_end(self, training):
+            seen.append(training.samples)
+
+    train(config, tmp_path / "run", callbacks=[Watch()], test=False, progress=False, say=str)
+    assert seen == [50, 100, 150]
 
 
 def test_evaluation_during_training_is_on_validation_data(tmp_path):

@@ -162,24 +162,29 @@ FAMILIES = {
         "a density of grey values in [0, 1]", lambda d, c, f: d.ContinuousBernoulli()
     ),
     "diag_normal": Family(
-        "normal, mean and scale of every number computed from z", lambda d, c, f: d.DiagNormal()
+        "normal, mean and scale of every number computed from z",
+        lambda d, c, f: d.DiagNormal(min_scale=c.min_scale),
     ),
     "sigmoid_normal": Family(
         "the same with the mean squashed into (0, 1), the paper's for Frey Face",
-        lambda d, c, f: d.DiagNormal(squash_loc=True),
+        lambda d, c, f: d.DiagNormal(squash_loc=True, min_scale=c.min_scale),
     ),
     "fixed_scale_normal": Family(
         "normal with the scale --scale", lambda d, c, f: d.FixedScaleNormal(c.scale)
     ),
-    "shared_scale_normal": Family("normal with one learned scale", lambda d, c, f: d.SharedScaleNormal()),
+    "shared_scale_normal": Family(
+        "normal with one learned scale", lambda d, c, f: d.SharedScaleNormal(min_scale=c.min_scale)
+    ),
     "low_rank_normal": Family(
         "normal with --rank directions of correlation computed from z",
-        lambda d, c, f: d.LowRankNormal(c.rank),
+        lambda d, c, f: d.LowRankNormal(c.rank, min_scale=c.min_scale),
     ),
-    "laplace": Family("Laplace, location and scale computed from z", lambda d, c, f: d.Laplace()),
+    "laplace": Family(
+        "Laplace, location and scale computed from z", lambda d, c, f: d.Laplace(min_scale=c.min_scale)
+    ),
     "student_t": Family(
         "Student's t, location and scale computed from z, learned degrees of freedom",
-        lambda d, c, f: d.StudentT(),
+        lambda d, c, f: d.StudentT(min_scale=c.min_scale),
     ),
     "discretized_logistic": Family(
         "grey levels, by a logistic in bins", lambda d, c, f: d.DiscretizedLogistic(f.num_levels), "levels"

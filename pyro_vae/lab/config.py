@@ -89,6 +89,8 @@ class Config:
     """The data may hold nan where a number is missing at random."""
     scale: float = 0.1
     """Standard deviation of fixed_scale_normal, in the unit of x (bytes are scaled to [0, 1])."""
+    min_scale: float = 1e-3
+    """Lower bound of the scales of normals (but fixed_scale_normal), laplace and student_t."""
     rank: int = 5
     """Directions of correlation of low_rank_normal."""
     posterior: Annotated[
@@ -192,9 +194,11 @@ class Config:
         for field in (*_AT_LEAST_1, "kl_warmup", "patience", "epoch_size", "seed"):
             if getattr(self, field) >= 2**31:
                 raise ConfigError(f"{field} must be below 2,147,483,648, not {getattr(self, field)}")
-        for field in ("scale", "learning_rate"):
+        for field in ("scale", "min_scale", "learning_rate"):
             if not 0 < (value := getattr(self, field)) < math.inf:
                 raise ConfigError(f"{field} must be positive and finite, not {value} ({flag(field)})")
+        if self.min_scale >= 1:
+            raise ConfigError(f"min_scale must be below 1, not {self.min_scale} (--min-scale)")
         if not math.isfinite(self.alpha):
             raise ConfigError(f"alpha must be finite, not {self.alpha} ({flag('alpha')})")
         if any(units < 1 for units in (*self.hidden, *self.channels)):
@@ -298,11 +302,10 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with the prior that was chosen, which implies the model."""
-        values = dataclasses.asdict(self) | {"prior": self.chosen_prior}
-        if self.model in (None, PRIORS[self.chosen_prior].system):
-            del values["model"]
-        if not self.epoch_size:  # runs of versions before 0.2 are known by values without it
-            del values["epoch_size"]
+        model = None if self.model == PRIORS[self.chosen_prior].system else self.model
+        values = dataclasses.asdict(self) | {"prior": self.chosen_prior, "model": model}
+        for name in (name for name, default in SINCE_0_2.items() if values[name] == default):
+            del values[name]
         paths = {name: values[name] and str(values[name]) for name in PATHS}
         lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
         return values | lists | paths
@@ -337,6 +340,8 @@ _NAMES = {
     "optimizer": choices.OPTIMIZERS,
     "schedule": choices.SCHEDULES,
 }
+# Settings that runs of versions before 0.2 lack, by whose values they are known: left out at these.
+SINCE_0_2 = {"model": None, "min_scale": 1e-3, "epoch_size": 0}
 _OPTIONAL = ("binarization", "model", "prior", "posterior", "objective")
 _AT_LEAST_1 = (
     *("latent_dim", "components", "num_codes", "code_dim", "rank", "num_particles", "batch_size", "epochs"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_vae import records
 from pyro_vae.lab import build
-from pyro_vae.lab.config import Config, ConfigError, Facts
+from pyro_vae.lab.config import SINCE_0_2, Config, ConfigError, Facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ _CHANGEABLE = ("patience", "test_samples")
 # Settings that must be the same for the networks of a run to serve under another prior.
 _NETWORKS = (
     *("data", "binarization", "condition_on_labels", "missing", "latent_dim", "net", "hidden", "channels"),
-    *("family", "columns", "scale", "rank", "num_codes", "code_dim"),
+    *("family", "columns", "scale", "min_scale", "rank", "num_codes", "code_dim"),
 )
 
 
@@ -203,7 +203,7 @@ def continue_run(folder: Path, config: Config, dataset: "Dataset") -> None:
 
 def differences(old: Config, new: Config, ignore: tuple[str, ...] = _PLACE) -> str:
     """In words, in which settings two configurations differ; empty if in none."""
-    before, now = ({"model": None, "epoch_size": 0} | config.to_dict() for config in (old, new))
+    before, now = (SINCE_0_2 | config.to_dict() for config in (old, new))
     return ", ".join(
         f"{name} was {value!r} and now is {now[name]!r}"
         for name, value in before.items()

@@ -69,6 +69,7 @@ def trained_run(name: str, common: Common) -> "Run":
         data=name,
         data_dir=common.data_dir,
         family="sigmoid_normal",
+        min_scale=0.01,
         latent_dim=10,
         hidden=(200,),
         epochs=FREY_EPOCHS * common.epochs,
