@@ -106,7 +106,7 @@ def test_scales_of_computed_normals_have_the_lower_bound_that_was_asked_for():
     ):
         config = dataclasses.replace(SMALL, family=name, min_scale=0.25)
         family = build_family(config, Facts.of(config, load_data(config)))
-        assert family.scale(torch.tensor(-50.0)).item() == pytest.approx(0.25), name
+        assert family.scale(torch.tensor(-50.0)).item() == pytest.approx(0.25, rel=1e-3), name
 
 
 def test_runs_of_older_versions_are_known_by_settings_that_they_had(tmp_path):

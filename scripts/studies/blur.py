@@ -264,8 +264,8 @@ means over seeds ± standard error, and a claim holds where the difference is ab
 has a normal p(x | z) of fixed scale 0.1 (a squared error), a diagonal normal q(z | x) and the ELBO. log p(x)
 of {num_images} test images is by annealed importance sampling from the guide with {num_temperatures}
 temperatures (Monte Carlo error at most {error:.2f} nats): importance sampling of 1,000 draws is too low
-here, as its k-hat warns for {unreliable} % of the images. Bits per dimension are of dequantised bytes for densities and of bytes for
-mixtures of logistics, so that they compare. *Sharpness* is the variance of
+here, as its k-hat warns for {unreliable} % of the images. Bits per dimension are of dequantised bytes for
+densities and of bytes for mixtures of logistics, so that they compare. *Sharpness* is the variance of
 an image's Laplacian over that of test images, of the median image; independent noise of pixels counts as
 sharp, so that samples say less than their means do.
 
