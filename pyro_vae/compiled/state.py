@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from pyro_vae.compiled import private
-from pyro_vae.compiled.heap import MISSING, same, words
-from pyro_vae.compiled.survey import MAX_CONTENT, Survey, content
+from pyro_vae.compiled.survey import MAX_CONTENT, Survey
+from pyro_vae.compiled.things import MISSING, content, same, words
 
 _STORE = "Pyro's parameter store"
 
