@@ -19,11 +19,7 @@ from pyro_vae.compiled.variant import agree
 
 def can_launch(tensors: Sequence[Tensor]) -> bool:
     """Return True if CUDA graphs were asked for and can take these tensors."""
-    if (
-        not tensors
-        or any(tensor.device.type != "cuda" for tensor in tensors)
-        or torch.version.hip is not None
-    ):
+    if not tensors or any(tensor.device.type != "cuda" for tensor in tensors) or torch.version.hip:
         return False
     return os.environ.get("COMPILED_CUDA_GRAPHS", "0") not in ("", "0")
 

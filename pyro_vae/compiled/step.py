@@ -97,14 +97,14 @@ class CompiledStep:
                 self._fused = None
                 if optimizers is not None and all(map(has_fused_update, optimizers)):
                     self._fused = FusedUpdate(optimizers, params)
-            if not self._clears_gradients:
+            if self._clears_gradients:
+                for param in params:
+                    param.grad = None
+            else:
                 gradients = self._with_those_there(params, gradients)
             if self._fused is None:
                 self._update(params, gradients)
             else:
-                if self._clears_gradients:
-                    for param in params:
-                        param.grad = None
                 self._fused(gradients)
             if not self._clears_gradients:
                 self._leave_zeros(params)

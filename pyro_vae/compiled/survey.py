@@ -5,7 +5,6 @@ from the user's code only into names that this code reads, so that a list of los
 taken for a part of it.
 """
 
-import argparse
 import collections
 import datetime
 import logging
@@ -41,8 +40,6 @@ from pyro_vae.compiled.things import (
     wrapped,
 )
 
-# Of the libraries: what users keep numbers, tensors and functions in.
-OPEN_ARGUMENTS = (types.SimpleNamespace, argparse.Namespace)
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _CLOCKS = (time, datetime, datetime.datetime, datetime.date)
 # What a compiled step may compare at every call, which takes 0.1 ms.
