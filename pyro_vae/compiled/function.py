@@ -45,10 +45,10 @@ class NotCompiledWarning(UserWarning):
 
 
 class CompiledFunction:
-    r"""Function of tensors that runs Pyro programs, as one compiled graph for every shape of its arguments.
+    r"""Function of tensors that runs Pyro programs, as one compiled graph for each shape of its arguments.
 
-    It runs eagerly at first, and is compiled once the time it takes makes that worth it; both draw the same
-    random numbers and agree to rounding. A function that cannot be compiled goes on eagerly, with one
+    It runs eagerly at first and is compiled once that saves time. Compiled and eager calls draw the same
+    random numbers and agree to rounding. A function that cannot be compiled keeps running eagerly, with one
     warning that says why.
 
     Args:
@@ -60,12 +60,12 @@ class CompiledFunction:
         traced_only: Differentiate only by parameters that Pyro's handlers see, as ``pyro.infer.SVI`` does.
 
     Attributes:
-        planned_calls: How many more calls will come, if somebody knows.
-        compiling: Shapes of the arguments for which compiling was found to be worth it.
-        products: Which library computes products of which size (``products.choose_products``).
-        refused: Why the function runs eagerly, if it cannot be compiled.
+        planned_calls: Number of calls that are still to come; None if nobody knows.
+        compiling: Shapes of the arguments that are worth compiling for.
+        products: Library for matrix products of each size (``products.choose_products``).
+        refused: Reason why it cannot be compiled, if so.
         trainable: Tensors by which the last call differentiated: those that the loss depends on.
-        left: Tensors of Pyro's store, hidden by a handler: their gradients came last, none is trained.
+        left: Tensors of Pyro's store that a handler hides: their gradients come last, and none is trained.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class CompiledFunction:
         return any(variant.graph is not None for variants in self._variants.values() for variant in variants)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is compiled, for a run that goes on elsewhere and shall compute the same."""
+        """Return what is compiled, so that a run that goes on elsewhere computes the same."""
         return {
             "compiling": sorted(self.compiling),
             "products": dict(self.products),
@@ -145,7 +145,7 @@ class CompiledFunction:
         return self._tried(call, variant)
 
     def ready(self, args: tuple, num_calls: int) -> CompiledGraph | None:
-        """Return the graph that the next calls on such tensors will run; None if a check comes before."""
+        """Return the graph that the next calls on such tensors will run; None if one is to be compared."""
         if self.refused is not None or self._is_within_others():
             return None
         variants = self._variants.get(key_of(args, None))
@@ -157,7 +157,7 @@ class CompiledFunction:
         return graph
 
     def _is_within_others(self) -> bool:
-        """Return True if what surrounds this call has an effect on it that a graph would not have."""
+        """Return True if what surrounds this call changes what it does, but would not change a graph."""
         if _PYRO_STACK and not self._handlers_noted:
             self._handlers_noted = True
             warnings.warn(
@@ -189,11 +189,11 @@ class CompiledFunction:
         return outputs
 
     def _decide(self, key: str) -> None:
-        """Note it if the calls of this shape that are to come are so many that compiling saves time.
+        """Mark a shape for compiling if so many of its calls are still to come that this saves time.
 
-        If nobody knows how many will come: as many as there were. That hangs on counts alone, not on a clock,
-        and is decided after a call, when a checkpoint may be written: so a run computes the same bits when it
-        is interrupted and goes on, or is started again.
+        If nobody knows how many, they are taken to be as many as there were. Counts decide, not a clock, and
+        after a call, when a checkpoint may be written: so a run that is interrupted and goes on, or is
+        started again, computes the same bits.
         """
         ahead = self._calls[key]
         if ahead < _EAGER_CALLS:
@@ -204,9 +204,9 @@ class CompiledFunction:
             self.compiling.add(key)
 
     def _tried(self, call: Call, variant: Variant | None) -> tuple[Outputs, Sequence[Tensor] | None]:
-        """Run eagerly, watched; beside it the graph, which is made if there is none.
+        """Run eagerly, watched, and then run the graph, which is made if there is none.
 
-        The results are the graph's if both agree, so that they do not hang on when one was compared.
+        If both agree the results are the graph's, so that they do not depend on which calls are compared.
         """
         if sys.getprofile() is not None:  # which would not see what the programs do
             return call.run(self.eager), None
@@ -254,7 +254,7 @@ class CompiledFunction:
             raise CaptureError("a number among its arguments changes again and again: pass it as a tensor")
 
     def _compiled(self, trial: Trial, call: Call) -> Variant:
-        """Return what is compiled for such arguments, after an eager run of the programs."""
+        """Compile for such arguments, after a watched eager run."""
         started = time.perf_counter()
         state = trial.state()
         if self.differentiate and not trial.trainable:
@@ -283,7 +283,7 @@ class CompiledFunction:
     def _compared(
         self, variant: Variant, trial: Trial, tensors: list[Tensor], eager: tuple
     ) -> tuple[Outputs, Sequence[Tensor]]:
-        """Return the graph's results if they are the eager ones to rounding; refuse if twice they are not.
+        """Return the graph's results if they equal the eager ones to rounding; refuse if they differ twice.
 
         Where a program jumps, as to the nearest of several vectors, rounding alone may make one call differ.
         """
@@ -310,7 +310,7 @@ class CompiledFunction:
         return eager
 
     def _current(self, key: tuple) -> Variant | None:
-        """Return what was compiled for such arguments and all else as it is now."""
+        """Return what was compiled for such arguments while all else was as it is now."""
         variants = self._variants.get(key)
         while variants and not variants[0].trains_the_same():
             variants.pop(0)
