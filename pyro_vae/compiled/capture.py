@@ -107,13 +107,10 @@ def _trace(
     sites = _Sites()
 
     def flat(*inputs: Tensor) -> tuple[Tensor, ...]:
-        own = [
-            fake.detach().requires_grad_() if tensor.requires_grad else fake
-            for tensor, fake in zip(tensors, inputs, strict=False)
-        ]
-        for tensor, fake in zip(tensors, own, strict=True):
-            private.mark_parameter(fake, tensor)
-        replacement = dict(zip(tensors, own, strict=True))
+        replacement = {}
+        for tensor, fake in zip(tensors, inputs, strict=False):
+            own = replacement[tensor] = fake.detach().requires_grad_() if tensor.requires_grad else fake
+            private.mark_parameter(own, tensor)
         with state.swapped(replacement), sites, torch.set_grad_enabled(bool(trainable)):
             outputs = function(*inputs[len(tensors) :])
         names[:] = outputs

@@ -7,23 +7,17 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.compiled.call import Call, key_of, shapes_in
 from pyro_vae.compiled.capture import NEITHER, Outputs, capture
 from pyro_vae.compiled.inductor import check_cache_folder
-from pyro_vae.compiled.private import (
-    _PYRO_STACK,
-    DeviceContext,
-    function_modes,
-    num_function_modes,
-    pytree,
-)
+from pyro_vae.compiled.private import _PYRO_STACK, DeviceContext, function_modes, num_function_modes, pytree
 from pyro_vae.compiled.state import CaptureError
-from pyro_vae.compiled.survey import OPEN_ARGUMENTS
 from pyro_vae.compiled.trial import Background, Trial
 from pyro_vae.compiled.variant import CompiledGraph, Variant, difference
 from pyro_vae.compiled.work import Counting, Work
@@ -42,33 +36,8 @@ _TOO_MANY = (
     "its arguments came in more than {} shapes or values: give batches of few sizes, and numbers that change "
     "as tensors"
 )
-_PLAIN_ARGUMENTS = (bool, int, float, str, type(None), np.generic, torch.dtype, torch.device)
 # Entered while a function is compiled; what shows progress puts something else here.
 while_compiling: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-
-
-class _Call(NamedTuple):
-    """Arguments of a call, and as leaves of their tree; ``key`` is what a graph for them is good for."""
-
-    args: tuple
-    kwargs: dict[str, Any]
-    leaves: Sequence[Any]
-    spec: pytree.TreeSpec | None
-    key: tuple
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [leaf.contiguous() for leaf in self.leaves if isinstance(leaf, Tensor)]
-
-    def run(self, function: Callable[..., Outputs]) -> Outputs:
-        return function(*self.args, **self.kwargs)
-
-    def run_on(self, function: Callable[..., Outputs], tensors: Sequence[Tensor]) -> Outputs:
-        """Run it on other tensors."""
-        remaining = iter(tensors)
-        filled = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        args, kwargs = (filled, {}) if self.spec is None else pytree.tree_unflatten(filled, self.spec)
-        return function(*args, **kwargs)
 
 
 class NotCompiledWarning(UserWarning):
@@ -76,10 +45,10 @@ class NotCompiledWarning(UserWarning):
 
 
 class CompiledFunction:
-    r"""Function of tensors that runs Pyro programs, as one compiled graph for every shape of its arguments.
+    r"""Function of tensors that runs Pyro programs, as one compiled graph for each shape of its arguments.
 
-    It runs eagerly at first, and is compiled once the time it takes makes that worth it; both draw the same
-    random numbers and agree to rounding. A function that cannot be compiled goes on eagerly, with one
+    It runs eagerly at first and is compiled once that saves time. Compiled and eager calls draw the same
+    random numbers and agree to rounding. A function that cannot be compiled keeps running eagerly, with one
     warning that says why.
 
     Args:
@@ -91,12 +60,12 @@ class CompiledFunction:
         traced_only: Differentiate only by parameters that Pyro's handlers see, as ``pyro.infer.SVI`` does.
 
     Attributes:
-        planned_calls: How many more calls will come, if somebody knows.
-        compiling: Shapes of the arguments for which compiling was found to be worth it.
-        products: Which library computes products of which size (``products.choose_products``).
-        refused: Why the function runs eagerly, if it cannot be compiled.
+        planned_calls: Number of calls that are still to come; None if nobody knows.
+        compiling: Shapes of the arguments that are worth compiling for.
+        products: Library for matrix products of each size (``products.choose_products``).
+        refused: Reason why it cannot be compiled, if so.
         trainable: Tensors by which the last call differentiated: those that the loss depends on.
-        left: Tensors of Pyro's store, hidden by a handler: their gradients came last, none is trained.
+        left: Tensors of Pyro's store that a handler hides: their gradients come last, and none is trained.
     """
 
     def __init__(
@@ -135,7 +104,7 @@ class CompiledFunction:
         return any(variant.graph is not None for variants in self._variants.values() for variant in variants)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is compiled, for a run that goes on elsewhere and shall compute the same."""
+        """Return what is compiled, so that a run that goes on elsewhere computes the same."""
         return {
             "compiling": sorted(self.compiling),
             "products": dict(self.products),
@@ -161,7 +130,7 @@ class CompiledFunction:
         leaves, spec = args, None  # by far the most common arguments, in less time than pytree takes
         if kwargs or not all(map(torch.is_tensor, args)):
             leaves, spec = pytree.tree_flatten((args, kwargs))
-        key = _key(leaves, spec)
+        key = key_of(leaves, spec)
         variant = self._current(key)
         if self.refused is not None or (variant is not None and variant.graph is None):
             return self.eager(*args, **kwargs), None
@@ -169,16 +138,17 @@ class CompiledFunction:
             variant.graph.num_calls += 1
             self.trainable, self.left = variant.trainable, variant.left
             return variant.graph([leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)])
-        call = _Call(args, kwargs, leaves, spec, key)
-        if variant is None and not self._is_due(str(call.key)):
-            return self._eagerly(str(call.key), call), None
+        call = Call(args, kwargs, leaves, spec, key)
+        is_due = str(key) in self.compiling or (self.always and bool(self._calls))
+        if variant is None and not is_due:
+            return self._eagerly(str(key), call), None
         return self._tried(call, variant)
 
     def ready(self, args: tuple, num_calls: int) -> CompiledGraph | None:
-        """Return the graph that the next calls on such tensors will run; None if a check comes before."""
+        """Return the graph that the next calls on such tensors will run; None if one is to be compared."""
         if self.refused is not None or self._is_within_others():
             return None
-        variants = self._variants.get(_key(args, None))
+        variants = self._variants.get(key_of(args, None))
         if not variants or variants[0].graph is None or not variants[0].is_current() or variants[0].left:
             return None
         self.trainable, graph = variants[0].trainable, variants[0].graph
@@ -187,7 +157,7 @@ class CompiledFunction:
         return graph
 
     def _is_within_others(self) -> bool:
-        """Return True if what surrounds this call has an effect on it that a graph would not have."""
+        """Return True if what surrounds this call changes what it does, but would not change a graph."""
         if _PYRO_STACK and not self._handlers_noted:
             self._handlers_noted = True
             warnings.warn(
@@ -205,10 +175,7 @@ class CompiledFunction:
             or (num_function_modes() > 0 and any(type(m) is not DeviceContext for m in function_modes()))
         )
 
-    def _is_due(self, key: str) -> bool:
-        return key in self.compiling or (self.always and bool(self._calls))
-
-    def _eagerly(self, key: str, call: _Call) -> Outputs:
+    def _eagerly(self, key: str, call: Call) -> Outputs:
         self._calls[key] = self._calls.get(key, 0) + 1
         if len(self._calls) > _MAX_KEYS:
             self._refuse(_TOO_MANY.format(_MAX_KEYS))
@@ -222,11 +189,11 @@ class CompiledFunction:
         return outputs
 
     def _decide(self, key: str) -> None:
-        """Note it if the calls of this shape that are to come are so many that compiling saves time.
+        """Mark a shape for compiling if so many of its calls are still to come that this saves time.
 
-        If nobody knows how many will come: as many as there were. That hangs on counts alone, not on a clock,
-        and is decided after a call, when a checkpoint may be written: so a run computes the same bits when it
-        is interrupted and goes on, or is started again.
+        If nobody knows how many, they are taken to be as many as there were. Counts decide, not a clock, and
+        after a call, when a checkpoint may be written: so a run that is interrupted and goes on, or is
+        started again, computes the same bits.
         """
         ahead = self._calls[key]
         if ahead < _EAGER_CALLS:
@@ -236,10 +203,10 @@ class CompiledFunction:
         if ahead * self._work[key].saved > self._work[key].price:
             self.compiling.add(key)
 
-    def _tried(self, call: _Call, variant: Variant | None) -> tuple[Outputs, Sequence[Tensor] | None]:
-        """Run eagerly, watched; beside it the graph, which is made if there is none.
+    def _tried(self, call: Call, variant: Variant | None) -> tuple[Outputs, Sequence[Tensor] | None]:
+        """Run eagerly, watched, and then run the graph, which is made if there is none.
 
-        The results are the graph's if both agree, so that they do not hang on when one was compared.
+        If both agree the results are the graph's, so that they do not depend on which calls are compared.
         """
         if sys.getprofile() is not None:  # which would not see what the programs do
             return call.run(self.eager), None
@@ -248,9 +215,9 @@ class CompiledFunction:
                 self._check_arguments(call)
             trial = Trial(
                 lambda: call.run(self.function),
-                (*self.roots, *(leaf for leaf in call.leaves if isinstance(leaf, OPEN_ARGUMENTS))),
+                (*self.roots, *call.objects),
                 call.tensors,
-                [v for v in (*call.args, *call.kwargs.values()) if isinstance(v, dict | list | tuple)],
+                call.containers,
                 self._background,
                 differentiate=self.differentiate,
                 traced_only=self.traced_only,
@@ -275,20 +242,19 @@ class CompiledFunction:
         self._num_unsettled = 0
         return results if variant.graph is None else self._compared(variant, trial, call.tensors, results)
 
-    def _check_arguments(self, call: _Call) -> None:
+    def _check_arguments(self, call: Call) -> None:
         if len(self._variants) >= _MAX_GRAPHS:
             raise CaptureError(_TOO_MANY.format(_MAX_GRAPHS))
         check_cache_folder()
-        for leaf in call.leaves:
-            if (unfit := _unfit(leaf, self.differentiate)) is not None:
-                raise CaptureError(f"an argument {unfit}")
-        shapes = _shapes(call.key)
-        like = [v for key, variants in self._variants.items() if _shapes(key) == shapes for v in variants]
+        if (unfit := call.unfit(self.differentiate)) is not None:
+            raise CaptureError(f"an argument {unfit}")
+        shapes = shapes_in(call.key)
+        like = [v for key, variants in self._variants.items() if shapes_in(key) == shapes for v in variants]
         if sum(map(_is_short_lived, like)) >= _MAX_SHORT_LIVED:
             raise CaptureError("a number among its arguments changes again and again: pass it as a tensor")
 
-    def _compiled(self, trial: Trial, call: _Call) -> Variant:
-        """Return what is compiled for such arguments, after an eager run of the programs."""
+    def _compiled(self, trial: Trial, call: Call) -> Variant:
+        """Compile for such arguments, after a watched eager run."""
         started = time.perf_counter()
         state = trial.state()
         if self.differentiate and not trial.trainable:
@@ -317,7 +283,7 @@ class CompiledFunction:
     def _compared(
         self, variant: Variant, trial: Trial, tensors: list[Tensor], eager: tuple
     ) -> tuple[Outputs, Sequence[Tensor]]:
-        """Return the graph's results if they are the eager ones to rounding; refuse if twice they are not.
+        """Return the graph's results if they equal the eager ones to rounding; refuse if they differ twice.
 
         Where a program jumps, as to the nearest of several vectors, rounding alone may make one call differ.
         """
@@ -344,7 +310,7 @@ class CompiledFunction:
         return eager
 
     def _current(self, key: tuple) -> Variant | None:
-        """Return what was compiled for such arguments and all else as it is now."""
+        """Return what was compiled for such arguments while all else was as it is now."""
         variants = self._variants.get(key)
         while variants and not variants[0].trains_the_same():
             variants.pop(0)
@@ -377,39 +343,8 @@ class CompiledFunction:
         warnings.warn(f"not compiled, running eagerly: {reason}", NotCompiledWarning, stacklevel=4)
 
 
-def _shapes(key: tuple) -> list[tuple]:
-    return [part for part in key if isinstance(part, tuple)]
-
-
 def _is_short_lived(variant: Variant) -> bool:
     return variant.graph is not None and variant.graph.num_calls < _EAGER_CALLS
-
-
-def _unfit(leaf: object, differentiate: bool) -> str | None:
-    """Return why there is no graph for such an argument, if so."""
-    if not isinstance(leaf, (Tensor, *_PLAIN_ARGUMENTS, *OPEN_ARGUMENTS)):
-        return f"is a {type(leaf).__name__}: pass tensors and plain values"
-    if isinstance(leaf, Tensor):
-        if leaf.layout is not torch.strided or leaf.is_nested or leaf.is_neg() or leaf.is_conj():
-            return "is a sparse, nested, negated or conjugated view: pass a dense tensor"
-        if leaf.requires_grad and differentiate:
-            return "requires gradients: make it an nn.Parameter of the model or the guide"
-    return None
-
-
-def _key(leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> tuple:
-    """Return what a graph is good for: shapes and types of tensors, and other values."""
-    described = [
-        (*(t.shape, t.dtype, t.device, t.layout, t.requires_grad, t.is_neg(), t.is_conj()), t.is_contiguous())
-        if isinstance(t, Tensor) and t.layout is torch.strided
-        else (id(t) if isinstance(t, (Tensor, *OPEN_ARGUMENTS)) else repr(t))
-        for t in leaves
-    ]
-    tensors = [id(t) for t in leaves if isinstance(t, Tensor)]
-    if len(set(tensors)) < len(tensors):  # one that is there twice
-        described.append(str(list(map(tensors.index, tensors))))
-    described += [repr(vars(t)) for t in leaves if isinstance(t, Tensor) and vars(t)]  # what users note there
-    return (torch.get_default_dtype(), spec, *described)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ code writes counts wherever it lies, what PyTorch and Pyro keep to themselves do
 import collections
 import functools
 import itertools
-import reprlib
 import sys
 import types
 import zlib
@@ -21,24 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.compiled import private
+from pyro_vae.compiled.names import ANY, MAKERS, names_in
 from pyro_vae.compiled.owners import is_discreet, is_library
-from pyro_vae.compiled.survey import (
-    ANY,
+from pyro_vae.compiled.things import (
     BARE_BASES,
     BUFFERS,
+    MISSING,
     PLAIN,
+    attributes_of,
     content,
-    imports,
-    inner_codes,
     is_closed,
     owner_of,
-    read_names,
+    same,
     slots,
     wrapped,
-    written_names,
 )
 
-MISSING = object()
 _MAX_OBJECTS = 100_000
 _MAX_COPIED = 1_000_000  # numbers of a tensor
 _MAX_DIGESTED = 1 << 26  # bytes of an array
@@ -175,13 +172,10 @@ class Heap:
         is_foreign = any(is_discreet(base.__module__) and base not in BARE_BASES for base in kind.__mro__)
         if kind not in (*_CONTAINERS, tuple, frozenset):
             yield kind.__name__, kind, None
-        try:
-            attributes = object.__getattribute__(thing, "__dict__")
-        except AttributeError:
-            attributes = None
+        attributes = attributes_of(thing)
         if isinstance(attributes, dict):
             yield from self._visit_attributes(kind.__name__, thing, attributes, is_foreign=is_foreign)
-        names = [slot for base in kind.__mro__ for slot in slots(base)]
+        names = slots(kind)
         if names:
             self._keep(
                 kind.__name__, thing, _ATTRIBUTES if is_foreign else None, names, _slots_of, _put_slots
@@ -231,12 +225,12 @@ class Heap:
         """Note what code says of global names, and of attributes."""
         if code in self.codes:
             return
-        self.codes |= {code, *inner_codes(code)}
-        names, attributes = read_names(code)
+        codes, names, attributes, written, imports = names_in(code)
+        self.codes |= codes
         self._mentioned |= {name for _, name in attributes}
-        if code.co_name not in ("__init__", "__new__", "__post_init__"):
-            self._written |= written_names(code)
-        yield from ((f"module {name}", sys.modules.get(name), None) for name in imports(code))
+        if code.co_name not in MAKERS:
+            self._written |= written
+        yield from ((f"module {name}", sys.modules.get(name), None) for name in imports)
         if names:
             self._keep("a global", space, None, names, _globals_of, dict.update)
             yield from ((f"global {name}", space[name], None) for name in names & space.keys())
@@ -314,24 +308,6 @@ class Heap:
         for tensor, _, value in changed:  # after all were looked at: one may be a view of another
             tensor.copy_(value)
         return [(tensor, now) for tensor, now, _ in changed]
-
-
-def same(now: object, then: object) -> bool:
-    """Return True if two values are one, or plain and equal."""
-    if now is then:
-        return True
-    if type(now) is not type(then):
-        return False
-    if isinstance(now, tuple | frozenset):
-        return len(now) == len(then) and all(map(same, now, then))
-    if isinstance(now, types.MethodType):
-        return now.__func__ is then.__func__ and now.__self__ is then.__self__
-    return isinstance(now, PLAIN) and bool(now == then or (now != now and then != then))
-
-
-def words(value: object) -> str:
-    """Return a value as it stands in a message."""
-    return "nothing" if value is MISSING else reprlib.repr(value).replace("\n", " ")
 
 
 def _is_same_item(now: tuple, then: tuple) -> bool:

@@ -1,9 +1,9 @@
 """Steps in one launch of a GPU: a CUDA graph, with the draw of their minibatches inside if it can be.
 
-A step of a small model keeps a GPU busy for 0.05 ms, and Python needs ten times as long to order its kernels
-one by one. A CUDA graph is recorded once and ordered as a whole. So far this has run on an emulation of such
-graphs alone, so it has to be asked for, by ``COMPILED_CUDA_GRAPHS=1`` in the environment; otherwise a GPU
-is given the kernels of a compiled step one by one.
+A step of a small model keeps a GPU busy for 0.05 ms, and Python takes ten times as long to launch its kernels
+one by one. A CUDA graph is recorded once and launched as a whole. So far this has run on an emulation of such
+graphs only, so it has to be asked for, by ``COMPILED_CUDA_GRAPHS=1`` in the environment; otherwise the
+kernels of a compiled step are launched one by one.
 """
 
 import os
@@ -19,34 +19,30 @@ from pyro_vae.compiled.variant import agree
 
 def can_launch(tensors: Sequence[Tensor]) -> bool:
     """Return True if CUDA graphs were asked for and can take these tensors."""
-    if (
-        not tensors
-        or any(tensor.device.type != "cuda" for tensor in tensors)
-        or torch.version.hip is not None
-    ):
+    if not tensors or any(tensor.device.type != "cuda" for tensor in tensors) or torch.version.hip:
         return False
     return os.environ.get("COMPILED_CUDA_GRAPHS", "0") not in ("", "0")
 
 
 def taken_as_is(tensors: Sequence[Tensor], device: torch.device) -> list:
-    """Return what a recording takes as it is: where tensors of the GPU are, and values of the others."""
+    """Return what a recording fixes: addresses of tensors on the GPU, and values of the others."""
     return [tensor.data_ptr() if tensor.device == device else tensor.tolist() for tensor in tensors]
 
 
 class Launch:
     """One or several steps, recorded as one CUDA graph.
 
-    They are taken one by one first. The recording is then tried: from the same state and the same random
-    numbers it shall lead to the same outputs and the same ``state``.
+    The steps are first taken one by one. Then the recording is tried: from the same state and the same random
+    numbers it must lead to the same outputs and the same ``state``.
 
     Args:
         steps: From tensors to outputs; updates ``state`` in place, without looking at a value.
-        inputs: The tensors, on the GPU.
+        inputs: Tensors on the GPU.
         state: All tensors that the steps change.
         generators: Sources of random numbers, besides the GPU's own generator.
 
     Attributes:
-        first: Outputs of the steps on ``inputs``, one by one.
+        first: Outputs of the steps on ``inputs``, taken one by one.
         refused: Reason why the recording cannot be used, if it cannot.
     """
 
@@ -88,7 +84,7 @@ class Launch:
 
     @torch.no_grad()
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """Return outputs of the steps on these tensors."""
+        """Return the outputs of the steps on these tensors."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         self._graph.replay()
@@ -112,6 +108,6 @@ class _Moment:
 
 
 def _stop_recording(generators: Sequence[torch.Generator]) -> None:
-    """Give generators fresh states: after a failure torch takes the old ones for those of a recording."""
+    """Give generators fresh states; after a failure torch takes the old ones for those of a recording."""
     for generator in generators:
         generator.graphsafe_set_state(generator.clone_state())

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from pyro_vae.compiled import private
-from pyro_vae.compiled.heap import MISSING, same, words
-from pyro_vae.compiled.survey import MAX_CONTENT, Survey, content
+from pyro_vae.compiled.survey import MAX_CONTENT, Survey
+from pyro_vae.compiled.things import MISSING, content, same, words
 
 _STORE = "Pyro's parameter store"
 
@@ -90,9 +90,9 @@ class ProgramState:
         inside = [holder.content for holder in few if not holder.by_name]
         self._iterators = [held.values if isinstance(held, dict) else held.__iter__ for held in inside]
         # A name that was not there may be what a program asks for.
-        self._keyed = [h for h in few if isinstance(h.content, dict) and (h.is_users or not h.by_name)]
-        self._mappings = [holder.content for holder in self._keyed]
-        self._held_keys = [set(holder.content) for holder in self._keyed if not holder.by_name]
+        keyed = [h for h in few if isinstance(h.content, dict) and (h.is_users or not h.by_name)]
+        self._mappings = [holder.content for holder in keyed]
+        self._held_keys = [(holder.content, set(holder.content)) for holder in keyed if not holder.by_name]
         self._arrays = [(array, array.tobytes()) for array in survey.arrays]
         self._layouts = [_layout(tensor) for tensor in (*self.names, *self._found)]
         self._hooked = self.hook()
@@ -154,8 +154,7 @@ class ProgramState:
             if length != then and not holder.by_name:
                 return f"{holder.label}: {then} entries -> {length}", False
         # Of attributes, what is read was looked at above.
-        held = [h.content for h in self._keyed if not h.by_name]
-        if any(content.keys() != then for content, then in zip(held, self._held_keys, strict=True)):
+        if any(mapping.keys() != then for mapping, then in self._held_keys):
             return "keys of a dict", False
         for item, then in zip(items, old_items, strict=True):
             if not same(item, then):

@@ -22,11 +22,11 @@ _STEPS_A_LAUNCH = 20
 
 
 def can_update(outputs: Outputs, gradients: Iterable[Tensor]) -> bool:
-    """Return False for gradients not to update by: on a CPU, where looking is cheap, nan or infinite ones.
+    """Return False if gradients are nan or infinite, which is checked on a CPU alone, where that is cheap.
 
-    Whoever looks at the metrics then finds the parameters that led there. An infinite loss alone says
-    nothing: that of ``TraceTailAdaptive_ELBO`` is infinite by design. A finite one is taken to have finite
-    gradients. Output ``"inside"``, if there is one, is nan where data or parameters are not allowed.
+    Without the update, whoever looks at the metrics finds the parameters that led there. An infinite loss
+    alone says nothing: that of ``TraceTailAdaptive_ELBO`` is infinite by design. A finite one is taken to
+    have finite gradients. Output ``"inside"``, if any, is nan where data or parameters are not allowed.
     """
     loss = outputs["loss"]
     if loss.device.type != "cpu" or math.isfinite(loss.item()):
@@ -41,12 +41,12 @@ class CompiledStep:
     Args:
         function: From a batch to named tensors, among them ``"loss"``.
         roots: What it runs: modules, functions, ELBO objects.
-        optimizers: The torch optimisers of all parameters at present; None if there are others.
-        update: The update of these parameters by these gradients for optimisers without fused kernels.
-        eager: A whole step, update included, that runs while nothing is compiled.
+        optimizers: Present torch optimisers of all parameters; None if some are not torch's.
+        update: Update of parameters by their gradients, for optimisers without fused kernels.
+        eager: Whole step, update included, that runs while nothing is compiled.
         always: Compile at once, whether it is worth it or not.
-        clears_gradients: Whether ``grad`` of parameters is None after a compiled step, not zeros, as Pyro
-            leaves them, to which others may add.
+        clears_gradients: Leave None as ``grad`` of parameters after a compiled step, not zeros, as Pyro does,
+            to which others may add.
         traced_only: Train only the parameters that Pyro's handlers see, as ``pyro.infer.SVI`` does.
     """
 
@@ -78,11 +78,11 @@ class CompiledStep:
         return {**vars(self), "_fused": None, "_launches": {}, "_examples": {}, "_zeros": {}}
 
     def is_of(self, *roots: object) -> bool:
-        """Return True if it runs these, not others that were set since."""
+        """Return True if these are the roots, and not others that were set since."""
         return all(map(operator.is_, roots, self.function.roots))
 
     def step(self, *args: Any, **kwargs: Any) -> Outputs:
-        """Update once; return the outputs as they were before it. On a GPU it may be one launch."""
+        """Update once; return the outputs from before the update. On a GPU it may be one launch."""
         if not kwargs and all(map(torch.is_tensor, args)) and can_launch(args):
             outputs = self._launched(lambda step, *batch: step(*batch), args, args)
             if outputs is not None:
@@ -97,21 +97,21 @@ class CompiledStep:
                 self._fused = None
                 if optimizers is not None and all(map(has_fused_update, optimizers)):
                     self._fused = FusedUpdate(optimizers, params)
-            if not self._clears_gradients:
+            if self._clears_gradients:
+                for param in params:
+                    param.grad = None
+            else:
                 gradients = self._with_those_there(params, gradients)
             if self._fused is None:
                 self._update(params, gradients)
             else:
-                if self._clears_gradients:
-                    for param in params:
-                        param.grad = None
                 self._fused(gradients)
             if not self._clears_gradients:
                 self._leave_zeros(params)
         return outputs
 
     def _with_those_there(self, params: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return gradients, with those added that others have left in the parameters since the last step."""
+        """Return gradients plus those that others have left in the parameters since the last step."""
         added = []
         for param, gradient in zip(params, gradients, strict=True):
             there = param.grad
@@ -123,13 +123,13 @@ class CompiledStep:
         return added
 
     def _leave_zeros(self, params: Sequence[Tensor]) -> None:
-        """Leave gradients of zero, as in Pyro, which goes on to update what has one."""
+        """Leave zeros as gradients, as Pyro does, which goes on to update what has one."""
         for param in params:
             if param.grad is None:
                 param.grad = self._zeros[param] = torch.zeros_like(param)
 
     def _has_fused(self, optimizers: list[Optimizer] | None, params: list[Tensor]) -> bool:
-        """Return True if the fused update is that of these."""
+        """Return True if there is a fused update for these."""
         return None not in (self._fused, optimizers) and self._fused.is_current(optimizers, params)
 
     def steps(
@@ -145,10 +145,10 @@ class CompiledStep:
             step: A single step, which calls :meth:`step`.
             draw: From positions of data to the arguments of a step, by operations of torch on the device.
             indices: Positions of the data of every minibatch.
-            generators: Where ``draw`` takes random numbers from.
+            generators: Sources of the random numbers of ``draw``.
 
         Yields:
-            Outputs, each a vector over one or several steps, and a batch of as many data as theirs.
+            Outputs, each a vector over one or several steps, and a batch of the same size as theirs.
         """
 
         def several(step: Callable[..., Outputs], index: Tensor) -> Outputs:
@@ -179,12 +179,12 @@ class CompiledStep:
         """Return outputs of ``steps(step, *inputs)`` as one CUDA graph; None if they are to be taken singly.
 
         Args:
-            steps: From what takes a step on a batch, and the inputs, to outputs.
-            batch: One such as the steps will be on.
+            steps: From a function that takes one step on a batch, and the inputs, to outputs.
+            batch: Example of the batches.
             inputs: Tensors.
-            num_steps: How many steps these are.
-            generators: Where ``steps`` takes random numbers from.
-            draw: What the inputs mean.
+            num_steps: Number of steps.
+            generators: Sources of the random numbers of ``steps``.
+            draw: Function by which ``steps`` makes batches of the inputs.
         """
         graph = self.function.ready(batch, num_steps)
         if graph is None or not self._has_fused(self._optimizers(), self.function.trainable):
@@ -224,7 +224,7 @@ class CompiledStep:
 
 @dataclasses.dataclass
 class _Recorded:
-    """Steps on inputs of one shape: what a recording of them takes as it is, and the recording."""
+    """Steps on inputs of one shape: what a recording of them fixes, and the recording."""
 
     as_is: tuple
     num_steps: int = 0  # one by one, before the recording

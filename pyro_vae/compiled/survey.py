@@ -5,77 +5,46 @@ from the user's code only into names that this code reads, so that a list of los
 taken for a part of it.
 """
 
-import argparse
-import array
 import collections
-import ctypes
 import datetime
-import dis
-import functools
-import inspect
 import logging
-import mmap
 import operator
 import random
-import re
 import sys
 import time
 import types
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pyro.infer import ELBO
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.compiled.owners import is_fixed, is_in, is_library
+from pyro_vae.compiled.names import ANY, MAKERS, names_in
+from pyro_vae.compiled.owners import is_fixed, is_library
 from pyro_vae.compiled.private import (
     HOOKS_OF_ALL_MODULES,
     MODULE_CONTAINERS,
     MODULE_HOOKS,
     MODULE_INTERNALS,
-    PYTHONS_GENERATOR,
+)
+from pyro_vae.compiled.things import (
+    BARE_BASES,
+    BUFFERS,
+    PLAIN,
+    attributes_of,
+    content,
+    is_closed,
+    slots,
+    wrapped,
 )
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device)
-BUFFERS = (bytearray, memoryview, array.array, mmap.mmap, ctypes._SimpleCData, ctypes.Array, ctypes.Structure)
-# Of the libraries: what users keep numbers, tensors and functions in.
-OPEN_ARGUMENTS = (types.SimpleNamespace, argparse.Namespace)
-# Objects of these are worlds of their own, which no program of Pyro is about; what compiles others is, too.
-_CLOSED = {"_pytest", "pytest", "IPython", "ipykernel", "nicegui", "asyncio", "threading", "logging", "tqdm"}
-_CLOSED |= {"concurrent", "multiprocessing", "matplotlib", "optuna", "_abc", "_io", "unittest", "pluggy"}
-_CLOSED |= {__package__}
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _CLOCKS = (time, datetime, datetime.datetime, datetime.date)
-BARE_BASES = {object, nn.Module, PyroModule}
 # What a compiled step may compare at every call, which takes 0.1 ms.
 MAX_BYTES = 1 << 20
-ANY = "any name"  # which a program makes up while it runs
-_LOOKS_UP = {"getattr", "hasattr", "attrgetter", "vars", "__dict__", "globals", "eval", "exec"}
 MAX_CONTENT = 1_000
-
-
-def is_closed(thing: object) -> bool:
-    """Return True for what is a world of its own, which no program of Pyro is about."""
-    return is_in(type(thing).__module__, _CLOSED)
-
-
-def wrapped(thing: object) -> list[object] | None:
-    """Return what a function-like thing is made of, if it is one that only wraps others."""
-    if isinstance(thing, functools.partial):
-        return [thing.func, *thing.args, thing.keywords]
-    if inspect.ismethod(thing):
-        return [thing.__self__, thing.__func__]
-    if isinstance(thing, property | functools.cached_property | staticmethod | classmethod):
-        parts = (getattr(thing, name, None) for name in ("fget", "fset", "fdel", "func", "__func__"))
-        return [part for part in parts if part is not None]
-    if isinstance(thing, weakref.ReferenceType):
-        return [thing()]
-    owner = owner_of(thing)
-    return None if owner is None else [owner]
 
 
 class Place(NamedTuple):
@@ -84,7 +53,6 @@ class Place(NamedTuple):
     label: str
     mapping: Mapping
     key: Any
-    is_users: bool
 
 
 class Holder(NamedTuple):
@@ -155,12 +123,12 @@ class Survey:
             for key in list(holder.content) if holder.by_name else ():
                 if key in MODULE_INTERNALS or key in _CLASS_INTERNALS:
                     continue
-                if key in _MAKERS:
+                if key in MAKERS:
                     is_read = holder.label in self._made
                 else:
                     is_read = anything or not holder.is_users or key in self._reads or _is_special(key)
                 if is_read:
-                    yield Place(f"{key} of {holder.label}", holder.content, key, holder.is_users)
+                    yield Place(f"{key} of {holder.label}", holder.content, key)
 
     def _visit(self, label: str, thing: Any) -> list[tuple[str, Any]]:
         """Note a thing; return what it leads to."""
@@ -191,7 +159,7 @@ class Survey:
             self._reads.update(part for name in names if isinstance(name, str) for part in name.split("."))
         elif isinstance(thing, type):
             if is_fixed(thing.__module__):
-                used = [value for key, value in vars(thing).items() if key not in _MAKERS]
+                used = [value for key, value in vars(thing).items() if key not in MAKERS]
                 return [(thing.__name__, value) for value in (*used, *thing.__bases__)]
             if not is_library(thing.__module__):
                 self._hold(thing.__name__, vars(thing), by_name=True)
@@ -240,10 +208,7 @@ class Survey:
         # What code of a library reads of the user's class has no names here.
         is_users = not is_library(type(thing).__module__)
         leads: list[tuple[str, Any]] = [(name, type(thing))]
-        try:
-            attributes = object.__getattribute__(thing, "__dict__")  # not by what a class makes up
-        except AttributeError:
-            attributes = None
+        attributes = attributes_of(thing)
         if isinstance(thing, nn.Module):
             self.modules.append(thing)
             for key in (*MODULE_CONTAINERS, *MODULE_HOOKS):
@@ -256,7 +221,7 @@ class Survey:
                 leads += [(f"{k} of {name}", v) for k, v in attributes.items() if k not in MODULE_INTERNALS]
         if is_users:
             self.attributes.append((thing, "__class__"))
-        held = sorted({slot for kind in kinds if is_users for slot in slots(kind)})
+        held = slots(type(thing)) if is_users else []
         self.attributes += [(thing, slot) for slot in held]
         return leads + [(f"{slot} of {name}", getattr(thing, slot, None)) for slot in held]
 
@@ -276,141 +241,29 @@ class Survey:
         return [*leads, *defaults, (f"defaults of {name}", function.__kwdefaults__)]
 
     def _visit_code(self, code: types.CodeType, space: dict, *, is_own: bool) -> list[tuple[str, Any]]:
-        self.codes |= {code, *inner_codes(code)}
-        global_names, attributes = read_names(code)
+        codes, global_names, attributes, _, imports = names_in(code)
+        self.codes |= codes
         for base, attribute in attributes:
             of_library = base is not None and isinstance(space.get(base), types.ModuleType)
             if not (of_library and is_library(space[base].__name__)):
                 self._reads.add(attribute)
         if "globals" in global_names or ("sys", "modules") in attributes:
             global_names |= {name for base, name in attributes if base is None}
-        leads: list[tuple[str, Any]] = [(f"module {name}", sys.modules.get(name)) for name in imports(code)]
+        leads: list[tuple[str, Any]] = [(f"module {name}", sys.modules.get(name)) for name in imports]
         for key in global_names & space.keys():
             if is_own:
                 leads.append((f"global {key}", space[key]))
             else:
-                self.globals[id(space), key] = Place(f"global {key}", space, key, True)
+                self.globals[id(space), key] = Place(f"global {key}", space, key)
         return leads
-
-
-def owner_of(thing: object) -> object:
-    """Return the owner of a method that is written in C, as ``append`` of a list; None for a function."""
-    if not isinstance(thing, types.BuiltinMethodType | types.MethodWrapperType):
-        return None
-    owner = thing.__self__
-    # Functions of a module, and of torch, have it or a class.
-    return None if isinstance(owner, types.ModuleType | type) or owner is PYTHONS_GENERATOR else owner
-
-
-def inner_codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield the code of all functions inside a function."""
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield constant
-            yield from inner_codes(constant)
-
-
-def content(cell: types.CellType, default: object = None) -> object:
-    """Return what a variable of an enclosing function holds."""
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return default
-
-
-@functools.cache
-def read_names(code: types.CodeType) -> tuple[frozenset[str], frozenset[tuple[str | None, str]]]:
-    """Return names of globals, and of attributes with the global that they may be of, in a function.
-
-    Strings count as attributes where the function looks names up, and names that it makes up as any.
-    """
-    names: set[str] = set()
-    attributes: set[tuple[str | None, str]] = set()
-    strings: set[str] = set()
-    base, looks_up, makes_up = None, False, False  # looks_up: after getattr, before a string was found
-    constant: object = None
-    for instruction in dis.get_instructions(code):
-        name, kind = instruction.argval, instruction.opname
-        if isinstance(name, types.CodeType):
-            inner = read_names(name)
-            names |= inner[0]
-            attributes |= inner[1]
-        elif kind in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
-            names.add(name)
-            base = name
-            looks_up = looks_up or name == "getattr"
-        elif kind in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD", "IMPORT_FROM"):
-            attributes.add((base, name))
-        elif kind not in ("EXTENDED_ARG", "PUSH_NULL", "CACHE"):
-            base = None
-            if kind == "LOAD_CONST" and isinstance(name, str):
-                strings.add(name)
-                attributes |= {(None, part) for part in _formatted(name)}
-                looks_up = False
-            elif kind == "MATCH_CLASS" and isinstance(constant, tuple):
-                attributes |= {(None, part) for part in constant}
-            elif kind.startswith("CALL"):
-                makes_up, looks_up = makes_up or looks_up, False
-            elif kind == "BUILD_STRING" and "getattr" in names:
-                makes_up = True
-        if kind == "LOAD_CONST":
-            constant = name
-    mentioned = names | {attribute for _, attribute in attributes}
-    if mentioned & _LOOKS_UP:
-        attributes |= {(None, text) for text in strings}
-        if makes_up or mentioned & (_LOOKS_UP - {"getattr", "hasattr"}):
-            attributes.add((None, ANY))
-    return frozenset(names), frozenset(attributes)
-
-
-def _formatted(text: str) -> list[str]:
-    """Return attributes that ``text.format(...)`` would look up."""
-    if "{" not in text or "." not in text:
-        return []
-    return re.findall(r"\.([A-Za-z_]\w*)", text)
-
-
-@functools.cache
-def written_names(code: types.CodeType) -> frozenset[str]:
-    """Return names of attributes that a function sets; :data:`ANY` if it makes them up."""
-    names: set[str] = set()
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("STORE_ATTR", "DELETE_ATTR"):
-            names.add(instruction.argval)
-        elif isinstance(instruction.argval, types.CodeType):
-            names |= written_names(instruction.argval)
-    if {"setattr", "delattr", "__dict__", "vars", "__setattr__"} & set(code.co_names):
-        names |= {text for text in code.co_consts if isinstance(text, str)} | {ANY}
-    return frozenset(names)
-
-
-@functools.cache
-def imports(code: types.CodeType) -> frozenset[str]:
-    """Return modules that a function imports when it runs."""
-    found = {i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"}
-    inner = (imports(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return frozenset(found.union(*inner))
 
 
 def _is_special(key: object) -> bool:
     return isinstance(key, str) and key.startswith("__") and key.endswith("__")
 
 
-_MAKERS = ("__init__", "__new__", "__post_init__")
 _CLASS_INTERNALS = {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__builtins__"}
 _CLASS_INTERNALS |= {"__static_attributes__", "__firstlineno__", "__annotate__", "__annotations_cache__"}
-
-
-def slots(kind: type) -> Sequence[str]:
-    """Return names of attributes that objects of a class keep elsewhere than in a dict."""
-    names = vars(kind).get("__slots__", ())
-    names = (names,) if isinstance(names, str) else names
-    return [_mangled(kind, name) for name in names if name not in ("__dict__", "__weakref__")]
-
-
-def _mangled(kind: type, name: str) -> str:
-    is_private = name.startswith("__") and not name.endswith("__")
-    return f"_{kind.__name__.lstrip('_')}{name}" if is_private else name
 
 
 def _refusal(thing: object) -> str | None:

@@ -14,14 +14,13 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
-_STATES = {SGD: ("momentum_buffer",), Adagrad: ("sum", "step"), Adam: _MOMENTS, AdamW: _MOMENTS}
 # Kernels are private, as of torch 2.14: the public step() costs ten times as much as they do. With each the
-# settings that it takes from a group, besides those of all, and those that are the same for all groups.
+# state that it takes of a parameter, and the settings that it takes from a group, besides those of all.
 _KERNELS: dict[type, tuple] = {
-    SGD: (torch._fused_sgd_, ("momentum", "dampening", "nesterov"), {"is_first_step": False}),
-    Adagrad: (torch._fused_adagrad_, ("lr_decay", "eps"), {}),
-    Adam: (torch._fused_adam_, ("amsgrad", "eps"), {}),
-    AdamW: (torch._fused_adamw_, ("amsgrad", "eps"), {}),
+    SGD: (torch._fused_sgd_, ("momentum_buffer",), ("momentum", "dampening", "nesterov")),
+    Adagrad: (torch._fused_adagrad_, ("sum", "step"), ("lr_decay", "eps")),
+    Adam: (torch._fused_adam_, _MOMENTS, ("amsgrad", "eps")),
+    AdamW: (torch._fused_adamw_, _MOMENTS, ("amsgrad", "eps")),
 }
 
 
@@ -29,7 +28,7 @@ def has_fused_update(optimizer: Optimizer) -> bool:
     """Return True if :class:`FusedUpdate` does what this optimiser's next ``step`` would do."""
     params = [id(param) for group in optimizer.param_groups for param in group["params"]]
     return (
-        type(optimizer) in _STATES
+        type(optimizer) in _KERNELS
         and len(set(params)) == len(params)  # one that is there twice is updated twice
         and not _has_hooks(optimizer)
         and not _is_wrapped(optimizer)
@@ -93,27 +92,29 @@ class FusedUpdate:
                     groups.setdefault(key, []).append((optimizer, group, own))
         self._groups = []
         self.state: list[Tensor] = []
-        for members in groups.values():
+        for (kind, *_), members in groups.items():
+            fused, names, settings = _KERNELS[kind]
+            group = members[0][1]
             own = [p for _, _, params in members for p in params]
             states = [optimizer.state.get(p, {}) for optimizer, _, params in members for p in params]
             columns = {
                 name: [state[name] for state in states]
-                for name in _STATES[type(members[0][0])]
-                if (name != "momentum_buffer" or members[0][1]["momentum"])
+                for name in names
+                if (name != "momentum_buffer" or group["momentum"])
                 and all(isinstance(state.get(name), Tensor) for state in states)
             }
             steps = _share_steps(states, own[0].device) if "step" in columns else None
             if steps is not None:
                 columns["step"] = [state["step"] for state in states]
             self.state += [tensor for column in columns.values() for tensor in column]
-            kind, group = type(members[0][0]), members[0][1]
-            fused, names, fixed = _KERNELS[kind]
             if kind is Adam and group.get("decoupled_weight_decay", False):
                 fused = torch._fused_adamw_
+            fixed = {name: group[name] for name in ("weight_decay", "maximize", *settings)}
             if "betas" in group:
-                fixed = {"beta1": group["betas"][0], "beta2": group["betas"][1]}
-            fixed = {**fixed, **{name: group[name] for name in ("weight_decay", "maximize", *names)}}
-            lists = [columns.get(name, []) for name in _STATES[kind]]
+                fixed["beta1"], fixed["beta2"] = group["betas"]
+            if kind is SGD:
+                fixed["is_first_step"] = False
+            lists = [columns.get(name, []) for name in names]
             update = functools.partial(fused, own, **fixed)
             index = [position[id(p)] for p in own]
             self._groups.append(([m[1] for m in members], update, index, lists, steps))

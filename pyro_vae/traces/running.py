@@ -20,7 +20,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from pyro_vae.compiled.survey import PLAIN
+from pyro_vae.compiled.things import PLAIN
 from pyro_vae.traces.folding import Batch, folded_trace
 from pyro_vae.traces.sites import Program
 from pyro_vae.traces.trying import fits, trace_in_a_plate
