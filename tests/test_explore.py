@@ -240,8 +240,9 @@ def test_dragging_decodes(page):
     position = page.get_by_test_id("position")
     wait_until(page, lambda: position.inner_text().startswith("z3 = "))
     slider = page.get_by_role("slider")  # of z3
-    value = lambda: float(slider.get_attribute("aria-valuenow"))  # noqa: E731
-    wait_until(page, lambda: f"z3 = {value():+.2f}" in position.inner_text())
+    wait_until(
+        page, lambda: f"z3 = {float(slider.get_attribute('aria-valuenow')):+.2f}" in position.inner_text()
+    )
     page.get_by_label("vertical").click()
     page.get_by_role("option", name="z3", exact=True).click()  # horizontal gives way
     wait_until(page, lambda: re.match("z2 = .*, z3 = ", position.inner_text()))
