@@ -101,3 +101,26 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the public data sets are not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+# ------------------------------------------------------------------------------------ the compiler
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Graphs run as they are captured: Inductor takes seconds for each, and is tested elsewhere."""
+    monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
+
+
+def pyros_and_ours(train):
+    """What ``train(kind)`` returns of Pyro's SVI and of ours, which compiles, from the same start."""
+    from functools import partial
+
+    from pyro_vae import PyroSVI  # no sooner, or annotations would not be checked
+
+    results = []
+    for kind in pyro.infer.SVI, partial(PyroSVI, compile="always"):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        results.append(train(kind))
+    return results

@@ -42,6 +42,17 @@ from pyro_vae.training import Callback
 SMALL = Config(latent_dim=2, hidden=(8,), epochs=1, test_samples=10, components=3)
 
 
+def small(**change):
+    return dataclasses.replace(SMALL, **change)
+
+
+def made(**change):
+    """A configuration, its data, and its model and guide."""
+    config = small(**change)
+    dataset = load_data(config)
+    return config, dataset, *build_pair(config, dataset)
+
+
 def test_help_and_code_know_the_same_names():
     assert set(DATA) - {"PATH"} == {"digits", *SOURCES}
     assert set(choices.BINARIZATIONS) == set(BINARIZATIONS)
@@ -65,9 +76,7 @@ def test_help_and_code_know_the_same_names():
     ids=str,
 )
 def test_every_setting_trains(change, tmp_path):
-    config = dataclasses.replace(SMALL, **change)
-    dataset = load_data(config)
-    model, guide = build_pair(config, dataset)
+    config, dataset, model, guide = made(**change)
     check_dataset(model, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
     few = [(dataset.train.minibatch(torch.arange(100)),)] * 2
@@ -80,45 +89,36 @@ def test_every_setting_trains(change, tmp_path):
 
 
 def test_names_choose_what_they_say():
-    dataset = load_data(SMALL)
-    model, _ = build_pair(dataclasses.replace(SMALL, prior="mixture_of_normals"), dataset)
+    *_, model, _ = made(prior="mixture_of_normals")
     assert isinstance(model.prior, MixtureOfNormals)
     assert model.prior.logits.shape == (3,)
-    model, _ = build_pair(dataclasses.replace(SMALL, family="sigmoid_normal"), dataset)
+    *_, model, _ = made(family="sigmoid_normal")
     assert model.likelihood.family.squash_loc
-    model, _ = build_pair(dataclasses.replace(SMALL, family="fixed_scale_normal", scale=0.25), dataset)
+    *_, model, _ = made(family="fixed_scale_normal", scale=0.25)
     assert model.likelihood.family.scale == 0.25
-    model, _ = build_pair(dataclasses.replace(SMALL, bias_from_data=True), dataset)
-    start = model.likelihood.net.layers[-1].bias.sigmoid()
-    torch.testing.assert_close(
-        start.detach(), dataset.train.x.mean(0).clamp(1e-3, 1 - 1e-3), rtol=1e-4, atol=1e-4
-    )
+    _, dataset, model, _ = made(bias_from_data=True)
+    start, mean = model.likelihood.net.layers[-1].bias.sigmoid(), dataset.train.x.mean(0)
+    torch.testing.assert_close(start.detach(), mean.clamp(1e-3, 1 - 1e-3), rtol=1e-4, atol=1e-4)
 
 
 def test_scales_of_computed_normals_have_the_lower_bound_that_was_asked_for():
-    for name in (
-        "diag_normal",
-        "sigmoid_normal",
-        "shared_scale_normal",
-        "low_rank_normal",
-        "laplace",
-        "student_t",
-    ):
-        config = dataclasses.replace(SMALL, family=name, min_scale=0.25)
+    normals = ("diag_normal", "sigmoid_normal", "shared_scale_normal", "low_rank_normal")
+    for name in (*normals, "laplace", "student_t"):
+        config = small(family=name, min_scale=0.25)
         family = build_family(config, Facts.of(config, load_data(config)))
         assert family.scale(torch.tensor(-50.0)).item() == pytest.approx(0.25, rel=1e-3), name
 
 
-def test_runs_of_older_versions_are_known_by_settings_that_they_had(tmp_path):
+def test_runs_of_older_versions_are_known_by_settings_that_they_had():
     assert not {"model", "min_scale", "epoch_size"} & set(SMALL.to_dict())
     assert identity(SMALL) == identity(Config.from_dict(SMALL.to_dict()))
-    other = dataclasses.replace(SMALL, epoch_size=50, min_scale=0.1)
+    other = small(epoch_size=50, min_scale=0.1)
     assert identity(other) != identity(SMALL)
     assert "min_scale was 0.001 and now is 0.1, epoch_size was 0 and now is 50" in differences(SMALL, other)
 
 
 def test_an_epoch_may_be_so_many_draws_of_data(tmp_path):
-    config = dataclasses.replace(SMALL, epochs=3, epoch_size=50, batch_size=20)
+    config = small(epochs=3, epoch_size=50, batch_size=20)
     seen = []
 
     class Watch(Callback):
@@ -129,18 +129,15 @@ def test_an_epoch_may_be_so_many_draws_of_data(tmp_path):
     assert seen == [50, 100, 150]
 
 
-def test_evaluation_during_training_is_on_validation_data(tmp_path):
-    dataset = load_data(SMALL)
-    _, callbacks = build_training(SMALL, *build_pair(SMALL, dataset), dataset, tmp_path)
-    evaluate, _ = callbacks
-    assert torch.equal(evaluate.batch[0], dataset.valid.x)
-
-
 def built(tmp_path, **change):
-    config = dataclasses.replace(SMALL, epochs=20, **change)
-    dataset = load_data(config)
-    svi, callbacks = build_training(config, *build_pair(config, dataset), dataset, tmp_path)
+    config, dataset, *pair = made(epochs=20, **change)
+    svi, callbacks = build_training(config, *pair, dataset, tmp_path)
     return svi, {type(callback).__name__: callback for callback in callbacks}
+
+
+def test_evaluation_during_training_is_on_validation_data(tmp_path):
+    _, callbacks = built(tmp_path)
+    assert torch.equal(callbacks["Evaluate"].batch[0], load_data(SMALL).valid.x)
 
 
 def test_settings_of_training_do_what_they_say(tmp_path):
@@ -151,9 +148,8 @@ def test_settings_of_training_do_what_they_say(tmp_path):
     assert set(callbacks) == {"Evaluate", "EarlyStopping"}
     assert callbacks["EarlyStopping"].patience == math.inf  # which may be another one when it goes on
 
-    svi, callbacks = built(
-        tmp_path, objective="elbo", num_particles=7, optimizer="adagrad", learning_rate=0.5
-    )
+    adagrad = {"optimizer": "adagrad", "learning_rate": 0.5}
+    svi, callbacks = built(tmp_path, objective="elbo", num_particles=7, **adagrad)
     assert type(svi.loss) is Trace_ELBO
     assert (svi.loss.num_particles, svi.loss.vectorize_particles) == (7, True)
     assert type(svi.optimizer) is torch.optim.Adagrad
@@ -178,9 +174,7 @@ def test_wake_sleep_by_name(tmp_path):
 
 
 def test_settings_of_the_networks_do_what_they_say():
-    dataset = load_data(SMALL)
-    config = dataclasses.replace(SMALL, hidden=(30, 20), init="small_normal")
-    model, guide = build_pair(config, dataset)
+    config, dataset, model, guide = made(hidden=(30, 20), init="small_normal")
     assert [layer.out_features for layer in guide.posterior.net.layers[::2]] == [30, 20, 4]
     assert [layer.out_features for layer in model.likelihood.net.layers[::2]] == [20, 30, 64]
     assert model.likelihood.net.layers[-1].weight.std().item() == pytest.approx(0.01, rel=0.1)
@@ -194,49 +188,43 @@ def test_settings_of_the_networks_do_what_they_say():
 def test_defaults_go_with_the_prior():
     assert SMALL.chosen_posterior == "diag_normal"
     assert SMALL.chosen_objective == "elbo_analytic_kl"
-    box = dataclasses.replace(SMALL, prior="uniform_box")
+    box = small(prior="uniform_box")
     assert (box.chosen_posterior, box.chosen_objective) == ("logit_normal", "elbo")
-    assert dataclasses.replace(SMALL, prior="sphere").chosen_posterior == "projected_normal"
-    assert dataclasses.replace(SMALL, posterior="iaf").chosen_objective == "elbo"
+    assert small(prior="sphere").chosen_posterior == "projected_normal"
+    assert small(posterior="iaf").chosen_objective == "elbo"
 
 
-def test_objectives_get_their_settings():
-    def made(**change):
-        return build_objective(dataclasses.replace(SMALL, **change))
-
-    iwae = made(objective="iwae", num_particles=7, gradient="dreg")
-    assert (type(iwae).__name__, iwae.num_particles, iwae.gradient) == ("ImportanceWeightedELBO", 7, "dreg")
-    renyi = made(objective="renyi", num_particles=5, alpha=0.2)
-    assert (type(renyi).__name__, renyi.num_particles, renyi.alpha) == ("RenyiELBO", 5, 0.2)
-    free = made(objective="free_bits", free_nats=0.3, num_particles=2)
-    assert (type(free).__name__, free.num_particles, free.free_nats) == ("FreeBitsELBO", 2, 0.3)
-    wake = made(objective="reweighted_wake_sleep", num_particles=4)
-    assert (type(wake).__name__, wake.num_particles) == ("ReweightedWakeSleep", 4)
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("iwae", "ImportanceWeightedELBO", {"num_particles": 7, "gradient": "dreg"}),
+        ("renyi", "RenyiELBO", {"num_particles": 5, "alpha": 0.2}),
+        ("free_bits", "FreeBitsELBO", {"num_particles": 2, "free_nats": 0.3}),
+        ("reweighted_wake_sleep", "ReweightedWakeSleep", {"num_particles": 4}),
+    ],
+)
+def test_objectives_get_their_settings(name, kind, settings):
+    objective = build_objective(small(objective=name, **settings))
+    assert type(objective).__name__ == kind
+    assert {name: getattr(objective, name) for name in settings} == settings
 
 
 def test_families_know_the_levels_of_the_data():
-    dataset = load_data(dataclasses.replace(SMALL, family="beta_binomial"))
+    facts = Facts.of(SMALL, load_data(small(family="beta_binomial")))
     for name in ("beta_binomial", "discretized_logistic", "logistic_mixture", "grey_categorical"):
-        assert build_family(dataclasses.replace(SMALL, family=name), Facts.of(SMALL, dataset)).levels == 17
-    assert (
-        build_family(
-            dataclasses.replace(SMALL, family="low_rank_normal", rank=3), Facts.of(SMALL, dataset)
-        ).rank
-        == 3
-    )
+        assert build_family(small(family=name), facts).levels == 17
+    assert build_family(small(family="low_rank_normal", rank=3), facts).rank == 3
 
 
 def test_pseudo_inputs_are_learned_or_kept():
     for prior, count in ("vamp", 1), ("vamp_data", 0):
-        config = dataclasses.replace(SMALL, prior=prior)
-        dataset = load_data(config)
-        model, _ = build_pair(config, dataset)
+        _, dataset, model, _ = made(prior=prior)
         assert len(list(model.prior.parameters())) == count
         assert torch.equal(model.prior.inputs, dataset.train.x[:3])
 
 
 def test_labels_are_the_context():
-    config = dataclasses.replace(SMALL, condition_on_labels=True)
+    config = small(condition_on_labels=True)
     dataset = load_data(config)
     x, c = arguments(dataset.test, Facts.of(config, dataset), 20)
     assert (x.shape, c.shape) == ((20, 64), (20, 10))
@@ -249,23 +237,25 @@ def test_labels_are_the_context():
 def test_some_of_the_data_are_a_random_sample_of_them():
     """Static MNIST is sorted by class, as many files are: the first data would say nothing of the rest."""
     dataset = load_data(SMALL)
-    everything = arguments(dataset.train, Facts.of(SMALL, dataset))[0]
-    few, more = (arguments(dataset.train, Facts.of(SMALL, dataset), limit)[0] for limit in (200, 400))
+    facts = Facts.of(SMALL, dataset)
+    everything, few, more, all_ = (
+        arguments(dataset.train, facts, limit)[0] for limit in (None, 200, 400, 10**6)
+    )
     assert torch.equal(few, more[:200])
     assert not torch.equal(few, everything[:200])
     where = [int((everything == datum).all(1).nonzero()[0]) for datum in few]
     assert abs(np.mean(where) - len(everything) / 2) < 4 * len(everything) / (12 * 200) ** 0.5
     assert len(set(where)) > 190  # without replacement; a few images may be equal
-    assert torch.equal(arguments(dataset.train, Facts.of(SMALL, dataset), 10**6)[0], everything)
+    assert torch.equal(all_, everything)
 
 
 def test_conditioning_needs_labels(tmp_path):
     np.save(tmp_path / "x.npy", np.random.RandomState(0).randint(2, size=(50, 6)))
     with pytest.raises(ConfigError, match="needs labels"):
-        load_data(dataclasses.replace(SMALL, data=str(tmp_path / "x.npy"), condition_on_labels=True))
+        load_data(small(data=str(tmp_path / "x.npy"), condition_on_labels=True))
     x, labels = np.eye(6)[[0, 1, 2, 3]], np.arange(4)
     np.savez(tmp_path / "x.npz", train=x, test=x, train_labels=labels)
-    config = dataclasses.replace(SMALL, data=str(tmp_path / "x.npz"), condition_on_labels=True)
+    config = small(data=str(tmp_path / "x.npz"), condition_on_labels=True)
     with pytest.raises(ConfigError, match=r"test.* has none"):
         load_data(config)
     np.savez(tmp_path / "x.npz", train=x, test=x, train_labels=labels, test_labels=labels + 1)
@@ -278,16 +268,9 @@ def test_columns_of_bits_and_columns_without_numbers(tmp_path):
     x[:, 0] = x[:, 0] > 0
     x[:, 2] = np.nan
     np.save(tmp_path / "x.npy", x)
-    config = dataclasses.replace(
-        SMALL,
-        data=str(tmp_path / "x.npy"),
-        family="columns",
-        columns=("bernoulli", "diag_normal", "laplace"),
-        missing=True,
-        bias_from_data=True,
-    )
-    dataset = load_data(config)
-    model, guide = build_pair(config, dataset)
+    columns = ("bernoulli", "diag_normal", "laplace")
+    table = {"data": str(tmp_path / "x.npy"), "family": "columns", "columns": columns}
+    _, dataset, model, guide = made(**table, missing=True, bias_from_data=True)
     assert log_weights(model, guide, dataset.train.x, num_samples=2).isfinite().all()
 
 
@@ -308,38 +291,12 @@ def test_a_prior_without_parameters_cannot_be_refitted(tmp_path):
 
 def test_default_binarization_follows_the_family():
     assert load_data(SMALL).train.binarization == "dynamic"
-    grey = dataclasses.replace(SMALL, family="continuous_bernoulli")
+    grey = small(family="continuous_bernoulli")
     assert load_data(grey).train.binarization == "none"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"prior": "standard_norml"}, "Did you mean 'standard_normal'"),
-        ({"family": "bernouli"}, "Did you mean 'bernoulli'"),
-        ({"optimizer": "adamm"}, "Did you mean 'adam'"),
-        ({"binarization": "dynamik"}, "Did you mean 'dynamic'"),
-        ({"latent_dim": 0}, "latent_dim must be at least 1"),
-        ({"hidden": (5, 0)}, "hidden layers"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
-        ({"seed": -1}, "seed must not be negative"),
-        ({"alpha": float("inf")}, "alpha must be finite"),
-        ({"learning_rate": float("nan")}, r"not nan \(--learning-rate\)"),
-        ({"beta": float("nan")}, r"beta must be finite, not nan \(--beta\)"),
-        ({"missing": True}, "bernoulli, which is the default, binarises them: name the --family"),
-        ({"missing": True, "binarization": "fixed"}, "binarization must be none, not fixed"),
-        ({"kl_warmup": 9}, "does not end"),
-        ({"family": "diag_normal", "binarization": "fixed"}, "makes bits"),
-    ],
-)
-def test_nonsense_is_refused(change, message):
-    with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(SMALL, **change)
-
-
 def test_configurations_survive_json():
-    config = dataclasses.replace(SMALL, data_dir=Path("/tmp/x"), binarization="fixed", learning_rate=1.0)
+    config = small(data_dir=Path("/tmp/x"), binarization="fixed", learning_rate=1.0)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
     with pytest.raises(ConfigError, match="Did you mean 'latent_dim'"):
         Config.from_dict({"latent_dims": 3})
@@ -374,9 +331,8 @@ def test_rubbish_in_a_run_folder_gives_one_message(tmp_path_factory, content):
         load_config(folder)
 
 
-def trained(folder, config=SMALL):
-    dataset = load_data(config)
-    model, guide = build_pair(config, dataset)
+def trained(folder, **change):
+    config, dataset, model, guide = made(**change)
     start_run(folder, config, dataset)
     svi, callbacks = build_training(config, model, guide, dataset, folder)
     _, *labels = arguments(dataset.train, Facts.of(config, dataset))
@@ -399,9 +355,8 @@ def test_a_run_folder_is_not_used_twice(tmp_path):
     _, _, dataset = trained(tmp_path)
     with pytest.raises(ConfigError, match=r"very configuration.*--resume"):
         start_run(tmp_path, SMALL, dataset)
-    other = dataclasses.replace(SMALL, latent_dim=3)
     with pytest.raises(ConfigError, match="latent_dim was 2 and now is 3"):
-        start_run(tmp_path, other, dataset)
+        start_run(tmp_path, small(latent_dim=3), dataset)
 
 
 def test_what_a_run_left_is_not_taken_over_by_another(tmp_path):
@@ -414,22 +369,19 @@ def test_what_a_run_left_is_not_taken_over_by_another(tmp_path):
 
 def test_a_run_keeps_its_configuration_and_data(tmp_path):
     _, _, dataset = trained(tmp_path)
-    check_continuation(tmp_path, dataclasses.replace(SMALL, epochs=9, device="cpu"), dataset)
-    continue_run(tmp_path, dataclasses.replace(SMALL, epochs=9), dataset)
+    check_continuation(tmp_path, small(epochs=9, device="cpu"), dataset)
+    continue_run(tmp_path, small(epochs=9), dataset)
     assert load_config(tmp_path).epochs == 9
     with pytest.raises(ConfigError, match="seed was 0 and now is 1"):
-        continue_run(tmp_path, dataclasses.replace(SMALL, seed=1), dataset)
+        continue_run(tmp_path, small(seed=1), dataset)
     with pytest.raises(ConfigError, match="checksum differs"):
-        check_continuation(
-            tmp_path, dataclasses.replace(SMALL, epochs=9), dataclasses.replace(dataset, checksum="0")
-        )
+        check_continuation(tmp_path, small(epochs=9), dataclasses.replace(dataset, checksum="0"))
     with pytest.raises(ConfigError, match="9 epochs, which may be raised"):
-        continue_run(tmp_path, dataclasses.replace(SMALL, epochs=8), dataset)
+        continue_run(tmp_path, small(epochs=8), dataset)
     assert load_config(tmp_path).epochs == 9
-    cosine = dataclasses.replace(SMALL, schedule="cosine")
-    trained(tmp_path / "cosine", cosine)
+    trained(tmp_path / "cosine", schedule="cosine")
     with pytest.raises(ConfigError, match="epochs was 1 and now is 9"):
-        check_continuation(tmp_path / "cosine", dataclasses.replace(cosine, epochs=9), dataset)
+        check_continuation(tmp_path / "cosine", small(schedule="cosine", epochs=9), dataset)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
@@ -449,21 +401,18 @@ def test_free_folder_takes_the_first_number(tmp_path, monkeypatch):
     Path("runs/digits").mkdir(parents=True)
     Path("runs/digits-2").mkdir()
     assert free_folder(SMALL) == Path("runs/digits-3")
-    assert free_folder(dataclasses.replace(SMALL, data="/some/where/cells.npz")) == Path("runs/cells")
+    assert free_folder(small(data="/some/where/cells.npz")) == Path("runs/cells")
 
 
 def test_a_device_that_is_not_there_is_explained():
-    with pytest.raises(ConfigError, match="try --device auto"):
-        choose_device(dataclasses.replace(SMALL, device="cuda:99"))
-    for name in ("gpu", "mps:9"):
-        with pytest.raises(ConfigError, match=r"this machine has cpu.*: try --device auto"):
-            choose_device(dataclasses.replace(SMALL, device=name))
+    for name in "cuda:99", "gpu", "mps:9":
+        there = "" if name == "cuda:99" else r"this machine has cpu.*: "
+        with pytest.raises(ConfigError, match=f"{there}try --device auto"):
+            choose_device(small(device=name))
 
 
 def test_data_that_the_family_does_not_cover_are_found_before_training():
-    config = dataclasses.replace(SMALL, binarization="none")
-    dataset = load_data(config)
-    model, _ = build_pair(config, dataset)
+    config, dataset, model, _ = made(binarization="none")
     with pytest.raises(SupportError, match=r"digits train.*Binarise"):
         check_dataset(model, config, dataset)
 
@@ -472,8 +421,7 @@ def test_data_that_the_family_does_not_cover_are_found_before_training():
     "change", [{}, {"prior": "vamp"}, {"condition_on_labels": True}, {"family": "beta_binomial"}]
 )
 def test_a_run_opens_and_answers_without_its_data(change, tmp_path, monkeypatch):
-    config = dataclasses.replace(SMALL, **change)
-    model, guide, dataset = trained(tmp_path, config)
+    model, guide, dataset = trained(tmp_path, **change)
     monkeypatch.setattr("pyro_vae.data.load", lambda *args, **kwargs: pytest.fail("the data were loaded"))
     run = load_run(tmp_path)
     x, *labels = arguments(dataset.test, run.facts, 20)
@@ -523,7 +471,7 @@ def test_a_system_is_chosen_by_its_own_name_or_by_its_prior(tmp_path):
         Config(model="autoencoder", prior="vamp")
     with pytest.raises(ConfigError, match="Did you mean 'autoencoder'"):
         Config(model="autoencodr")
-    trained(tmp_path, dataclasses.replace(SMALL, model="autoencoder"))
+    trained(tmp_path, model="autoencoder")
     run = load_run(tmp_path)
     for ask in (lambda: run.log_prob(torch.zeros(1, 64)), lambda: run.sample(3)):
         with pytest.raises(ConfigError, match="an autoencoder"):

@@ -19,34 +19,31 @@ from PIL import Image
 
 from pyro_vae import quadrature
 from pyro_vae.lab import Config, ConfigError, Facts, Run, build
-from pyro_vae.lab import explorer as lab_explorer
+from pyro_vae.lab.explorer import NUM_COMPLETIONS, Explorer, Plane, between
 from pyro_vae.latents import posterior_mean
 from pyro_vae.tasks import Mask, degraded
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture(scope="module")
-def explorer_module():
-    return lab_explorer
+WHOLE, HALF = np.ones((8, 8), bool), np.arange(64).reshape(8, 8) < 32
 
 
 def untrained(**settings):
     config = Config(**{"latent_dim": 4, "hidden": (20,), **settings})
-    return Run(
-        config, Facts.of(config, build.load_data(config)), *build.build_pair(config, build.load_data(config))
-    )
+    dataset = build.load_data(config)
+    return Run(config, Facts.of(config, dataset), *build.build_pair(config, dataset))
 
 
 # ------------------------------------------------------------------------------------ without a browser
 
 
-def test_an_image_goes_to_its_code_and_back(explorer_module):
+def test_an_image_goes_to_its_code_and_back():
     run = untrained()
-    explorer = lab_explorer.Explorer(run)
+    explorer = Explorer(run)
     x = run.dataset.test.x[:1]
     image = x.reshape(8, 8).numpy()
-    code, words = (ask(image, np.ones((8, 8), bool)) for ask in (explorer.encode, explorer.log_prob))
+    code, words = (ask(image, WHOLE) for ask in (explorer.encode, explorer.log_prob))
     np.testing.assert_allclose(code, posterior_mean(run.guide, x)[0], rtol=1e-5)
     assert re.fullmatch(r"log p\(x\) = -\d+\.\d ± \S+ nats.*", words)
     expected = run.model.likelihood(torch.as_tensor(code)).mean.reshape(8, 8).detach()
@@ -55,18 +52,16 @@ def test_an_image_goes_to_its_code_and_back(explorer_module):
     assert len(explorer.labels) == 300
 
 
-def test_what_is_unknown_does_not_count(explorer_module):
-    explorer = lab_explorer.Explorer(untrained())
-    known = np.ones((8, 8), bool)
-    known[4:] = False
+def test_what_is_unknown_does_not_count():
+    explorer = Explorer(untrained())
     results = []
     for fill in (0.0, 1.0):
         torch.manual_seed(0)
         image = np.full((8, 8), fill)
         image[:4] = 0.9  # bits: 1
-        results.append((explorer.encode(image, known), explorer.log_prob(image, known)))
-    images, std = explorer.complete(image, known)
-    assert len(images) == lab_explorer.NUM_COMPLETIONS
+        results.append((explorer.encode(image, HALF), explorer.log_prob(image, HALF)))
+    images, std = explorer.complete(image, HALF)
+    assert len(images) == NUM_COMPLETIONS
     for draw in images:
         assert (draw[:4] == 1).all()
     assert (std[:4] == 0).all()
@@ -76,64 +71,63 @@ def test_what_is_unknown_does_not_count(explorer_module):
     assert "log p(known part)" in results[0][1]
     assert "black and white" in results[0][1]  # of 0.9
     image[:4] = 1
-    assert "black and white" not in explorer.log_prob(image, known)
+    assert "black and white" not in explorer.log_prob(image, HALF)
 
 
-def test_log_prob_of_a_part_is_exact(explorer_module):
+def test_log_prob_of_a_part_is_exact():
     run = untrained(latent_dim=2)
     with torch.no_grad():
         for parameter in run.model.parameters():
             parameter.mul_(4)  # or all z explain an image alike
-    explorer = lab_explorer.Explorer(run)
-    known = np.arange(64).reshape(8, 8) < 32
+    explorer = Explorer(run)
     image = run.dataset.test.x[5]
-    seen = torch.where(torch.as_tensor(known.reshape(-1)), image, torch.nan)[None]
+    seen = torch.where(torch.as_tensor(HALF.reshape(-1)), image, torch.nan)[None]
     pair = degraded(run.model, run.guide, Mask(), seen)
     exact = quadrature(pair.model, *pair.batch).mean
-    value, error = re.findall(r"(-\d\S*) ± (\S+)", explorer.log_prob(image.reshape(8, 8).numpy(), known))[0]
+    value, error = re.findall(r"(-\d\S*) ± (\S+)", explorer.log_prob(image.reshape(8, 8).numpy(), HALF))[0]
     assert float(value) == pytest.approx(exact, abs=0.05 + 4 * float(error))
     assert float(error) < 0.3
 
 
-def test_grey_levels_and_classes(explorer_module):
+def test_grey_levels_and_classes():
     run = untrained(family="discretized_logistic", condition_on_labels=True)
-    explorer = lab_explorer.Explorer(run)
+    explorer = Explorer(run)
     assert explorer.num_classes == 10
     image = np.random.default_rng(0).random((8, 8))
     levels = explorer._flat(image) * 16
     torch.testing.assert_close(levels, levels.round())
     first, second = (explorer.decode(np.zeros(4), label) for label in (0, 7))
     assert np.abs(first - second).max() > 1e-3
-    assert explorer.log_prob(image, np.ones((8, 8), bool), 3).startswith("log p(x | class 3) = ")
-    explorer = lab_explorer.Explorer(untrained(family="bernoulli_cross_entropy"))
-    assert "cross-entropy" in explorer.log_prob(image, np.ones((8, 8), bool))
+    assert explorer.log_prob(image, WHOLE, 3).startswith("log p(x | class 3) = ")
+    explorer = Explorer(untrained(family="bernoulli_cross_entropy"))
+    assert "cross-entropy" in explorer.log_prob(image, WHOLE)
 
 
-def test_autoencoders_and_codes_say_what_they_cannot(explorer_module):
-    whole, half = np.ones((8, 8), bool), np.arange(64).reshape(8, 8) < 32
-    explorer = lab_explorer.Explorer(untrained(prior="flat"))
-    assert explorer.log_prob(np.zeros((8, 8)), whole) == "an autoencoder has no log p(x)"
+def test_autoencoders_and_codes_say_what_they_cannot():
+    black = np.zeros((8, 8))
+    explorer = Explorer(untrained(prior="flat"))
+    assert explorer.log_prob(black, WHOLE) == "an autoencoder has no log p(x)"
     assert not explorer.completes
     with pytest.raises(ValueError, match="flat"):
-        explorer.complete(np.zeros((8, 8)), half)
-    explorer = lab_explorer.Explorer(untrained(prior="codes"))
-    words = explorer.log_prob(np.zeros((8, 8)), whole)
+        explorer.complete(black, HALF)
+    explorer = Explorer(untrained(prior="codes"))
+    words = explorer.log_prob(black, WHOLE)
     assert re.fullmatch(r"log p\(x\) ≥ -\d+\.\d nats, the bound of the encoder's codes", words)
     with pytest.raises(ValueError, match="discrete"):
-        explorer.complete(np.zeros((8, 8)), half)
+        explorer.complete(black, HALF)
 
 
-def test_what_cannot_be_explored_is_refused(explorer_module, tmp_path):
+def test_what_cannot_be_explored_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="two latent dimensions"):
-        lab_explorer.Explorer(untrained(latent_dim=1))
+        Explorer(untrained(latent_dim=1))
     np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(100, 5)))
     with pytest.raises(ConfigError, match="no images"):
-        lab_explorer.Explorer(untrained(data=str(tmp_path / "table.npy"), family="diag_normal"))
+        Explorer(untrained(data=str(tmp_path / "table.npy"), family="diag_normal"))
 
 
-def test_pixels_and_latents_are_inverse(explorer_module):
-    explorer = lab_explorer.Explorer(untrained())
-    plane = lab_explorer.Plane(explorer, 2, 1)
+def test_pixels_and_latents_are_inverse():
+    explorer = Explorer(untrained())
+    plane = Plane(explorer, 2, 1)
     z = plane.latent_at(200, 150)
     whole = np.zeros(4)
     whole[[2, 1]] = z
@@ -141,11 +135,11 @@ def test_pixels_and_latents_are_inverse(explorer_module):
     assert plane.picture.size == (420, 420)
 
 
-def test_lines_have_no_gaps(explorer_module):
-    pixels = lab_explorer.between((0, 0), (3, 9))
+def test_lines_have_no_gaps():
+    pixels = between((0, 0), (3, 9))
     assert {(0, 0), (3, 9)} <= pixels
     assert len(pixels) == 10
-    assert lab_explorer.between((4, 4), (4, 4)) == {(4, 4)}
+    assert between((4, 4), (4, 4)) == {(4, 4)}
 
 
 # ------------------------------------------------------------------------------------ the page
@@ -155,12 +149,10 @@ def test_lines_have_no_gaps(explorer_module):
 def trained(tmp_path_factory):
     """A run of the digits."""
     folder = tmp_path_factory.mktemp("explore") / "digits"
-    arguments = ["--epochs", "30", "--latent-dim", "4", "--hidden", "50", "--learning-rate", "3e-3"]
-    subprocess.run(
-        [sys.executable, ROOT / "scripts" / "train.py", *arguments, "--test-samples", "10", "--out", folder],
-        check=True,
-        capture_output=True,
-    )
+    settings = ["--epochs", "30", "--latent-dim", "4", "--hidden", "50", "--learning-rate", "3e-3"]
+    settings += ["--test-samples", "10", "--out", folder]
+    train = [sys.executable, ROOT / "scripts" / "train.py", *settings]
+    subprocess.run(train, check=True, capture_output=True)
     return folder
 
 
@@ -228,9 +220,8 @@ def drag(page, name, *places):
     """Press the mouse at the first place of a picture, and drag it to the others; places are shares of it."""
     box = page.get_by_test_id(name).bounding_box()
     for number, (x, y) in enumerate(places):
-        page.mouse.move(
-            box["x"] + x * box["width"], box["y"] + y * box["height"], steps=1 if number == 0 else 5
-        )
+        where = box["x"] + x * box["width"], box["y"] + y * box["height"]
+        page.mouse.move(*where, steps=1 if number == 0 else 5)
         if number == 0:
             page.mouse.down()
     page.mouse.up()
@@ -306,11 +297,7 @@ def test_pages_of_others_get_nothing(address):
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_explained(address, trained):
     port = address.rsplit(":", 1)[1]
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "explore.py", trained, "--no-browser", "--port", port],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    line = [sys.executable, ROOT / "scripts" / "explore.py", trained, "--no-browser", "--port", port]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: cannot listen at 127.0.0.1, port {port}")

@@ -49,34 +49,37 @@ def made(cache, monkeypatch):
     return made
 
 
-def damage(path, how):
-    size = path.stat().st_size
-    if how == "cut":
-        os.truncate(path, random.Random(0).randrange(size))
-    elif how == "empty":
-        os.truncate(path, 0)
-    elif how == "zeros":
-        path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
-    elif how == "a bit":
-        content = bytearray(path.read_bytes())
-        content[size // 2] ^= 1
-        path.write_bytes(content)
-    elif how == "longer":
-        path.write_bytes(path.read_bytes() + b"x")
-    else:
+def rewritten(change):
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def replaced(make):
+    def damage(path):
         path.unlink()
-        if how == "folder":
-            path.mkdir()
-            (path / "file").touch()
-        elif how == "pipe":
-            os.mkfifo(path)
-        elif how == "link":
-            path.symlink_to(path)
+        make(path)
+
+    return damage
 
 
-@pytest.mark.parametrize(
-    "how", ["cut", "empty", "zeros", "a bit", "longer", "gone", "folder", "pipe", "link"]
-)
+DAMAGES = {
+    "cut": rewritten(lambda content: content[: random.Random(0).randrange(len(content))]),
+    "empty": rewritten(lambda content: b""),
+    "zeros": rewritten(lambda content: content[: len(content) // 2].ljust(len(content), b"\0")),
+    "a bit": rewritten(flipped),
+    "longer": rewritten(lambda content: content + b"x"),
+    "gone": Path.unlink,
+    "folder": replaced(lambda path: (path / "file").mkdir(parents=True)),
+    "pipe": replaced(os.mkfifo),
+    "link": replaced(lambda path: path.symlink_to(path)),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("ending", [".main.so", ".py", ".json"])
 def test_damaged_files_are_made_anew(cache, made, ending, how):
     for _ in range(2):
@@ -85,7 +88,7 @@ def test_damaged_files_are_made_anew(cache, made, ending, how):
     assert compile_graph(other, [X], {})() == [*FILES.values()]
     assert made == [*FILES]  # once, also for graphs that differ in little
     (path,) = cache.rglob(f"*{ending}")
-    damage(path, how)
+    DAMAGES[how](path)
     for _ in range(2):
         assert compile_graph(graph(), [X], {})() == [*FILES.values()]
     assert made == [*FILES, *FILES]  # once more
@@ -114,7 +117,7 @@ def test_folders_are_sealed_only_once_all_is_done(cache, made, monkeypatch):
 def test_a_folder_in_place_of_a_lock(cache, made):
     compile_graph(graph(), [X], {})
     (lock,) = (cache / "compiled_programs").glob("*.lock")
-    damage(lock, "folder")
+    DAMAGES["folder"](lock)
     assert compile_graph(graph(), [X], {})() == [*FILES.values()]
 
 
@@ -136,9 +139,8 @@ def test_damaged_headers_are_done_without(cache, tmp_path, monkeypatch):
     assert not headers.exists()
     headers.mkdir()
     is_header = False
-    with pytest.raises(
-        CaptureError, match=r"could not compile its graph \(.*fatal error: Python.h: not found\)$"
-    ):
+    words = r"could not compile its graph \(.*fatal error: Python.h: not found\)$"
+    with pytest.raises(CaptureError, match=words):
         compile_graph(graph(), [X], {})
     assert headers.exists()  # it took a while to make them, and they are not the cause
 
@@ -146,9 +148,8 @@ def test_damaged_headers_are_done_without(cache, tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["a file", "in a file", "file in it", "too long"])
 def test_where_nothing_can_be_kept_the_setting_is_named(tmp_path, monkeypatch, place):
     """Also the parts of torch that run before Inductor make its folder."""
-    path = {"in a file": tmp_path / "file" / "cache", "too long": tmp_path / ("x" * 300)}.get(
-        place, tmp_path / "file"
-    )
+    elsewhere = {"in a file": tmp_path / "file" / "cache", "too long": tmp_path / ("x" * 300)}
+    path = elsewhere.get(place, tmp_path / "file")
     if place == "file in it":
         path.mkdir()
         (path / "compiled_programs").touch()
@@ -265,8 +266,7 @@ logging.getLogger("torch.utils.cpp_extension").warning("another word")
         CUDA_HOME=str(tmp_path),
         HOME="/nonexistent",
     )
-    assert (
-        "cannot make its cache folder /dev/null/cache (Not a directory): set TORCHINDUCTOR_CACHE_DIR" in said
-    )
+    folder = "cannot make its cache folder /dev/null/cache (Not a directory)"
+    assert f"{folder}: set TORCHINDUCTOR_CACHE_DIR" in said
     assert "another word" in said
     assert "No CUDA runtime" not in said

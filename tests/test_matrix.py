@@ -14,16 +14,8 @@ from pyro_vae.lab.choices import FAMILIES, GRADIENTS, NETS, OBJECTIVES, POSTERIO
 from pyro_vae.traces import at_point_masses, guide_distributions
 
 TABLE = ("poisson", "categorical", "student_t", "negative_binomial", "categorical", *["laplace"] * 15)
-SMALL = Config(
-    latent_dim=3,
-    hidden=(16,),
-    channels=(4, 8),
-    epochs=2,
-    components=3,
-    num_codes=8,
-    code_dim=1,
-    learning_rate=1e-2,
-)
+SIZES = {"latent_dim": 3, "hidden": (16,), "channels": (4, 8), "components": 3, "num_codes": 8, "code_dim": 1}
+SMALL = Config(**SIZES, epochs=2, learning_rate=1e-2)
 
 
 def allowed(**change):
@@ -44,20 +36,18 @@ def cases():
     for family in FAMILIES:
         yield allowed(family=family)
         yield allowed(family=family, binarization="dequantize", net="gated")
+    flow = {"prior": "standard_normal", "posterior": "iaf"}
     for objective in OBJECTIVES:
         for gradient in GRADIENTS:
-            yield allowed(objective=objective, gradient=gradient, num_particles=4)
-            for prior, posterior in ("vamp", None), ("sphere", None), ("standard_normal", "iaf"):
-                yield allowed(
-                    objective=objective, gradient=gradient, num_particles=4, prior=prior, posterior=posterior
-                )
+            weighted = {"objective": objective, "gradient": gradient, "num_particles": 4}
+            for pair in {}, {"prior": "vamp"}, {"prior": "sphere"}, flow:
+                yield allowed(**weighted, **pair)
     for net in NETS:
         for family in "bernoulli", "logistic_mixture", "low_rank_normal":
             yield allowed(net=net, family=family)
             yield allowed(net=net, family=family, condition_on_labels=True)
-    yield allowed(
-        condition_on_labels=True, posterior="iaf", objective="iwae", num_particles=3, gradient="dreg"
-    )
+    dreg = {"objective": "iwae", "num_particles": 3, "gradient": "dreg"}
+    yield allowed(condition_on_labels=True, posterior="iaf", **dreg)
     yield allowed(prior="codes", net="conv", latent_dim=8, code_dim=2)  # 2 x 2 codes
     yield allowed(prior="flat", condition_on_labels=True)
     yield allowed(prior="mixture_of_normals", kl_warmup=1, beta=0.9, weight_prior=True)
@@ -95,10 +85,10 @@ def counts(tmp_path_factory):
     return folder / "complete.npy", folder / "missing.npy"
 
 
-@pytest.fixture
-def captured(monkeypatch):
-    """Graphs run as they are captured: Inductor takes seconds for each, and is tested elsewhere."""
-    monkeypatch.setattr("torch._inductor.compile", lambda module, inputs, options: module)
+def always_compiled(config, dataset, folder):
+    """The algorithm of a configuration, and its callbacks."""
+    svi, callbacks = build_training(config, *build_pair(config, dataset), dataset, folder)
+    return type(svi)(svi.model, svi.guide, svi.optimizer, svi.loss, compile="always"), callbacks
 
 
 def variants(svi):
@@ -110,10 +100,9 @@ def test_it_trains_improves_is_captured_and_survives_saving(config, captured, co
     if FAMILIES[config.family].values in ("counts", "table"):
         config = dataclasses.replace(config, data=str(counts[config.missing]))
     dataset = load_data(config)
-    model, guide = build_pair(config, dataset)
+    svi, callbacks = always_compiled(config, dataset, tmp_path)
+    model, guide = svi.model, svi.guide
     check_dataset(model, config, dataset)
-    svi, callbacks = build_training(config, model, guide, dataset, tmp_path)
-    svi = type(svi)(model, guide, svi.optimizer, svi.loss, compile="always")
     batch = arguments(dataset.train, Facts.of(config, dataset), 100)
 
     def quality():
@@ -152,6 +141,7 @@ def test_it_trains_improves_is_captured_and_survives_saving(config, captured, co
     torch.testing.assert_close(drawn[:2], drawn[2:])
 
 
+PLANAR, MISSING, NAN = {"posterior": "planar"}, {"missing": True}, float("nan")
 REFUSED = {
     "a density for an autoencoder": ({"prior": "flat", "posterior": "diag_normal"}, "flat with point_mass"),
     "a point for a normal": ({"posterior": "point_mass"}, "different values"),
@@ -161,16 +151,13 @@ REFUSED = {
     "codes with labels": ({"prior": "codes", "condition_on_labels": True}, "condition_on_labels does not"),
     "analytic KL of a flow": ({"posterior": "iaf", "objective": "elbo_analytic_kl"}, "no closed form"),
     "vamp with labels": ({"prior": "vamp", "condition_on_labels": True}, "have no labels"),
-    "vamp of planar flows": ({"prior": "vamp", "posterior": "planar"}, "no inverse"),
+    "vamp of planar flows": ({**PLANAR, "prior": "vamp"}, "no inverse"),
     "path gradients of planar flows": (
         {"posterior": "sylvester", "objective": "iwae", "gradient": "dreg"},
         "gradient dreg needs .* no inverse",
     ),
-    "wake phases of planar flows": (
-        {"posterior": "planar", "objective": "reweighted_wake_sleep"},
-        "no inverse",
-    ),
-    "wake-sleep of planar flows": ({"posterior": "planar", "algorithm": "wake_sleep"}, "no inverse"),
+    "wake phases of planar flows": ({**PLANAR, "objective": "reweighted_wake_sleep"}, "no inverse"),
+    "wake-sleep of planar flows": ({**PLANAR, "algorithm": "wake_sleep"}, "no inverse"),
     "an objective of wake-sleep": ({"algorithm": "wake_sleep", "objective": "iwae"}, "leave them out"),
     "normal on a box": ({"prior": "uniform_box", "posterior": "diag_normal"}, "different values"),
     "box for a normal": ({"posterior": "logit_normal"}, "different values"),
@@ -184,13 +171,25 @@ REFUSED = {
     "a table of no columns": ({"family": "columns"}, "needs --columns"),
     "columns of no table": ({"columns": ("poisson",)}, "needs --columns"),
     "an unknown column": ({"family": "columns", "columns": ("poison",)}, "Did you mean 'poisson'"),
-    "missing pixels of convolutions": (
-        {"missing": True, "net": "conv", "family": "diag_normal"},
-        "complete images",
-    ),
-    "missing bits": ({"missing": True}, "taken as they are"),
-    "missing and correlated": ({"missing": True, "family": "low_rank_normal"}, "independent given z"),
-    "missing pseudo-inputs": ({"missing": True, "family": "diag_normal", "prior": "vamp"}, "pseudo-inputs"),
+    "missing pixels of conv nets": ({**MISSING, "net": "conv", "family": "diag_normal"}, "complete images"),
+    "missing bits": (MISSING, "taken as they are"),
+    "missing and correlated": ({**MISSING, "family": "low_rank_normal"}, "independent given z"),
+    "missing pseudo-inputs": ({**MISSING, "family": "diag_normal", "prior": "vamp"}, "pseudo-inputs"),
+    "a prior": ({"prior": "standard_norml"}, "Did you mean 'standard_normal'"),
+    "a family": ({"family": "bernouli"}, "Did you mean 'bernoulli'"),
+    "an optimizer": ({"optimizer": "adamm"}, "Did you mean 'adam'"),
+    "a binarization": ({"binarization": "dynamik"}, "Did you mean 'dynamic'"),
+    "no latents": ({"latent_dim": 0}, "latent_dim must be at least 1"),
+    "an empty layer": ({"hidden": (5, 0)}, "hidden layers"),
+    "no step": ({"learning_rate": 0.0}, "learning_rate must be positive"),
+    "a step of nan": ({"learning_rate": NAN}, r"learning_rate must be positive.*not nan \(--learning-rate\)"),
+    "a seed": ({"seed": -1}, "seed must not be negative"),
+    "an infinite alpha": ({"alpha": float("inf")}, "alpha must be finite"),
+    "a beta of nan": ({"beta": NAN}, r"beta must be finite, not nan \(--beta\)"),
+    "binarised and missing": (MISSING, "bernoulli, which is the default, binarises them: name the --family"),
+    "fixed and missing": ({**MISSING, "binarization": "fixed"}, "binarization must be none, not fixed"),
+    "a long warm-up": ({"kl_warmup": 9}, "does not end"),
+    "fixed bits of normals": ({"family": "diag_normal", "binarization": "fixed"}, "makes bits"),
     "mean of categories": ({"family": "grey_categorical", "bias_from_data": True}, "mean does not say"),
 }
 
@@ -222,7 +221,6 @@ def test_counts_are_no_family_of_grey_images():
 def test_inductor_compiles_it(change, tmp_path):
     config = dataclasses.replace(SMALL, **change)
     dataset = load_data(config)
-    svi, _ = build_training(config, *build_pair(config, dataset), dataset, tmp_path)
-    svi = type(svi)(svi.model, svi.guide, svi.optimizer, svi.loss, compile="always")
+    svi, _ = always_compiled(config, dataset, tmp_path)
     fit(svi, [arguments(dataset.train, Facts.of(config, dataset), 50)] * 4, 1, progress=False)
     assert svi._compiled.function.refused is None

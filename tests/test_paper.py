@@ -1,6 +1,8 @@
 """The reproduction of the paper: its commands at small budgets, and what they measure."""
 
 import dataclasses
+import functools
+import importlib
 import json
 import math
 import signal
@@ -22,10 +24,25 @@ FOLDER = ROOT / "scripts" / "paper"
 @pytest.fixture
 def scripts(monkeypatch):
     """Imports a script as a module."""
-    import importlib
-
     monkeypatch.syspath_prepend(str(FOLDER))
     return importlib.import_module
+
+
+@pytest.fixture
+def reproduction(scripts):
+    return scripts("reproduction")
+
+
+@pytest.fixture
+def common(reproduction, shared_data):
+    return reproduction.Common(data_dir=shared_data, device="cpu")
+
+
+def built(reproduction, common, *setting, **settings):
+    """The data of a setting, and its algorithm."""
+    setting = reproduction.Setting(*setting, 10, **settings)
+    dataset = reproduction.load(setting, common)
+    return dataset, reproduction.build(setting, common, dataset, 0.01)
 
 
 def command(script, cwd, *arguments):
@@ -96,7 +113,7 @@ def test_figure2_is_drawn_and_reported(tmp_path):
 
 @pytest.mark.slow
 def test_jobs_end_when_they_are_interrupted(tmp_path):
-    small = ("--data", "frey_face", "--latent-dim", 2, "--budget", 1e8, "--jobs", 2, "--step-size", 0.02)
+    small = (*FREY_FACE, "--budget", 1e8, "--jobs", 2, "--step-size", 0.02)
     process = subprocess.Popen(command("figure2", tmp_path, *small), stderr=subprocess.PIPE, text=True)
     names = ("frey_face,z2,aevb,step_size=0.02", "frey_face,z2,wake_sleep,step_size=0.02")
     checkpoints = [tmp_path / "runs/figure2" / name / "0.02/checkpoint.pt" for name in names]
@@ -163,11 +180,10 @@ def test_gradients_on_the_command_line(tmp_path):
     small = ("--budget", 1e5, "--repetitions", 5, "--num-samples", 1, 2, "--latent-dim", 2)
     done = run("gradients", tmp_path, *small)
     assert "| 100,000 | B: and KL in closed form |" in done.stdout
-    record = json.loads((tmp_path / "results" / "paper" / "gradients.json").read_text())
-    assert {row["samples"] for row in record["rows"]} == {0, 50_000, 100_000}
+    rows = curve(tmp_path, "", "gradients")["rows"]
+    assert {row["samples"] for row in rows} == {0, 50_000, 100_000}
     run("gradients", tmp_path, *small)  # what was trained is measured as it was at each stage
-    again = json.loads((tmp_path / "results" / "paper" / "gradients.json").read_text())
-    assert again["rows"] == record["rows"]
+    assert curve(tmp_path, "", "gradients")["rows"] == rows
 
 
 # ------------------------------------------------------------------------------------------- parts
@@ -188,8 +204,8 @@ def test_gradient_estimators_have_the_same_mean(scripts, name):
     shift = (oracle.posterior(x).mean - encoder(x)).detach() / oracle.covariance
     expected = torch.cat([(shift.T @ x).flatten(), shift.sum(0)]) / 4
     # Of the mean over 4 data, each repeated: only then are the data of a baseline many.
-    taken = [gradients.gradient(name, model, guide, 20, x.repeat(500, 1)) for _ in range(10)]
-    draws = torch.stack(taken)
+    data = x.repeat(500, 1)
+    draws = torch.stack([gradients.gradient(name, model, guide, 20, data) for _ in range(10)])
     error = draws.std(0) / math.sqrt(len(draws))
     assert ((draws.mean(0) - expected).abs() < 5 * error + 1e-4).all()
     assert (error < 0.1 * expected.abs().max()).all()
@@ -224,23 +240,17 @@ def test_values_between_points_and_verdicts(scripts):
     assert cell(None, None, 1.0) == ""
 
 
-def test_reports_judge_what_is_there(scripts, tmp_path):
+def test_reports_judge_what_is_there(scripts, reproduction, tmp_path):
     """The paper's own curves pass; moved by more than the band, they do not."""
-    curves, reproduction, report, published = map(scripts, ("curves", "reproduction", "report", "published"))
+    curves, report, published = map(scripts, ("curves", "report", "published"))
     common = reproduction.Common(out=tmp_path)
     for shift, verdict in ((0.5, "✓"), (-1.5, "✗")):
         for algorithm in ("aevb", "wake_sleep"):
             setting = reproduction.Setting("mnist", 5, algorithm, 500)
             theirs = [published.figure2("mnist", 5, algorithm, split) for split in ("train", "test")]
             rows = [[x, train + shift, test + shift] for (x, train), (_, test) in zip(*theirs, strict=True)]
-            curves.save(
-                curves.file_of(setting, common, "figure2"),
-                setting,
-                step_size=0.02,
-                seconds=1,
-                columns=["samples", "train", "test"],
-                curve=rows,
-            )
+            path, columns = curves.file_of(setting, common, "figure2"), ["samples", "train", "test"]
+            curves.save(path, setting, step_size=0.02, seconds=1, columns=columns, curve=rows)
         page = "\n".join(report.of_figure2(common))
         line = next(line for line in page.splitlines() if line.startswith("| 5 | AEVB | test"))
         assert line.count(verdict) == 8
@@ -248,33 +258,19 @@ def test_reports_judge_what_is_there(scripts, tmp_path):
         assert "at least 2.2 nats (5 latents, 2e8 samples)" in page
 
 
-def test_reports_of_figure3(scripts, tmp_path):
+def test_reports_of_figure3(scripts, reproduction, tmp_path):
     """The paper's own values at 6e7 samples have its findings; a variation is beside what it varies."""
-    curves, reproduction, report, published = map(scripts, ("curves", "reproduction", "report", "published"))
-    figure3 = scripts("figure3")
+    curves, report, published, figure3 = map(scripts, ("curves", "report", "published", "figure3"))
     common = reproduction.Common(out=tmp_path)
-    plain = figure3.setting(1000, "aevb")
-    for setting, shift in (
-        (plain, 0.0),
-        (figure3.setting(1000, "mcem"), 0.0),
-        (dataclasses.replace(plain, weight_prior="none"), 1.5),
-    ):
-        train, test = (
-            published.figure3(1000, setting.algorithm, split)[-1][1] for split in ("train", "test")
-        )
-        curves.save(
-            curves.file_of(setting, common, "figure3"),
-            setting,
-            step_size=0.1,
-            seconds=1,
-            estimated=1000,
-            exact=100,
-            columns=[
-                "samples",
-                *(f"{split}_{name}" for split in ("train", "test") for name in figure3.COLUMNS),
-            ],
-            curve=[[6e7, train + shift, 0, -100.0, -100.5, test + shift, 2, -120.0, -120.0]],
-        )
+    plain, mcem = (figure3.setting(1000, algorithm) for algorithm in ("aevb", "mcem"))
+    columns = ["samples", *(f"{split}_{name}" for split in ("train", "test") for name in figure3.COLUMNS)]
+    rest = {"step_size": 0.1, "seconds": 1, "estimated": 1000, "exact": 100, "columns": columns}
+    varied = dataclasses.replace(plain, weight_prior="none")
+    for setting, shift in (plain, 0.0), (mcem, 0.0), (varied, 1.5):
+        of = functools.partial(published.figure3, 1000, setting.algorithm)
+        train, test = (of(split)[-1][1] + shift for split in ("train", "test"))
+        row = [6e7, train, 0, -100.0, -100.5, test, 2, -120.0, -120.0]
+        curves.save(curves.file_of(setting, common, "figure3"), setting, curve=[row], **rest)
     page = "\n".join(report.of_figure3(common))
     assert "meet on train: ✓ (AEVB -109.1, MCEM -109.2 after 6e7 samples)" in page
     assert "by 1 to 2 nats: ✓ (AEVB -143.2, MCEM -141.6" in page
@@ -288,11 +284,8 @@ def test_reports_of_figure3(scripts, tmp_path):
 
 
 @pytest.mark.parametrize("data", ["mnist", "frey_face"])
-def test_what_starts_at_zero(scripts, data, shared_data):
-    reproduction = scripts("reproduction")
-    common = reproduction.Common(data_dir=shared_data, device="cpu")
-    setting = reproduction.Setting(data, 2, "aevb", 10, init="authors")
-    algorithm = reproduction.build(setting, common, reproduction.load(setting, common), 0.01)
+def test_what_starts_at_zero(reproduction, common, data):
+    _, algorithm = built(reproduction, common, data, 2, "aevb", init="authors")
     output, code = algorithm.model.likelihood.net.layers[-1], algorithm.guide.posterior.net.layers[-1]
     assert not output.bias.any()
     assert code.bias[:2].all()
@@ -302,14 +295,12 @@ def test_what_starts_at_zero(scripts, data, shared_data):
     assert output.weight.all()
 
 
-def test_dreams_are_clipped(scripts, shared_data):
+def test_dreams_are_clipped(reproduction, common):
     """The guide gives a dream the code of what is left of it within [0, 1]; data have theirs."""
-    reproduction = scripts("reproduction")
-    common = reproduction.Common(data_dir=shared_data, device="cpu")
-    setting = reproduction.Setting("frey_face", 2, "wake_sleep", 10, levels=256, clip_dreams=True)
-    dataset = reproduction.load(setting, common)
+    clipped = {"levels": 256, "clip_dreams": True}
+    dataset, algorithm = built(reproduction, common, "frey_face", 2, "wake_sleep", **clipped)
     assert dataset.train.x.max() == dataset.train.stored.max() / 256
-    net = reproduction.build(setting, common, dataset, 0.01).guide.posterior.net
+    net = algorithm.guide.posterior.net
     dream = 2 * dataset.train.x[:5] - 0.5
     torch.testing.assert_close(net(dream), net.layers(dream.clamp(0, 1)))
     assert not torch.allclose(net(dream), net.layers(dream))
@@ -320,8 +311,8 @@ def test_impossible_estimates_are_left_out(scripts):
     assert scripts("figure3").means(sampled, exact) == [-105.5, 1, -100, -103.5]
 
 
-def test_step_sizes_are_chosen_before_anything_is_estimated(scripts):
-    reproduction, figure3 = scripts("reproduction"), scripts("figure3")
+def test_step_sizes_are_chosen_before_anything_is_estimated(scripts, reproduction):
+    figure3 = scripts("figure3")
     for num_train, expected in ((1000, 1), (50_000, 20)):
         for algorithm in ("aevb", "wake_sleep"):
             setting = figure3.setting(num_train, algorithm)
@@ -329,9 +320,8 @@ def test_step_sizes_are_chosen_before_anything_is_estimated(scripts):
             assert expected <= reproduction.epochs_at(setting, figure3.SAMPLES)[0]
 
 
-def test_monte_carlo_em_takes_every_datum_once(scripts, shared_data):
-    reproduction, figure3 = scripts("reproduction"), scripts("figure3")
-    common = reproduction.Common(data_dir=shared_data, device="cpu")
+def test_monte_carlo_em_takes_every_datum_once(scripts, reproduction, common):
+    figure3 = scripts("figure3")
     assert figure3.setting(300, "mcem").epoch == (300, 4500)
     for batch_size, number in ((300, 1), (100, 3)):
         setting = figure3.setting(300, "mcem", batch_size=batch_size)
@@ -340,20 +330,14 @@ def test_monte_carlo_em_takes_every_datum_once(scripts, shared_data):
         assert torch.cat([positions for _, positions in drawn]).unique().tolist() == list(range(300))
 
 
-def test_weight_priors(scripts, shared_data):
+def test_weight_priors(reproduction, common):
     """Log p(w) counts len(minibatch) / num_data times in the objective of a minibatch."""
-    reproduction = scripts("reproduction")
-    common = reproduction.Common(data_dir=shared_data, device="cpu")
     objectives = {}
     for prior in ("data", "minibatch", "none"):
-        setting = reproduction.Setting("frey_face", 2, "aevb", 10, weight_prior=prior)
-        dataset = reproduction.load(setting, common)
-        algorithm = reproduction.build(setting, common, dataset, 0.01)
-        batch = (dataset.train.x[:100],)
+        dataset, algorithm = built(reproduction, common, "frey_face", 2, "aevb", weight_prior=prior)
+        pair, x = (algorithm.model, algorithm.guide), dataset.train.x[:100]
         torch.manual_seed(0)
-        objectives[prior], metrics = loss_and_metrics(
-            algorithm.loss, algorithm.model, algorithm.guide, *batch
-        )
+        objectives[prior], metrics = loss_and_metrics(algorithm.loss, *pair, x)
         if prior != "none":
             log_prior = metrics["log_weight_prior"]
     assert log_prior < 0
@@ -361,9 +345,8 @@ def test_weight_priors(scripts, shared_data):
     torch.testing.assert_close(objectives["data"], objectives["none"] - log_prior / 16)
 
 
-def test_what_a_curve_is_called(scripts):
-    Setting = scripts("reproduction").Setting  # noqa: N806
-    plain = Setting("mnist", 3, "aevb", 500)
+def test_what_a_curve_is_called(reproduction):
+    plain = reproduction.Setting("mnist", 3, "aevb", 500)
     assert plain.name == "mnist,z3,aevb"
     assert dataclasses.replace(plain, binary=True, seed=2).name == "mnist,z3,aevb,binary=True,seed=2"
     assert plain.epoch == (50_000, 50_000)

@@ -18,18 +18,12 @@ def png(figure):
 
 def result(khat=True, **changes):
     torch.manual_seed(0)
-    settings = {
-        "num_samples": 100,
-        "data": "toy test",
-        "data_checksum": "a",
-        "effort": "",
-    }
     fields = {
         "values": torch.randn(200) - 90,
         "std_error": torch.rand(200) / 10,
         "method": "importance_sampling",
         "bound": "lower",
-        "settings": settings,
+        "settings": {"num_samples": 100, "data": "toy test", "data_checksum": "a", "effort": ""},
         "diagnostics": {"ess": torch.ones(200), **({"khat": torch.rand(200)} if khat else {})},
     }
     return LogMarginal(**(fields | changes))
@@ -40,8 +34,8 @@ def test_sandwich_shows_every_method_over_samples_and_data():
     sampled = result(curve=curve)
     exact = result(values=sampled.values + 0.5, method="quadrature", bound="exact")
     simulated = result(is_simulated=True, method="bidirectional")
-    figure = plots.sandwich({"importance_sampling": sampled, "quadrature": exact, "bidirectional": simulated})
-    over_k, per_datum = figure.axes
+    results = {"importance_sampling": sampled, "quadrature": exact, "bidirectional": simulated}
+    over_k, per_datum = plots.sandwich(results).axes
     np.testing.assert_allclose(over_k.lines[0].get_xydata(), [[10, -92], [100, -91]])
     assert over_k.lines[1].get_ydata()[0] == pytest.approx(exact.mean)
     assert len(over_k.lines) == len(per_datum.lines) == 2
@@ -59,10 +53,8 @@ def test_certificate_shows_the_gap_of_every_datum():
 
 
 def test_learning_curves_show_what_was_measured():
-    history = [
-        {"epoch": e, "samples": 100 * e, "train/elbo": -50 - 900 / e, "valid/elbo": -60.0}
-        for e in range(1, 40)
-    ]
+    elbos = [{"train/elbo": -50 - 900 / e, "valid/elbo": -60.0} for e in range(1, 40)]
+    history = [{"epoch": e, "samples": 100 * e, **row} for e, row in enumerate(elbos, 1)]
     history.append({"epoch": 39, "samples": 3900, "test/elbo": -61.0})
     figure = plots.learning_curves(history)
     (axes,) = figure.axes
@@ -135,8 +127,7 @@ def test_khat_shows_the_limits():
     assert [line.get_xdata()[0] for line in axes.lines] == [0.5, 0.7]
     assert len(axes.collections[0].get_offsets()) == 200
     assert png(figure)
-    hopeless = result(diagnostics={"khat": torch.full((200,), math.inf)})
-    figure = plots.khat(hopeless)
+    figure = plots.khat(result(diagnostics={"khat": torch.full((200,), math.inf)}))
     assert "100.0 %" in figure.axes[0].get_title()
     assert png(figure)
     with pytest.raises(ValueError, match="no k-hat"):

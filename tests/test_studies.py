@@ -1,5 +1,7 @@
 """The studies: what they conclude from numbers, and all of them from beginning to end on few data."""
 
+import importlib
+import itertools
 import json
 import math
 import sys
@@ -20,14 +22,17 @@ def _studies_on_the_path():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, shared_data):
-    """Call a study's main as a command line in an empty folder; returns the folder of its results."""
+    """Call a study's main as a command line in an empty folder; returns its report and its results."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYRO_VAE_DATA", str(shared_data))
 
-    def call(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
-        module.main()
-        return tmp_path / "results"
+    def call(name, *arguments, **constants):
+        for constant, value in constants.items():
+            monkeypatch.setattr(f"{name}.{constant}", value)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *FEW, *arguments])
+        importlib.import_module(name).main()
+        results = tmp_path / "results"
+        return (results / f"{name}.md").read_text(), results
 
     return call
 
@@ -62,42 +67,34 @@ def test_every_claim_looks_at_what_it_says():
     """Numbers that only one claim can tell from those of a world in which nothing holds."""
     import latent_space
     import latent_space_report as report
-    from latent_space import Setting
+
+    fitted = ("prior fitted to", "box around", "normal fitted to", "mixture fitted to")
+    densities = ["prior", "even prior", *(f"{way} the codes" for way in fitted)]
+    measures = ["path_length", "detours", "lipschitz_largest", "log_likelihood_at_code"]
+    measures += ["log_marginal_of_1000", "linear", "nearest_neighbours"]
 
     def world(**better):
         records = {}
-        for seed in range(3):
-            for latent_dim in latent_space.LATENTS:
-                for kind in latent_space.KINDS:
-                    value = 1.0 + 0.001 * seed
-                    names = ["prior", "prior fitted to the codes", "even prior"]
-                    names += [f"{way} the codes" for way in ("box around", "normal fitted to")]
-                    names.append("mixture fitted to the codes")
-                    measures = ["path_length", "detours", "lipschitz_largest"]
-                    measures += ["log_likelihood_at_code"]
-                    measures += ["log_marginal_of_1000", "linear", "nearest_neighbours"]
-                    record = dict.fromkeys(measures, value)
-                    record["completeness"] = {n: {"both": value} for n in names}
-                    record["variance"] = [[n, 0.1 + 1e-4 * seed] for n in range(30)]
-                    records[Setting(kind, latent_dim, seed)] = record
-        for setting, record in records.items():
+        for *setting, seed in itertools.product(latent_space.KINDS, latent_space.LATENTS, range(3)):
+            value = 1.0 + 0.001 * seed
+            record = dict.fromkeys(measures, value)
+            record["completeness"] = {name: {"both": value} for name in densities}
+            record["variance"] = [[n, 0.1 + 1e-4 * seed] for n in range(30)]
             for where, number in better.items():
                 kind, measure = where.split("__")
-                if setting.kind == kind.replace("_", " "):
-                    target = record["completeness"] if measure in record["completeness"] else record
-                    is_share = target is record["completeness"]
-                    target[measure] = {"both": number} if is_share else number
+                if setting[0] == kind.replace("_", " ") and measure in densities:
+                    record["completeness"][measure] = {"both": number}
+                elif setting[0] == kind.replace("_", " "):
+                    record[measure] = number
+            records[latent_space.Setting(*setting, seed)] = record
         return records
 
     def holding(records):
-        return {
-            claim.text
-            for claim in report.claims(records)
-            if all(
-                report.study.is_above(claim.more(latent_dim), claim.less(latent_dim))
-                for latent_dim in latent_space.LATENTS
-            )
-        }
+        def holds(claim):
+            above = (report.study.is_above(claim.more(n), claim.less(n)) for n in latent_space.LATENTS)
+            return all(above)
+
+        return {claim.text for claim in report.claims(records) if holds(claim)}
 
     assert holding(world()) == set()
     found = holding(world(VAE__prior=2.0))
@@ -155,16 +152,8 @@ def test_sharpness_is_that_of_the_laplacian():
 
 @pytest.mark.slow
 def test_latent_space(run, monkeypatch):
-    import latent_space
-    import latent_space_report
-
-    for module in (latent_space, latent_space_report):
-        monkeypatch.setattr(module, "ROWS_PER_EPOCH", 1)
-    monkeypatch.setattr(latent_space, "ROWS_PER_EPOCH", 1)
-    monkeypatch.setattr(latent_space, "NUM_SAMPLES", 50)
-    monkeypatch.setattr(latent_space, "NUM_PAIRS", 20)
-    results = run(latent_space, *FEW)
-    text = (results / "latent_space.md").read_text()
+    monkeypatch.setattr("latent_space_report.ROWS_PER_EPOCH", 1)
+    text, results = run("latent_space", ROWS_PER_EPOCH=1, NUM_SAMPLES=50, NUM_PAIRS=20)
     assert text.count("does not hold") == 16  # of one seed nothing is known
     for name in ("plane", "samples", "variance", "walks"):
         assert (results / "figures" / f"latent_space_{name}.png").stat().st_size > 10_000
@@ -176,15 +165,10 @@ def test_latent_space(run, monkeypatch):
 
 @pytest.mark.slow
 def test_tasks(run, monkeypatch):
-    import latent_space
-    import tasks
-
-    monkeypatch.setattr(latent_space, "ROWS_PER_EPOCH", 1)
-    monkeypatch.setattr(tasks, "FREY_EPOCHS", 2)
+    monkeypatch.setattr("latent_space.ROWS_PER_EPOCH", 1)
     short = {"num_chains": 4, "num_draws": 6, "num_warmup": 12, "num_leapfrog": 2}
-    monkeypatch.setattr(tasks, "CHAINS", short)
-    results = run(tasks, *FEW, "--num-images", "12", "--num-temperatures", "5")
-    text = (results / "tasks.md").read_text()
+    few = ("--num-images", "12", "--num-temperatures", "5")
+    text, results = run("tasks", *few, FREY_EPOCHS=2, CHAINS=short)
     assert "| frey_face | super-resolution | posterior |" in text
     assert (results / "figures" / "tasks_mnist_inpainting.png").stat().st_size > 10_000
     record = json.loads((results / "studies" / "tasks" / "frey_face.json").read_text())
@@ -195,26 +179,20 @@ def test_tasks(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_blur(run, monkeypatch):
+def test_blur(run):
     import blur
 
-    names = [blur.BASE, "family: mixtures of logistics", "posterior: a flow"]
-    names.append("bound: importance-weighted, 20 draws")
-    monkeypatch.setattr(blur, "SYSTEMS", {name: blur.SYSTEMS[name] for name in names})
-    monkeypatch.setattr(blur, "FREY_EPOCHS", 2)
-    monkeypatch.setattr(blur, "NUM_IMAGES", 3)
-    results = run(blur, *FEW)
-    assert "| posterior: a flow |" in (results / "blur.md").read_text()
+    names = ("family: mixtures of logistics", "posterior: a flow", "bound: importance-weighted, 20 draws")
+    systems = {name: blur.SYSTEMS[name] for name in (blur.BASE, *names)}
+    text, results = run("blur", SYSTEMS=systems, FREY_EPOCHS=2, NUM_IMAGES=3)
+    assert "| posterior: a flow |" in text
     assert len(list((results / "studies" / "blur").glob("*.json"))) == 4
 
 
 @pytest.mark.slow
-def test_vq_vae(run, monkeypatch):
-    import vq_vae
-
-    monkeypatch.setattr(vq_vae, "NUM_SAMPLES", 50)
-    results = run(vq_vae, *FEW)
-    assert "| VQ-VAE | transformer |" in (results / "vq_vae.md").read_text()
+def test_vq_vae(run):
+    text, results = run("vq_vae", NUM_SAMPLES=50)
+    assert "| VQ-VAE | transformer |" in text
     of = {kind: json.loads((results / "studies" / "vq_vae" / f"{kind},seed0.json").read_text())
           for kind in ("vae", "vq-vae")}  # fmt: skip
     even = of["vq-vae"]["log_likelihood_at_code"] - 49 * math.log(64)  # the bound, of an even prior
