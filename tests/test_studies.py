@@ -184,14 +184,16 @@ def test_blur(run):
 
     names = ("family: mixtures of logistics", "posterior: a flow", "bound: importance-weighted, 20 draws")
     systems = {name: blur.SYSTEMS[name] for name in (blur.BASE, *names)}
-    text, results = run("blur", SYSTEMS=systems, FREY_EPOCHS=2, NUM_IMAGES=3)
+    text, results = run(
+        "blur", SYSTEMS=systems, FREY_EPOCHS=2, NUM_IMAGES=3, NUM_SAMPLES=50, NUM_TEMPERATURES=20
+    )
     assert "| posterior: a flow |" in text
     assert len(list((results / "studies" / "blur").glob("*.json"))) == 4
 
 
 @pytest.mark.slow
 def test_vq_vae(run):
-    text, results = run("vq_vae", NUM_SAMPLES=50)
+    text, results = run("vq_vae", NUM_SAMPLES=50, NUM_DRAWS=20)
     assert "| VQ-VAE | transformer |" in text
     of = {kind: json.loads((results / "studies" / "vq_vae" / f"{kind},seed0.json").read_text())
           for kind in ("vae", "vq-vae")}  # fmt: skip
