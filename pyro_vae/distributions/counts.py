@@ -36,8 +36,8 @@ class _Poisson(dist.Poisson):
     way_out = _WAY_OUT
 
     def log_prob(self, value: Tensor) -> Tensor:
-        double = dist.Poisson(self.rate.double(), validate_args=False)
-        return double.log_prob(value.double()).to(self.rate.dtype)
+        unchecked = dist.Poisson(self.rate, validate_args=False)
+        return unchecked.log_prob(value.double()).to(self.rate.dtype)
 
 
 class Poisson(Family):
