@@ -60,7 +60,7 @@ MUTATIONS = [
     ("objectives/base.py", "-loss.detach() / len(batch[0])", "-loss.detach()"),
     ("objectives/wake_sleep.py", "-(wake + sleep).sum()", "-(wake - sleep).sum()"),
     ("distributions/base.py", "soft_clamp(log_variance / 2, *", "soft_clamp(log_variance, *"),
-    ("distributions/counts.py", "log_prob(value.double())", "log_prob(value)"),
+    ("distributions/counts.py", "unchecked.log_prob(value.double())", "unchecked.log_prob(value)"),
     ("distributions/counts.py", ".log() - shape.log()", ".log() + shape.log()"),
     (
         "distributions/counts.py",
