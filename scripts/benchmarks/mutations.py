@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FIRST = {  # tests of a room, which run before all others
     "objectives": ["objectives", "wake_sleep"],
     "distributions": ["distributions", "networks"],
-    "traces": ["traces", "contract", "objectives"],
+    "traces": ["traces", "contract", "objectives", "hmc", "estimators"],
     "marginal_likelihood": ["estimators", "marginal_likelihood", "results"],
     "mcmc": ["hmc", "estimators"],
     "latents": ["latents"],
@@ -181,6 +181,32 @@ MUTATIONS = [
         "sum(point.log_joint) + point.log_jacobian",
         "sum(point.log_joint) - point.log_jacobian",
     ),
+    ("traces/sites.py", "torch.where(mask, log_prob, -math.log(count))", "torch.where(mask, log_prob, 0.0)"),
+    (
+        "traces/sites.py",
+        "if len(terms) < len(sites) else -log_prob",
+        "if len(terms) < len(sites) else log_prob",
+    ),
+    ("traces/unconstrained.py", "(each + log_shares).logsumexp(-1)", "each.logsumexp(-1)"),
+    (
+        "traces/unconstrained.py",
+        "b * logsigmoid(-t) + (a + b).lgamma()",
+        "b * logsigmoid(-t) - (a + b).lgamma()",
+    ),
+    ("traces/unconstrained.py", "uniform.log() / concentration", "uniform.log()"),
+    (
+        "models/bayesian.py",
+        "with poutine.scale(scale=len(batch[0]) / self.num_data):\n            for name, distribution",
+        "with poutine.scale(scale=1.0):\n            for name, distribution",
+    ),
+    ("models/autoencoder.py", "(encoding - vectors.detach())", "(encoding.detach() - vectors.detach())"),
+    (
+        "models/autoencoder.py",
+        "cost = cost + (encoding.detach() - vectors)",
+        "cost = cost - (encoding.detach() - vectors)",
+    ),
+    ("nets.py", "dtype=torch.bool).triu(1)", "dtype=torch.bool).triu(2)"),
+    ("nets.py", "observed.to(inputs.dtype)], -1)", "(~observed).to(inputs.dtype)], -1)"),
     ("nets.py", "inputs.clamp(min=0).log1p()", "inputs.clamp(min=0)"),
 ]
 
