@@ -25,7 +25,7 @@ FIRST = {  # tests of a room, which run before all others
     "objectives": ["objectives", "wake_sleep"],
     "distributions": ["distributions", "networks"],
     "traces": ["traces", "contract", "objectives", "hmc", "estimators"],
-    "marginal_likelihood": ["estimators", "marginal_likelihood", "results"],
+    "marginal_likelihood": ["marginal_likelihood", "results", "bayesian", "estimators"],
     "mcmc": ["hmc", "estimators"],
     "latents": ["latents"],
     "tasks": ["tasks"],
