@@ -129,6 +129,12 @@ def test_blocks_do_not_matter(double, num_samples, monkeypatch):
     assert list(result.curve) == [*(n for n in sizes if n < num_samples), num_samples]
 
 
+def test_the_tail_is_as_long_as_vehtari_and_others_say():
+    """A fifth of the weights, and from 225 on 3 times the root of their number."""
+    lengths = {100: 20, 225: 45, 1000: 95, 10_000: 300}
+    assert {number: diagnostics.tail_length(number) for number in lengths} == lengths
+
+
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])
 def test_khat_of_weights_with_a_known_tail(double, k):
     """U^-k has a Pareto tail of shape k."""

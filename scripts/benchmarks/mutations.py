@@ -23,10 +23,10 @@ import tyro
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = {  # tests of a room, which run before all others
     "objectives": ["objectives", "wake_sleep"],
-    "distributions": ["distributions", "networks"],
+    "distributions": ["distributions", "networks", "autoencoder"],
     "traces": ["traces", "contract", "objectives", "hmc", "estimators"],
     "marginal_likelihood": ["marginal_likelihood", "results", "bayesian", "estimators"],
-    "mcmc": ["hmc", "estimators"],
+    "mcmc": ["hmc", "marginal_likelihood", "estimators"],
     "latents": ["latents"],
     "tasks": ["tasks"],
     "models": ["contract", "bayesian", "autoencoder", "networks"],
