@@ -1,6 +1,7 @@
 """The scripts as command lines, on small real data: what they leave, and what they survive."""
 
 import functools
+import importlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_here
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 SMALL = ["--hidden", "16", "--latent-dim", "2", "--test-samples", "40", "--batch-size", "200"]
 DRAWN = {"learning_curves", "reconstructions", "samples", "codes"}  # of every system
@@ -504,3 +506,17 @@ def test_methods_that_do_not_fit_the_latents_are_refused_before_any_work(tmp_pat
     assert done.returncode == 1
     assert "quadrature does not fit this run: 4 latent dimensions" in done.stderr
     assert "ais" not in done.stdout
+
+
+@pytest.mark.parametrize("work", ["mnist", "frey", "m2", "conv"])
+def test_the_benchmark_of_steps_times_the_same_losses(work, monkeypatch):
+    """That in plain torch is Pyro's, at the same noise."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "benchmarks"))
+    works = importlib.import_module("works")
+    model, guide = works.pair(work)
+    x = works.batches(work, 1, "cpu")[0]
+    elbo = (TraceEnum_ELBO if work == "m2" else Trace_ELBO)(max_plate_nesting=1)
+    torch.manual_seed(1)
+    expected = elbo.differentiable_loss(model, guide, x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(works.torch_loss(work, model, guide)(x), expected, rtol=1e-4, atol=0)

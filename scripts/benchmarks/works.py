@@ -212,7 +212,7 @@ def torch_loss(work: str, model: nn.Module, guide: nn.Module) -> Callable[[Tenso
         return (-0.5 * ((z - loc) / log_scale.exp()) ** 2 - log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def scale_of(family: DiagNormal, log_variance: Tensor) -> Tensor:
-        low, high = family.log_bounds
+        low, high = family.scale.log_bounds
         value = low + F.softplus(log_variance / 2 - low)
         return high - F.softplus(high - value)
 
@@ -340,7 +340,7 @@ def numpyro_epoch(work: str, steps: int, device: str) -> Epoch:
         encoder = mlp(data_dim, 2 * latent + labels)
         decoder = mlp(latent + labels, data_dim * (2 if squash else 1))
         encode = decode = run_mlp
-    low, high = DiagNormal().log_bounds
+    low, high = DiagNormal().scale.log_bounds
 
     def scale_of(log_variance: jax.Array) -> jax.Array:
         value = low + jax.nn.softplus(log_variance / 2 - low)
