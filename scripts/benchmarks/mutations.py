@@ -33,7 +33,7 @@ FIRST = {  # tests of a room, which run before all others
     "algorithms": ["mcem", "wake_sleep", "svi"],
     "training": ["training"],
     "data": ["data"],
-    "nets.py": ["nets", "networks"],
+    "nets.py": ["nets", "networks", "autoencoder"],
 }
 # File, what stands there once, and what is put in its place.
 MUTATIONS = [
